@@ -1,0 +1,1 @@
+"""BGE embeddings for LangChain and LlamaIndex."""

@@ -1,0 +1,66 @@
+"""One event loop on one daemon thread, so that sync and async callers share a single implementation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class BackgroundLoop:
+    """An event loop that starts at first use, survives fork and pickling by starting anew, and ends with its owner."""
+
+    def __init__(self, name: str = "bge-loop") -> None:
+        self._name = name
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the loop and return its Future; cancelling that cancels the coroutine."""
+        return asyncio.run_coroutine_threadsafe(work, self._running())
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._pid != os.getpid():
+            self._reset()
+        with self._lock:
+            if self._loop is None or self._loop.is_closed():
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_serve, args=(self._loop,), name=self._name, daemon=True).start()
+                weakref.finalize(self, _stop, self._loop, self._pid)
+            return self._loop
+
+    def close(self) -> None:
+        """Stop the loop; the next ``run`` starts another."""
+        if self._pid == os.getpid() and self._loop is not None:
+            _stop(self._loop, self._pid)
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_name": self._name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(name=state["_name"])  # type: ignore[misc]
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, pid: int) -> None:
+    if pid == os.getpid() and not loop.is_closed():
+        loop.call_soon_threadsafe(loop.stop)

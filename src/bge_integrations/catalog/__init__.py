@@ -1,0 +1,117 @@
+"""The records of models and hosts, and how a name finds its record."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..cards import ModelCard, Provider
+from ..errors import NotServedError, UnknownModelError, UnknownProviderError
+from .folder import read_folder
+from .hosts import PROVIDERS
+from .models import MODELS
+
+__all__ = [
+    "MODELS",
+    "PROVIDERS",
+    "check_served",
+    "find_model",
+    "find_provider",
+    "provider_at",
+    "who_serves",
+]
+
+
+def find_model(name: str) -> ModelCard:
+    """Find a model by id, short name, any host's spelling (any case), or local folder.
+
+    ``bge-small``, ``bge-base`` and ``bge-large`` are the newest English model of that size. A folder that is named like
+    a known model and has its dimensions takes that model's card.
+
+    Raises:
+        UnknownModelError: no such model; names near matches.
+        ModelLoadError: a folder whose configuration cannot be read.
+    """
+    known = _names().get(name.lower().strip("/"))
+    if known is not None:
+        return known
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file() or (folder / "modules.json").is_file():
+        return read_folder(folder, _names())
+    close = get_close_matches(name.lower(), _names(), n=4, cutoff=0.5)
+    near = list(dict.fromkeys(_names()[match].id for match in close))
+    hint = f"; near matches: {', '.join(near)}" if near else ""
+    raise UnknownModelError(f"no model {name!r} in the catalogue, and no folder of that name with a config.json{hint}")
+
+
+@lru_cache
+def _names() -> dict[str, ModelCard]:
+    names = {card.id.lower(): card for card in MODELS}
+    for card in MODELS:
+        for alias in (card.id.partition("/")[2], *card.aliases):
+            if alias:
+                names.setdefault(alias.lower(), card)
+    spellings: dict[str, set[str]] = {}
+    for provider in PROVIDERS:
+        for offer in provider.offers:
+            for spelling in (offer.wire, *offer.aliases):
+                spellings.setdefault(spelling.lower(), set()).add(offer.model.lower())
+    for spelling, models in spellings.items():
+        if len(models) == 1:
+            names.setdefault(spelling, names[models.pop()])
+    return names
+
+
+def find_provider(name: str) -> Provider:
+    """Find a host or a kind of server by name, any case.
+
+    Raises:
+        UnknownProviderError: no such provider; names near matches.
+    """
+    providers = {provider.name: provider for provider in PROVIDERS}
+    found = providers.get(name.lower())
+    if found is None:
+        near = get_close_matches(name.lower(), providers, n=3, cutoff=0.4) or sorted(providers)
+        raise UnknownProviderError(f"no provider {name!r} in the catalogue; did you mean: {', '.join(near)}?")
+    return found
+
+
+def provider_at(base_url: str) -> Provider | None:
+    """Return the record of the host that a URL points to, or None where it is not a known host."""
+    host = urlsplit(base_url).hostname
+    known = (p for p in PROVIDERS if p.base_url and "{" not in p.base_url.partition("//")[2].partition("/")[0])
+    return next((p for p in known if urlsplit(p.base_url).hostname == host and not _loopback(host)), None)
+
+
+def _loopback(host: str | None) -> bool:
+    return host in ("localhost", "127.0.0.1", "::1")
+
+
+def who_serves(model_id: str) -> list[str]:
+    """Name the hosts that serve a model today, in the model's own vector space."""
+    return [
+        provider.name
+        for provider in PROVIDERS
+        if provider.pooling is None and (offer := provider.offer(model_id)) is not None and not offer.withdrawn
+    ]
+
+
+def check_served(provider: Provider, card: ModelCard, *, allow_withdrawn: bool = False) -> None:
+    """Refuse a host that does not serve the model (any more).
+
+    Raises:
+        NotServedError: says why, and who serves the model now.
+    """
+    if not provider.offers:
+        return
+    offer = provider.offer(card.id)
+    others = f"; served by: {', '.join(who_serves(card.id)) or 'no host in the catalogue: run it locally'}"
+    if offer is None:
+        serves = ", ".join(o.model for o in provider.offers)
+        raise NotServedError(f"{provider.name} does not serve {card.id!r} (it serves {serves}){others}")
+    if offer.withdrawn and not allow_withdrawn:
+        raise NotServedError(
+            f"{provider.name} withdrew {card.id!r} on {offer.withdrawn}{others}; allow_withdrawn=True asks it all the same"
+        )
