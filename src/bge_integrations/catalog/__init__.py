@@ -49,18 +49,11 @@ def find_model(name: str) -> ModelCard:
 @lru_cache
 def _names() -> dict[str, ModelCard]:
     names = {card.id.lower(): card for card in MODELS}
-    for card in MODELS:
-        for alias in (card.id.partition("/")[2], *card.aliases):
-            if alias:
-                names.setdefault(alias.lower(), card)
-    spellings: dict[str, set[str]] = {}
-    for provider in PROVIDERS:
-        for offer in provider.offers:
-            for spelling in (offer.wire, *offer.aliases):
-                spellings.setdefault(spelling.lower(), set()).add(offer.model.lower())
-    for spelling, models in spellings.items():
-        if len(models) == 1:
-            names.setdefault(spelling, names[models.pop()])
+    own = [(alias, card) for card in MODELS for alias in (card.id.partition("/")[2], *card.aliases) if alias]
+    offers = [offer for provider in PROVIDERS for offer in provider.offers]
+    hosts = [(spelling, names[o.model.lower()]) for o in offers for spelling in (o.wire, *o.aliases)]
+    for name, card in own + hosts:
+        names.setdefault(name.lower(), card)
     return names
 
 
@@ -113,5 +106,6 @@ def check_served(provider: Provider, card: ModelCard, *, allow_withdrawn: bool =
         raise NotServedError(f"{provider.name} does not serve {card.id!r} (it serves {serves}){others}")
     if offer.withdrawn and not allow_withdrawn:
         raise NotServedError(
-            f"{provider.name} withdrew {card.id!r} on {offer.withdrawn}{others}; allow_withdrawn=True asks it all the same"
+            f"{provider.name} withdrew {card.id!r} on {offer.withdrawn}{others}; "
+            "allow_withdrawn=True asks it all the same"
         )
