@@ -1,0 +1,294 @@
+"""Put an encoder together from names and options: the one place that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, cast
+from urllib.parse import urlsplit
+
+from .cards import ModelCard, Pooling, Provider
+from .catalog import check_served, find_model, find_provider, provider_at, who_serves
+from .errors import ConfigError, InstructionWarning, MissingKeyError, NotServedError
+
+if TYPE_CHECKING:
+    from .encoder import FutureEncoder
+
+DEFAULT_MODEL = "bge-small-en-v1.5"
+
+
+class Secret(Protocol):
+    """What pydantic's SecretStr is, without pydantic."""
+
+    def get_secret_value(self) -> str:
+        """Return the secret."""
+        ...
+
+
+class Options(TypedDict, total=False):
+    """The keywords of ``load_encoder``, ``BGEEmbeddings`` and ``BGEEmbedding``.
+
+    Attributes:
+        model_name: same as ``model``.
+        provider: a host of the catalogue; ``"local"`` for this machine.
+        base_url: an OpenAI-compatible endpoint without ``/embeddings``, or a Space.
+        api_key: only where the host needs one; else read from the provider's variable or ``BGE_API_KEY``.
+        wire_model: what is sent as ``model`` when it differs from the provider's name for it.
+        query_instruction: ``None`` for the model's own, ``""`` for none, other text as it is.
+        cache: ``True`` for the user's cache, a path of an SQLite file, or a store of LangChain or LlamaIndex.
+        truncate: ``"warn"`` cuts over-long texts and warns once; ``"error"`` refuses them.
+        blank: ``"error"`` refuses blank texts; ``"keep"`` embeds them.
+        timeout: seconds for a whole call to a host.
+        max_retries: times that a failed request is sent again.
+        max_concurrency: requests in flight.
+        max_inputs: texts per request.
+        requests_per_minute: bound of all requests of the encoder together.
+        tokens_per_minute: bound of all tokens of the encoder together.
+        rate_limiter: a rate limiter of LangChain or LlamaIndex, asked before each request.
+        device: ``"cuda"``, ``"mps"``, ``"cpu"``; chosen by itself when None.
+        backend: ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"sentence-transformers"``.
+        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"`` (another space).
+        trust_remote_code: run code that a model's repository carries.
+        show_progress: one bar per call; ``None`` leaves it to the place where it runs.
+        tokenizer: a ``tokenizer.json`` or its folder, for counting tokens before they are sent.
+        verify: ``"first-use"`` checks a host's answer against published values before the first real request.
+        allow_withdrawn: ask a host for a model that it has withdrawn.
+        accept_space: the pooling of a host that pools otherwise than the model; its vectors get their own space.
+    """
+
+    model_name: str | None
+    provider: str | None
+    base_url: str | None
+    api_key: str | Secret | None
+    wire_model: str | None
+    query_instruction: str | None
+    cache: Any
+    truncate: Literal["warn", "error"]
+    blank: Literal["error", "keep"]
+    timeout: float | None
+    max_retries: int | None
+    max_concurrency: int | None
+    max_inputs: int | None
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    rate_limiter: Any
+    device: str | None
+    backend: str | None
+    precision: str | None
+    trust_remote_code: bool
+    show_progress: bool | None
+    tokenizer: Any
+    verify: Literal["first-use"] | None
+    allow_withdrawn: bool
+    accept_space: Pooling | None
+
+
+class Key:
+    """A host's key. Pickled without its value: the other side reads its own environment."""
+
+    def __init__(self, value: str | Secret | None, variables: tuple[str, ...], *, needed: bool, host: str) -> None:
+        self.variables = variables
+        self.needed = needed
+        self.host = host
+        given = value.get_secret_value() if hasattr(value, "get_secret_value") else value
+        self._value = cast("str | None", given) or self._from_environment()
+
+    def _from_environment(self) -> str | None:
+        return next((value for name in self.variables if (value := os.environ.get(name))), None)
+
+    @property
+    def value(self) -> str | None:
+        """The key, or None where there is none."""
+        return self._value
+
+    def __call__(self) -> str | None:
+        """Return the key.
+
+        Raises:
+            MissingKeyError: the host needs one and there is none.
+        """
+        if self._value is None and self.needed:
+            names = " or ".join(self.variables) or "BGE_API_KEY"
+            raise MissingKeyError(f"{self.host} needs a key: set {names} in the environment, or pass api_key=")
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Key({self.host}, {'set' if self._value else 'not set'})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Key:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"variables": self.variables, "needed": self.needed, "host": self.host}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._value = self._from_environment()
+
+
+def load_encoder(model: str | None = None, **options: Unpack[Options]) -> FutureEncoder:
+    """Return an encoder for a model, on this machine or at a host.
+
+    Nothing is loaded and nothing is sent before the first call. What is not given is read from ``BGE_MODEL``,
+    ``BGE_PROVIDER``, ``BGE_BASE_URL``, ``BGE_API_KEY`` and ``BGE_CACHE``.
+
+    Args:
+        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-small-en-v1.5`` when None.
+        **options: see ``Options``.
+
+    Raises:
+        ConfigError: an unknown model, provider or option, or a host that does not serve the model.
+
+    Example:
+        >>> from bge_integrations import load_encoder
+        >>> load_encoder("demo").encode(["a text"], role="document").shape
+        (1, 256)
+    """
+    _check_options(options)
+    typed = model or options.get("model_name") or os.environ.get("BGE_MODEL")
+    card = find_model(typed or DEFAULT_MODEL)
+    accept = options.get("accept_space")
+    if accept:
+        card = replace(card, pooling=accept)
+    _warn_without_instruction(card, options.get("query_instruction"))
+    where = _where(card, options)
+    engine = _local(card, options) if where is None else _remote(card, typed, *where, options)
+    return _wrapped(engine, where and where[1], options)
+
+
+def _check_options(options: Options) -> None:
+    unknown = [name for name in options if name not in Options.__annotations__]
+    if unknown:
+        near = get_close_matches(unknown[0], Options.__annotations__, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no option {unknown[0]!r}{hint} (options: {', '.join(sorted(Options.__annotations__))})")
+
+
+def _warn_without_instruction(card: ModelCard, given: str | None) -> None:
+    if card.instruction_needed == "unknown" and given is None:
+        import warnings
+
+        warnings.warn(
+            f"{card.id!r} is not in the catalogue: queries get no instruction; pass query_instruction= "
+            "('' for none) to say what it was trained with",
+            InstructionWarning,
+            stacklevel=3,
+        )
+
+
+def _where(card: ModelCard, options: Options) -> tuple[Provider, str] | None:
+    name, url = options.get("provider"), options.get("base_url")
+    if name is None and url is None and card.folder is None:
+        name, url = os.environ.get("BGE_PROVIDER"), os.environ.get("BGE_BASE_URL")
+    if name == "local" or (not name and not url):
+        return None
+    provider = find_provider(name) if name else None
+    url = (url or _own_url(provider)).strip().rstrip("/")
+    for ending in ("/embeddings", "/embed"):
+        url = url.removesuffix(ending)
+    provider = provider or provider_at(url) or Provider(name=urlsplit(url).netloc or url)
+    return provider, url
+
+
+def _own_url(provider: Provider | None) -> str:
+    assert provider is not None
+    url = os.environ.get(provider.base_url_env or "") or provider.base_url or os.environ.get("BGE_BASE_URL")
+    if not url:
+        raise ConfigError(f"{provider.name} has no address of its own: pass base_url=, or set BGE_BASE_URL")
+    for hole, variable in provider.url_env:
+        value = os.environ.get(variable)
+        if not value:
+            raise ConfigError(f"{provider.name} needs {variable} in the environment (its {hole}), or base_url=")
+        url = url.replace(f"{{{hole}}}", value.rstrip("/"))
+    return url
+
+
+def _check_provider(provider: Provider, url: str, card: ModelCard, options: Options) -> None:
+    openai = urlsplit(url).hostname == "api.openai.com"
+    if provider.refused and (openai or url == provider.base_url):
+        raise NotServedError(f"{provider.refused}; {card.id!r} is served by: {', '.join(who_serves(card.id))}")
+    if not (options.get("wire_model") and not provider.needs_key):
+        check_served(provider, card, allow_withdrawn=options.get("allow_withdrawn", False))
+    if provider.pooling and provider.pooling != card.pooling:
+        raise NotServedError(
+            f"{provider.name} pools by {provider.pooling}, {card.id!r} by {card.pooling}: right dimensions, another "
+            f"vector space. Served in the model's own by: {', '.join(who_serves(card.id))}; "
+            f"accept_space={provider.pooling!r} takes these vectors with a space of their own"
+        )
+
+
+def _wire_model(provider: Provider, card: ModelCard, typed: str | None) -> str:
+    offer = provider.offer(card.id)
+    if offer is None:
+        return typed or card.id
+    spellings = (offer.wire, *offer.aliases)
+    return next((spelling for spelling in spellings if spelling.lower() == (typed or "").lower()), offer.wire)
+
+
+def _key(provider: Provider, url: str, options: Options) -> Key:
+    host = urlsplit(url).hostname or ""
+    variables = provider.key_env
+    if "HF_TOKEN" in variables and not host.endswith((".hf.space", ".huggingface.co")):
+        # An account-wide token of the hub is not for any other host.
+        variables = tuple(name for name in variables if name != "HF_TOKEN")
+    return Key(options.get("api_key"), (*variables, "BGE_API_KEY"), needed=provider.needs_key, host=provider.name)
+
+
+def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, options: Options) -> FutureEncoder:
+    from .engines.openai import OpenAIEngine
+    from .engines.remote import Endpoint, Limits
+    from .engines.space import SpaceEngine
+
+    _check_provider(provider, url, card, options)
+    wire = options.get("wire_model") or _wire_model(provider, card, typed)
+    endpoint = Endpoint(provider=provider, base_url=url, wire_model=wire, key=_key(provider, url, options))
+    engine = SpaceEngine if provider.protocol == "space" else OpenAIEngine
+    limits = Limits(**_given(options, "timeout", "max_retries", "max_concurrency", "max_inputs", *_RATES))
+    return engine(card, endpoint, limits=limits, **_given(options, *_COMMON, "tokenizer", "rate_limiter"))
+
+
+def _local(card: ModelCard, options: Options) -> FutureEncoder:
+    from .engines.local import LocalEngine
+
+    return LocalEngine(card, **_given(options, *_COMMON, "device", "backend", "precision", "trust_remote_code"))
+
+
+_RATES = ("requests_per_minute", "tokens_per_minute")
+_COMMON = ("query_instruction", "blank", "truncate")
+
+
+def _given(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def _wrapped(encoder: FutureEncoder, host: str | None, options: Options) -> FutureEncoder:
+    if options.get("verify") and host:
+        from .canary import GuardedEncoder
+
+        encoder = GuardedEncoder(encoder, host=host, memory=cache_folder() / "verified.json")
+    cache = options.get("cache")
+    if cache is None:
+        cache = os.environ.get("BGE_CACHE") or None
+    if cache is not None and cache is not False:
+        from .cache import CachedEncoder
+
+        encoder = CachedEncoder(encoder, cache_path() if cache is True else cache)
+    show = options.get("show_progress")
+    if show is not False:
+        from .progress import ProgressEncoder
+
+        encoder = ProgressEncoder(encoder, show)
+    return encoder
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for what this package keeps: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bge-integrations"
+
+
+def cache_path() -> Path:
+    """Return the SQLite file that ``cache=True`` uses."""
+    return Path(os.environ.get("BGE_CACHE") or cache_folder() / "vectors.sqlite")
