@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -282,6 +282,31 @@ def _wrapped(encoder: FutureEncoder, host: str | None, options: Options) -> Futu
 
         encoder = ProgressEncoder(encoder, show)
     return encoder
+
+
+def engine_of(encoder: FutureEncoder) -> FutureEncoder:
+    """Return the engine under the wrappers."""
+    while (inner := getattr(encoder, "inner", None)) is not None:
+        encoder = inner
+    return encoder
+
+
+def key_of(encoder: FutureEncoder) -> str | None:
+    """Return the key that the encoder's engine holds, or None."""
+    endpoint = getattr(engine_of(encoder), "endpoint", None)
+    return getattr(getattr(endpoint, "key", None), "value", None)
+
+
+def token_counter(encoder: FutureEncoder) -> Callable[[Sequence[str]], list[int]]:
+    """Return what counts the tokens of texts, special tokens included, as the model does.
+
+    Raises:
+        ConfigError: the model's tokenizer is not on this machine.
+    """
+    count = getattr(engine_of(encoder), "count_tokens", None)
+    if count is not None:
+        return cast("Callable[[Sequence[str]], list[int]]", count)
+    raise ConfigError(f"no tokenizer of {encoder.card.id!r} on this machine: pass tokenizer= with a tokenizer.json")
 
 
 def cache_folder() -> Path:
