@@ -1,0 +1,36 @@
+"""``bge cache``: look at the cache of vectors, shrink or empty it."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..load import cache_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bge cache``."""
+    parser.add_argument("action", choices=("info", "prune", "clear"))
+    parser.add_argument("--path", help="the SQLite file (default: BGE_CACHE, or the user's cache)")
+    parser.add_argument("--max-mb", type=float, help="prune: keep the most recently used vectors up to this size")
+    parser.add_argument("--older-than-days", type=float, help="prune: drop vectors not used for so long")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Do what is asked and print what the cache holds then."""
+    from .. import cache
+
+    path = parsed.path or cache_path()
+    if parsed.action == "clear":
+        result = cache.clear(path)
+    elif parsed.action == "prune":
+        days = parsed.older_than_days
+        result = cache.prune(
+            path,
+            max_bytes=None if parsed.max_mb is None else int(parsed.max_mb * 1_000_000),
+            older_than=None if days is None else days * 86_400,
+        )
+    else:
+        result = cache.info(path)
+    for name, value in result.items():
+        print(f"{name:16} {value}")
+    return 0

@@ -1,0 +1,149 @@
+"""``bge demo``: the main job on real input, in both frameworks, local and remote."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..encoder import FutureEncoder
+from ..errors import ConfigError
+from ..load import engine_of
+from .options import add_encoder_arguments, make_encoder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_QUESTIONS = (
+    "what stands in front of a query?",
+    "how do I keep vectors so that a second run is free?",
+    "what happens when a host answers too many requests?",
+    "which texts are too long for the model?",
+)
+_ENDINGS = (".md", ".txt", ".rst")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bge demo``."""
+    parser.add_argument("folder", nargs="?", type=Path, help="a folder of text (default: this package's documentation)")
+    parser.add_argument("--ask", action="append", metavar="QUESTION", help="may be given more than once")
+    parser.add_argument("--chunk", type=int, default=128, help="tokens per chunk, up to what the model reads")
+    parser.add_argument("-k", type=int, default=2, help="hits per question")
+    add_encoder_arguments(parser, model="demo")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Index the folder in both frameworks, ask with and without the instruction, then the same over HTTP."""
+    encoder = make_encoder(parsed)
+    questions = parsed.ask or list(_QUESTIONS)
+    chunks = _chunks(parsed.folder or _own_documentation(), encoder, parsed.chunk)
+    print(f"{len(chunks)} chunks, embedded by {encoder.describe()}\n")
+    _ask_langchain(encoder, make_encoder(parsed, query_instruction=""), chunks, questions, parsed.k)
+    _ask_llama_index(encoder, chunks, questions, parsed.k)
+    _compare_remote(parsed, encoder, chunks, questions)
+    return 0
+
+
+def _own_documentation() -> Path:
+    inside = Path(__file__).parent.parent / "demo" / "docs"
+    return inside if inside.is_dir() else Path(__file__).parents[3]
+
+
+def _chunks(folder: Path, encoder: FutureEncoder, size: int) -> list[tuple[str, str]]:
+    from ..langchain import BGEEmbeddings
+
+    if not folder.is_dir():
+        raise ConfigError(f"{str(folder)!r} is not a folder")
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in _ENDINGS and _visible(path, folder)]
+    splitter = BGEEmbeddings(encoder=encoder).splitter(chunk_size=size)
+    texts = ((path, path.read_text("utf-8", errors="replace")) for path in files)
+    chunks = [(path.name, chunk) for path, text in texts for chunk in splitter.split_text(text) if chunk.strip()]
+    if not chunks:
+        raise ConfigError(f"no text in {str(folder)!r}: it needs files that end in {', '.join(_ENDINGS)}")
+    print(f"{len(files)} files of {folder}")
+    return chunks
+
+
+def _visible(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return not any(part.startswith((".", "_")) or part in ("node_modules", "site-packages", "tests") for part in parts)
+
+
+def _ask_langchain(
+    encoder: FutureEncoder, plain: FutureEncoder, chunks: list[tuple[str, str]], questions: Sequence[str], k: int
+) -> None:
+    from langchain_core.vectorstores import InMemoryVectorStore
+
+    from ..langchain import BGEEmbeddings
+
+    store = InMemoryVectorStore(BGEEmbeddings(encoder=encoder))
+    store.add_texts([text for _, text in chunks], metadatas=[{"file": name} for name, _ in chunks])
+    print("LangChain, InMemoryVectorStore: hits with the instruction | without")
+    without = BGEEmbeddings(encoder=plain)
+    for question in questions:
+        right = store.similarity_search_with_score(question, k=k)
+        vector = without.embed_query(question)
+        wrong = store.similarity_search_with_score_by_vector(vector, k=k)
+        print(f"\n  {question}")
+        for (document, score), (other, other_score) in zip(right, wrong, strict=True):
+            left = _hit(score, document.metadata["file"], document.page_content)
+            print(f"    {left} | {_hit(other_score, other.metadata['file'], other.page_content)}")
+
+
+def _hit(score: float, name: str, text: str) -> str:
+    return f"{score:.3f} {name[:18]:18} {' '.join(text.split())[:44]:44}"
+
+
+def _ask_llama_index(encoder: FutureEncoder, chunks: list[tuple[str, str]], questions: Sequence[str], k: int) -> None:
+    from llama_index.core import VectorStoreIndex
+    from llama_index.core.schema import TextNode
+
+    from ..llama_index import BGEEmbedding
+
+    nodes = [TextNode(text=text, metadata={"file": name}) for name, text in chunks]
+    for node in nodes:
+        node.excluded_embed_metadata_keys = ["file"]
+    index = VectorStoreIndex(nodes, embed_model=BGEEmbedding(encoder=encoder))
+    print("\nLlamaIndex, VectorStoreIndex")
+    retriever = index.as_retriever(similarity_top_k=k)
+    for question in questions:
+        print(f"\n  {question}")
+        for hit in retriever.retrieve(question):
+            print(f"    {_hit(hit.score or 0.0, hit.node.metadata['file'], hit.node.get_content())}")
+
+
+def _compare_remote(
+    parsed: argparse.Namespace, encoder: FutureEncoder, chunks: list[tuple[str, str]], questions: Sequence[str]
+) -> None:
+    texts = [text for _, text in chunks]
+    with _endpoint(encoder) as url:
+        print(f"\nThe same over HTTP, from this package's own endpoint at {url}")
+        for name, options in (("OpenAI-compatible", {"base_url": f"{url}/v1"}), ("Space", {"base_url": url})):
+            remote = _remote(parsed, encoder, name == "Space", options)
+            documents = _difference(encoder.encode(texts, role="document"), remote.encode(texts, role="document"))
+            queries = _difference(encoder.encode(questions, role="query"), remote.encode(questions, role="query"))
+            same = "the same space" if remote.space == encoder.space else f"ANOTHER SPACE {remote.space}"
+            print(f"  {name:18} largest difference: documents {documents:.1e}, queries {queries:.1e}; {same}")
+            remote.close()
+
+
+def _remote(parsed: argparse.Namespace, encoder: FutureEncoder, space: bool, options: dict[str, Any]) -> FutureEncoder:
+    from ..load import load_encoder
+
+    provider = {"provider": "space"} if space else {}
+    wire = {"wire_model": encoder.card.id}
+    return load_encoder(parsed.model, query_instruction=parsed.query_instruction, **provider, **wire, **options)
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(abs(a - b).max())
+
+
+@contextmanager
+def _endpoint(encoder: FutureEncoder) -> Iterator[str]:
+    from .. import server
+
+    with server.background(engine_of(encoder)) as url:
+        yield url

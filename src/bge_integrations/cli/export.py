@@ -1,0 +1,22 @@
+"""``bge export``: write an ONNX file from a torch model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bge export``."""
+    parser.add_argument("model", help="name of the catalogue or folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder that gets onnx/model.onnx")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Export and print where to."""
+    from ..catalog import find_model
+    from ..engines.export import export_onnx
+
+    path = export_onnx(find_model(parsed.model), parsed.output)
+    print(f"wrote {path}")
+    return 0

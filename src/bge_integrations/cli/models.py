@@ -1,0 +1,26 @@
+"""``bge models``: the catalogue."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..catalog import MODELS, find_model, who_serves
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bge models``."""
+    parser.add_argument("name", nargs="?", help="show one model in full")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print all models, or one."""
+    if parsed.name:
+        card = find_model(parsed.name)
+        for name, value in vars(card).items():
+            print(f"{name:20} {value!r}")
+        print(f"{'served by':20} {', '.join(who_serves(card.id)) or 'no host in the catalogue'}")
+        return 0
+    for card in MODELS:
+        print(f"{card.id:32} {card.dimensions:5} dimensions {card.max_tokens:6} tokens  {', '.join(card.languages)}")
+        print(f"{'':32} query: {card.query_format.replace('{instruction}', card.query_instruction or '')!r}")
+    return 0
