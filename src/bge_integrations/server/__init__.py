@@ -1,0 +1,130 @@
+"""A small embedding service on any encoder: ``POST /embed``, ``POST /v1/embeddings``, and a page to try it on.
+
+Needs the extra ``server``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ..encoder import Encoder
+from ..errors import MissingExtraError
+from .limits import LIMITS, Limits
+
+__all__ = ["Limits", "background", "create_app", "serve"]
+
+
+def create_app(
+    encoder: Encoder,
+    *,
+    api_keys: Sequence[str] = (),
+    limits: Limits = LIMITS,
+    model_names: Sequence[str] = (),
+    cors_origins: Sequence[str] = (),
+) -> Any:
+    """Build the ASGI app (a ``fastapi.FastAPI``) that serves an encoder.
+
+    ``POST /embed`` takes ``normalize`` either way: a BGE model ends in a normalisation layer, so its vectors have
+    length 1 in any case, here as in sentence-transformers.
+
+    Args:
+        encoder: what embeds; the caller closes it.
+        api_keys: with any, ``/embed``, ``/v1``, ``/tokens`` and ``/metrics`` want one as ``Authorization: Bearer``.
+        limits: bounds on requests and on what waits.
+        model_names: further names under which clients may ask for the model at ``/v1/embeddings``.
+        cors_origins: origins of web pages that may call this server; none unless given.
+
+    Raises:
+        MissingExtraError: the extra ``server`` is not installed.
+    """
+    _check_extra()
+    from .app import build_app
+
+    return build_app(encoder, api_keys=api_keys, limits=limits, model_names=model_names, cors_origins=cors_origins)
+
+
+def serve(
+    encoder: Encoder,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    api_keys: Sequence[str] = (),
+    workers: int = 1,
+    limits: Limits = LIMITS,
+    model_names: Sequence[str] = (),
+    cors_origins: Sequence[str] = (),
+) -> None:
+    """Serve an encoder until SIGTERM or SIGINT; requests in flight are finished first.
+
+    Each of several workers is a process of its own with its own copy of the model, queue and counters: ``/metrics``
+    shows those of the worker that happens to answer. Lines go to the logger ``bge_integrations.server``.
+
+    Raises:
+        MissingExtraError: the extra ``server`` is not installed.
+        ConfigError: the address cannot be bound.
+    """
+    _check_extra()
+    from .run import run_server
+
+    run_server(
+        encoder,
+        host=host,
+        port=port,
+        api_keys=api_keys,
+        workers=workers,
+        limits=limits,
+        model_names=model_names,
+        cors_origins=cors_origins,
+    )
+
+
+def background(
+    encoder: Encoder,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_keys: Sequence[str] = (),
+    limits: Limits = LIMITS,
+    model_names: Sequence[str] = (),
+    cors_origins: Sequence[str] = (),
+) -> AbstractContextManager[str]:
+    """Serve an encoder on a thread for the length of a ``with`` block, which gets the base URL (without ``/v1``).
+
+    Args:
+        encoder: what embeds; the caller closes it.
+        host: loopback unless said otherwise.
+        port: 0 for any free one.
+        api_keys: as for ``create_app``.
+        limits: as for ``create_app``.
+        model_names: as for ``create_app``.
+        cors_origins: as for ``create_app``.
+
+    Raises:
+        MissingExtraError: the extra ``server`` is not installed.
+        ConfigError: the address cannot be bound.
+    """
+    _check_extra()
+    from .run import run_background
+
+    return run_background(
+        encoder,
+        host=host,
+        port=port,
+        api_keys=api_keys,
+        limits=limits,
+        model_names=model_names,
+        cors_origins=cors_origins,
+    )
+
+
+def _check_extra() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the server needs {error.name}: pip install 'bge-integrations[server]'", name=error.name
+        ) from error

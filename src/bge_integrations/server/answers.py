@@ -1,0 +1,99 @@
+"""What goes back over the wire: vectors, and errors in the shape that the path's clients expect."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from ..encoder import Vectors
+from ..errors import (
+    BadAnswerError,
+    BGEError,
+    ConfigError,
+    DeadlineError,
+    HostError,
+    HostUnavailableError,
+    InputError,
+    RateLimitError,
+    TooLargeError,
+)
+
+OPENAI_PATHS = "/v1"
+_STATUS: tuple[tuple[type[BGEError], int], ...] = (
+    (InputError, 422),
+    (ConfigError, 422),
+    (RateLimitError, 429),
+    (TooLargeError, 413),
+    (DeadlineError, 504),
+    (HostUnavailableError, 503),
+    (BadAnswerError, 502),
+    (HostError, 502),
+)
+
+
+class Refusal(Exception):
+    """A request that is not served, and why."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+def refusal_of(error: BGEError) -> Refusal:
+    """Turn what the encoder raised into an answer; what is not the client's doing keeps its details to itself."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    if isinstance(error, HostError):
+        again = {"retry-after": str(max(1, round(error.retry_after)))} if error.retry_after else {}
+        return Refusal(status, f"the model's host failed ({type(error).__name__})", headers=again)
+    if status == 500:
+        return Refusal(status, f"the model failed ({type(error).__name__})")
+    return Refusal(status, str(error))
+
+
+def error_response(path: str, refusal: Refusal, detail: Any = None) -> Response:
+    """Answer with an error in OpenAI's shape under /v1, and as ``{"detail": ...}`` elsewhere.
+
+    The JSON is pure ASCII, so that a lone surrogate in what a client sent cannot break it.
+    """
+    body: dict[str, Any]
+    status = refusal.status
+    if path.startswith(OPENAI_PATHS):
+        # OpenAI's own code for what it cannot read is 400; its clients map 422 elsewhere.
+        status = 400 if status == 422 else status
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        code = HTTPStatus(status).phrase.lower().replace(" ", "_")
+        body = {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": code}}
+    else:
+        body = {"detail": detail or refusal.message}
+    return Response(json.dumps(body), status, refusal.headers, "application/json")
+
+
+def json_response(content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """Answer 200 with ``content``, in which numpy arrays may stand."""
+    return Response(
+        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json"
+    )
+
+
+def embedding_rows(vectors: Vectors, encoding: str | None) -> list[dict[str, Any]]:
+    """Return OpenAI's ``data``: one object per vector, as numbers or as base64 of little-endian float32."""
+    rows: Iterable[Any] = vectors
+    if encoding == "base64":
+        rows = [base64.b64encode(row).decode() for row in vectors.astype("<f4", copy=False)]
+    return [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+
+
+def cut_header(cut: Sequence[int]) -> dict[str, str]:
+    """Name the texts that were longer than the model reads, so that a cut is not silent over the wire either."""
+    return {"x-truncated-positions": ",".join(map(str, cut[:100]))} if cut else {}
