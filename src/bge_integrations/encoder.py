@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any, Literal, Protocol, Self, TypeAlias, cast, runtime_checkable
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from .cards import ModelCard, Role
 from .errors import BadAnswerError, ConfigError, InputError, InputTypeError, RepairWarning, TruncationWarning
+from .telemetry import add_tokens, span
 
 Vectors: TypeAlias = NDArray[np.float32]
 """float32, shape (n, dimensions), rows of length 1, in the order of the texts."""
@@ -30,6 +34,10 @@ OnBatch: TypeAlias = Callable[[Sequence[int], Vectors], None]
 
 Blank = Literal["error", "keep"]
 Truncate = Literal["warn", "error"]
+
+on_cut: ContextVar[Callable[[Sequence[int]], Sequence[int]] | None] = ContextVar("bge_on_cut", default=None)
+"""Set by a wrapper that sends on a part of its texts: takes positions in the part, returns those to report."""
+
 __all__ = [
     "Blank",
     "Encoder",
@@ -42,6 +50,7 @@ __all__ = [
     "check_role",
     "check_texts",
     "check_vectors",
+    "on_cut",
     "report_cut",
     "stream",
 ]
@@ -104,6 +113,8 @@ class Usage:
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, (getattr(self, name) or 0) + amount)
+        if "tokens" in amounts:
+            add_tokens(amounts["tokens"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counters as plain data."""
@@ -120,7 +131,7 @@ class Usage:
 class FutureEncoder(ABC):
     """An encoder whose work is a Future: ``encode`` waits for it, ``aencode`` awaits it.
 
-    Subclasses set ``card``, ``query_instruction``, ``blank`` and ``variant`` and implement ``start``.
+    Subclasses set ``card``, ``usage``, ``query_instruction``, ``blank`` and ``variant`` and implement ``start``.
     """
 
     card: ModelCard
@@ -202,12 +213,13 @@ class FutureEncoder(ABC):
             InputError: a text cannot be embedded.
             HostError: the host failed; says what was finished.
         """
-        future = self.submit(texts, role=role, on_batch=on_batch)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        with self._observed(texts, role):
+            future = self.submit(texts, role=role, on_batch=on_batch)
+            try:
+                return future.result()
+            except BaseException:
+                future.cancel()
+                raise
 
     async def aencode(self, texts: Sequence[str], *, role: Role, on_batch: OnBatch | None = None) -> Vectors:
         """Embed texts without blocking the caller's event loop; otherwise as ``encode``.
@@ -216,7 +228,18 @@ class FutureEncoder(ABC):
             InputError: a text cannot be embedded.
             HostError: the host failed; says what was finished.
         """
-        return await asyncio.wrap_future(self.submit(texts, role=role, on_batch=on_batch))
+        with self._observed(texts, role):
+            return await asyncio.wrap_future(self.submit(texts, role=role, on_batch=on_batch))
+
+    @contextmanager
+    def _observed(self, texts: Sequence[str], role: Role) -> Iterator[None]:
+        # The outermost encoder alone passes here (wrappers begin the inner one), so that nothing counts twice.
+        began = time.perf_counter()
+        try:
+            with span(self, role, len(texts) if isinstance(texts, Sized) else None):
+                yield
+        finally:
+            self.usage.add(seconds=time.perf_counter() - began)
 
     def close(self) -> None:  # noqa: B027 - having nothing to close is the common case
         """Release threads, connections and models; a later call makes them anew."""
@@ -335,6 +358,9 @@ def report_cut(positions: Sequence[int], *, model: str, max_tokens: int, truncat
     """
     if not positions:
         return
+    listener = on_cut.get()
+    if listener and truncate == "warn":  # an error is put right by the wrapper as all others are
+        positions = listener(positions)
     shown = ", ".join(map(str, positions[:10])) + (", …" if len(positions) > 10 else "")
     message = (
         f"{len(positions)} text(s) are longer than the {max_tokens} tokens that {model!r} reads (positions {shown})"

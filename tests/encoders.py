@@ -1,0 +1,120 @@
+"""A small real encoder for tests: its vectors depend on every byte that a model would read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from bge_integrations.cards import ModelCard, Role
+from bge_integrations.encoder import Blank, FutureEncoder, OnBatch, Usage, Vectors, report_cut
+
+CARD = ModelCard(
+    id="test/hash",
+    dimensions=16,
+    max_tokens=512,
+    query_instruction="Represent this sentence for searching relevant passages: ",
+    revision="0123456789abcdef",
+)
+
+
+def hash_vectors(formatted: Sequence[str], dimensions: int) -> Vectors:
+    """Return a unit vector for each text, decided by its bytes alone."""
+    raw = b"".join(hashlib.shake_256(text.encode()).digest(4 * dimensions) for text in formatted)
+    numbers = np.frombuffer(raw, np.uint32).reshape(len(formatted), dimensions).astype(np.float32) / 2**31 - 1
+    return (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
+
+
+class HashEncoder(FutureEncoder):
+    """Vectors by hash, in batches, on threads of its own, and a record of all that it was sent.
+
+    Args:
+        card: the model; 16 dimensions unless said otherwise.
+        batch: texts per batch, that is per call of ``on_batch``.
+        delay: seconds that each batch takes.
+        before_batch: called with the batch's indices and texts before it is finished; what it raises ends the call.
+        max_words: texts of more words are cut and reported, as an engine does with tokens.
+
+    Attributes:
+        calls: the texts of each call, in the order in which calls began.
+        sent: all texts that were begun, one by one.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard = CARD,
+        *,
+        batch: int = 32,
+        delay: float = 0.0,
+        query_instruction: str | None = None,
+        blank: Blank = "error",
+        variant: str = "",
+        truncate: Any = "warn",
+        max_words: int | None = None,
+        before_batch: Callable[[Sequence[int], list[str]], None] | None = None,
+    ) -> None:
+        self.card, self.batch, self.delay = card, batch, delay
+        self.query_instruction, self.blank, self.variant, self.truncate = query_instruction, blank, variant, truncate
+        self.max_words, self.before_batch = max_words, before_batch
+        self.usage = Usage()
+        self.calls: list[list[str]] = []
+        self.closed = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="hash-encoder")
+
+    @property
+    def sent(self) -> list[str]:
+        return [text for call in self.calls for text in call]
+
+    def expected(self, texts: Sequence[str], role: Role) -> Vectors:
+        """Return what ``encode`` must return."""
+        return hash_vectors(self.format(texts, role), self.card.dimensions)
+
+    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
+        if self._pid != os.getpid():
+            self._reset()
+        with self._lock:
+            self.calls.append(list(texts))
+        self._report_long(texts)
+        return self._pool.submit(self._work, texts, role, on_batch)
+
+    def _report_long(self, texts: list[str]) -> None:
+        if self.max_words is not None:
+            long = [i for i, text in enumerate(texts) if len(text.split()) > self.max_words]
+            report_cut(long, model=self.card.id, max_tokens=self.max_words, truncate=self.truncate)
+
+    def _work(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Vectors:
+        done = np.empty((len(texts), self.card.dimensions), np.float32)
+        formatted = self.format(texts, role)
+        for first in range(0, len(texts), self.batch):
+            rows = range(first, min(first + self.batch, len(texts)))
+            if self.delay:
+                time.sleep(self.delay)
+            if self.before_batch:
+                self.before_batch(rows, texts[rows.start : rows.stop])
+            done[rows.start : rows.stop] = hash_vectors(formatted[rows.start : rows.stop], self.card.dimensions)
+            self.usage.add(texts=len(rows), requests=1, tokens=sum(len(texts[i].split()) for i in rows))
+            if on_batch:
+                on_batch(rows, done[rows.start : rows.stop])
+        return done
+
+    def close(self) -> None:
+        self.closed += 1
+        self._pool.shutdown(wait=False)
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_pool", "_lock", "_pid")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
