@@ -4,7 +4,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -21,8 +20,6 @@ from .limits import Limits
 from .metrics import Metrics
 from .routes import BODY_PATHS, PATHS, add_routes
 from .service import Service
-
-log = logging.getLogger("bge_integrations.server")
 
 
 def build_app(
@@ -47,7 +44,6 @@ def build_app(
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_crash)
     # The last one added is the first one met.
     app.add_middleware(Bodies, limits=limits, metrics=metrics, paths=BODY_PATHS)
     if api_keys:
@@ -82,12 +78,6 @@ async def _on_refusal(request: Request, refusal: Any) -> Response:
 
 async def _on_http(request: Request, error: Any) -> Response:
     return error_response(request.url.path, Refusal(error.status_code, str(error.detail), headers=error.headers or {}))
-
-
-async def _on_crash(request: Request, error: Exception) -> Response:
-    # Not the traceback's message: it may hold a text.
-    log.error("%s in %s", type(error).__name__, request.url.path)
-    return error_response(request.url.path, Refusal(500, f"the server failed ({type(error).__name__})"))
 
 
 async def _on_invalid(request: Request, error: Any) -> Response:

@@ -27,7 +27,7 @@ _DRAIN_BYTES = 64 << 20
 
 
 class Observed:
-    """Counts every request and logs one line for it, without texts or keys."""
+    """Counts every request and logs one line for it, without texts or keys; turns a crash into a 500."""
 
     def __init__(self, app: App, metrics: Metrics, routes: Sequence[str]) -> None:
         self.app = app
@@ -47,16 +47,23 @@ class Observed:
 
         try:
             await self.app(scope, receive, watched)
+        except Exception as error:  # noqa: BLE001 - uvicorn would log its message, which may hold a text or a key
+            log.error("%s in %s", type(error).__name__, self._route(scope))
+            if not status:
+                await respond(scope, watched, Refusal(500, f"the server failed ({type(error).__name__})"))
         finally:
             self._record(scope, status, perf_counter() - start)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _route(self, scope: Scope) -> str:
         # The path is the client's to choose: only known ones become labels or reach the log.
-        route = scope["path"] if scope["path"] in self.routes else "other"
+        return scope["path"] if scope["path"] in self.routes else "other"
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = self._route(scope)
         self.metrics.requests.labels(route, str(status or "gone")).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         texts = scope.get("state", {}).get("bge_texts", "")
-        log.info("%s %s %s %.0f ms%s", scope["method"], route, status or "gone", 1000 * seconds, texts)
+        log.info("%s %s %s %.0f ms%s", scope["method"][:8], route, status or "gone", 1000 * seconds, texts)
 
 
 class Keys:
@@ -99,7 +106,7 @@ class Bodies:
                 await incoming.drop(min(5.0, self.limits.body_seconds))
                 await respond(scope, send, refusal, close=True)
             elif not incoming.gone:
-                await self.app(scope, incoming.replay, send)
+                await self._answer(scope, incoming, send)
         finally:
             self._hold(-len(incoming.body))
 
@@ -115,6 +122,19 @@ class Bodies:
             incoming.more = False
             return Refusal(408, f"the body did not arrive within {self.limits.body_seconds:g} s")
         return refusal
+
+    async def _answer(self, scope: Scope, incoming: Incoming, send: Send) -> None:
+        """Run the routes; stop when the client hangs up, as one that gave up tries again and would be served twice."""
+        answer = asyncio.ensure_future(self.app(scope, incoming.replay, send))
+        gone = asyncio.ensure_future(incoming.until_gone())
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                await answer
+        finally:
+            gone.cancel()
+            answer.cancel()
+            await asyncio.wait({answer, gone})
 
     def _size_refusal(self, incoming: Incoming) -> Refusal | None:
         if len(incoming.body) > self.limits.body_bytes:
@@ -158,6 +178,11 @@ class Incoming:
         self.more = not self.gone and message.get("more_body", False)
         part: bytes = message.get("body", b"")
         return part
+
+    async def until_gone(self) -> None:
+        """Wait until the client hangs up."""
+        while not self.gone:
+            await self._next()
 
     async def replay(self) -> Message:
         """Give the body to the routes in one piece."""

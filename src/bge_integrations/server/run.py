@@ -34,6 +34,7 @@ class AppFactory:
 
     def __call__(self) -> Any:
         """Build it."""
+        _show_log()
         return build_app(self.encoder, limits=self.limits, **self.options)
 
 
@@ -41,6 +42,7 @@ def run_server(
     encoder: Encoder, *, host: str, port: int, workers: int, limits: Limits, api_keys: Sequence[str], **options: Any
 ) -> None:
     """Serve until SIGTERM or SIGINT; see ``serve``."""
+    _show_log()
     if not _is_loopback(host) and not api_keys:
         log.warning("listening on %s without a key: whoever reaches this port can use it", host)
     sock = _bind(host, port)
@@ -75,6 +77,15 @@ def run_background(encoder: Encoder, *, host: str, port: int, limits: Limits, **
         server.should_exit = True
         thread.join(limits.drain_seconds + 5)
         sock.close()
+
+
+def _show_log() -> None:
+    """Send our lines to stderr, unless the program has its own idea of where logs go."""
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+def _embeddable(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "the text is blank: leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("surrogate", "the text holds a lone surrogate, which is no character") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_embeddable)]
 
 
 def _as_list(value: Any) -> Any:

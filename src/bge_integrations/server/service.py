@@ -141,7 +141,7 @@ class Service:
             try:
                 await self.encoder.aencode(["Are you there?"], role="document")
                 self.ready = True
-            except BGEError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to /ready
                 self.trouble = f"the model does not answer ({type(error).__name__})"
                 await asyncio.sleep(pause)
 

@@ -1,0 +1,72 @@
+"""An encoder to serve in tests: its vectors depend on the text and the role, and it can be slow, stuck or wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from bge_integrations.catalog import find_model
+from bge_integrations.encoder import FutureEncoder, Usage
+
+CARD = replace(find_model("bge-small-en-v1.5"), dimensions=32, max_tokens=16)
+
+
+def vector_of(text: str, role: str = "document", card=CARD) -> np.ndarray:
+    seed = hashlib.sha256(card.format(text, role).encode()).digest()[:8]
+    row = np.random.default_rng(int.from_bytes(seed, "big")).normal(size=card.dimensions).astype(np.float32)
+    return row / np.linalg.norm(row)
+
+
+class ServedEncoder(FutureEncoder):
+    """Works on one thread, waits at ``gate`` where one is set, and calls ``spoil`` on each result."""
+
+    def __init__(self, gate: threading.Event | None = None, spoil=None) -> None:
+        self.card = CARD
+        self.usage = Usage()
+        self.gate = gate
+        self.spoil = spoil
+        self.seen: list[str] = []
+        self._worker = ThreadPoolExecutor(1)
+
+    def start(self, texts, role, on_batch):
+        return self._worker.submit(self._work, texts, role, on_batch)
+
+    def _work(self, texts, role, on_batch):
+        if self.gate is not None:
+            self.gate.wait(30)
+        self.seen += self.format(texts, role)
+        vectors = np.stack([vector_of(text, role) for text in texts])
+        if self.spoil is not None:
+            vectors = self.spoil(vectors)
+        if on_batch is not None:
+            on_batch(range(len(texts)), vectors)
+        return vectors
+
+    def count_tokens(self, texts):
+        return [len(text.split()) + 2 for text in texts]
+
+    def close(self):
+        self._worker.shutdown(wait=False)
+
+    def __getstate__(self):
+        return {}
+
+    def __setstate__(self, state):
+        self.__init__()
+
+
+class Failing(ServedEncoder):
+    """Raises what it is told to."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def start(self, texts, role, on_batch):
+        future: Future = Future()
+        future.set_exception(self.error)
+        return future
