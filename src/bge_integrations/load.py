@@ -309,6 +309,20 @@ def token_counter(encoder: FutureEncoder) -> Callable[[Sequence[str]], list[int]
     raise ConfigError(f"no tokenizer of {encoder.card.id!r} on this machine: pass tokenizer= with a tokenizer.json")
 
 
+def keys_from(variable: str | None) -> list[str]:
+    """Return the keys, split by commas, that an environment variable holds; none where none is named.
+
+    Raises:
+        MissingKeyError: the variable is named but not set, so that a server would stand open by mistake.
+    """
+    if variable is None:
+        return []
+    keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
+    if not keys:
+        raise MissingKeyError(f"{variable} is not set: put the server's keys into it, split by commas")
+    return keys
+
+
 def cache_folder() -> Path:
     """Return the user's folder for what this package keeps: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bge-integrations"
