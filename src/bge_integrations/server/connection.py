@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .limits import LIMITS, Limits
+
+_RESET = struct.pack("ii", 1, 0)
 
 
 class ServerConfig(uvicorn.Config):
@@ -64,6 +68,8 @@ class PatientProtocol(H11Protocol):
     def _watch_sending(self, before: int) -> None:
         unsent = self.transport.get_write_buffer_size()
         if unsent >= before:
+            # Without it the kernel would go on holding what nobody takes.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
         elif unsent:
             self.loop.call_later(self.config.limits.send_seconds, self._watch_sending, unsent)
@@ -81,6 +87,7 @@ def config_of(app: Any, limits: Limits, **options: Any) -> ServerConfig:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=limits.connections,
+        timeout_keep_alive=limits.idle_seconds,
         timeout_graceful_shutdown=limits.drain_seconds,
         **options,
     )

@@ -20,7 +20,9 @@ class Limits:
         header_seconds: time for the head of a request to arrive.
         body_seconds: time for its body to arrive.
         answer_seconds: time for the encoder to answer; beyond it, 504.
-        send_seconds: time for the client to take the answer off our hands.
+        idle_seconds: time between two requests of a connection; longer than clients keep theirs, so that it is they
+            who hang up.
+        send_seconds: time in which the client takes nothing of its answer.
         drain_seconds: time that requests in flight get after SIGTERM.
     """
 
@@ -34,6 +36,7 @@ class Limits:
     header_seconds: float = 10.0
     body_seconds: float = 20.0
     answer_seconds: float = 300.0
+    idle_seconds: int = 75
     send_seconds: float = 30.0
     drain_seconds: int = 30
 
