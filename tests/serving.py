@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from bge_integrations.catalog import find_model
 from bge_integrations.encoder import FutureEncoder, Usage
+from bge_integrations.server import serve
 
 CARD = replace(find_model("bge-small-en-v1.5"), dimensions=32, max_tokens=16)
 
@@ -24,11 +27,12 @@ def vector_of(text: str, role: str = "document", card=CARD) -> np.ndarray:
 class ServedEncoder(FutureEncoder):
     """Works on one thread, waits at ``gate`` where one is set, and calls ``spoil`` on each result."""
 
-    def __init__(self, gate: threading.Event | None = None, spoil=None) -> None:
+    def __init__(self, gate: threading.Event | None = None, spoil=None, delay: float = 0.0) -> None:
         self.card = CARD
         self.usage = Usage()
         self.gate = gate
         self.spoil = spoil
+        self.delay = delay
         self.seen: list[str] = []
         self._worker = ThreadPoolExecutor(1)
 
@@ -38,6 +42,7 @@ class ServedEncoder(FutureEncoder):
     def _work(self, texts, role, on_batch):
         if self.gate is not None:
             self.gate.wait(30)
+        time.sleep(self.delay)
         self.seen += self.format(texts, role)
         vectors = np.stack([vector_of(text, role) for text in texts])
         if self.spoil is not None:
@@ -53,10 +58,10 @@ class ServedEncoder(FutureEncoder):
         self._worker.shutdown(wait=False)
 
     def __getstate__(self):
-        return {}
+        return {"delay": self.delay}
 
     def __setstate__(self, state):
-        self.__init__()
+        self.__init__(**state)
 
 
 class Failing(ServedEncoder):
@@ -70,3 +75,8 @@ class Failing(ServedEncoder):
         future: Future = Future()
         future.set_exception(self.error)
         return future
+
+
+if __name__ == "__main__":
+    host, workers, delay = sys.argv[1:]
+    serve(ServedEncoder(delay=float(delay)), host=host, port=0, workers=int(workers))
