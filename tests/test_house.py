@@ -1,0 +1,131 @@
+"""The house keeps its own rules."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bge_integrations
+
+SOURCE = Path(bge_integrations.__file__).parent
+MODULES = sorted(SOURCE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text("utf-8")) for path in MODULES}
+HEAVY = {
+    "torch", "transformers", "sentence_transformers", "onnxruntime", "openvino", "openai", "httpx", "httpx2", "fastapi",
+    "uvicorn", "ray", "tokenizers", "langchain_core", "llama_index", "pydantic", "huggingface_hub", "pyarrow",
+    "langchain_text_splitters", "rich", "tqdm", "prometheus_client", "starlette", "safetensors", "pandas",
+}  # fmt: skip
+# A face is its framework's; the server's inner modules are reached only after the extra has been checked.
+MAY_IMPORT = {"langchain.py": {"langchain_core"}, "llama_index.py": {"llama_index", "pydantic"}}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def used(tree: ast.AST, module: str) -> set[str]:
+    """Return the attributes of ``module`` that a tree touches, imported names included."""
+    touched = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == module
+    }
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module]
+    return touched | {alias.name for node in froms for alias in node.names}
+
+
+def test_the_environment_is_read_in_one_place():
+    readers = {
+        name_of(p) for p, tree in TREES.items() if used(tree, "os") & {"environ", "getenv", "environb", "putenv"}
+    }
+    assert readers == {"load.py"}
+
+
+def test_printing_is_for_the_command_line():
+    def prints(tree):
+        return any(
+            isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print" for n in ast.walk(tree)
+        )
+
+    printers = {name_of(path) for path, tree in TREES.items() if prints(tree)}
+    assert all(name == "cli.py" or name.startswith("cli/") for name in printers), printers
+
+
+def top_level_imports(tree: ast.Module) -> set[str]:
+    """Return the packages that importing a module imports; not those for type checkers only."""
+    found, waiting = set(), list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            waiting += [
+                child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)
+            ]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_heavy_packages_are_imported_inside_functions(path):
+    inside_server = path.parent.name == "server" and path.name != "__init__.py"
+    allowed = HEAVY if inside_server else MAY_IMPORT.get(name_of(path), set())
+    assert not (top_level_imports(TREES[path]) & HEAVY) - allowed
+
+
+def functions(tree: ast.AST):
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def body_lines(function) -> int:
+    body = function.body
+    if (
+        isinstance(body[0], ast.Expr)
+        and isinstance(body[0].value, ast.Constant)
+        and isinstance(body[0].value.value, str)
+    ):
+        body = body[1:]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_function_body_is_over_40_lines(path):
+    assert [f.name for f in functions(TREES[path]) if body_lines(f) > 40] == []
+
+
+def test_the_role_never_has_a_default():
+    def defaults(function):
+        arguments = function.args
+        positional = arguments.posonlyargs + arguments.args
+        return {a.arg for a in positional[len(positional) - len(arguments.defaults) :]} | {
+            a.arg for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is not None
+        }
+
+    offenders = [(name_of(p), f.name) for p, tree in TREES.items() for f in functions(tree) if "role" in defaults(f)]
+    assert offenders == []
+
+
+def test_library_calls_never_run_a_loop_of_their_own():
+    calls = {
+        (name_of(path), node.func.attr)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("run_until_complete",)
+    }
+    runs = {name_of(path) for path, tree in TREES.items() if "run" in used(tree, "asyncio")}
+    # The background loop empties itself as it stops, on its own thread.
+    assert calls <= {("background.py", "run_until_complete")}
+    assert runs == set()
+
+
+@pytest.mark.parametrize("word", ["unittest.mock", "import mock"])
+def test_no_test_uses_mocks(word):
+    here = Path(__file__)
+    assert [p.name for p in sorted(here.parent.rglob("*.py")) if p != here and word in p.read_text("utf-8")] == []

@@ -1,0 +1,100 @@
+"""Importing is light, and says what is missing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import bge_integrations
+
+HEAVY = {
+    "torch", "transformers", "sentence_transformers", "onnxruntime", "openvino", "openai", "fastapi", "uvicorn", "ray",
+    "tokenizers", "langchain_core", "llama_index", "pydantic", "huggingface_hub", "safetensors", "sqlite3", "httpx",
+    "httpx2", "pandas", "pyarrow", "tqdm", "rich",
+}  # fmt: skip
+
+
+def python(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_import_takes_less_than_150_milliseconds():
+    # The best of a few runs: the promise is about the package, not about what else this machine does.
+    times = []
+    while len(times) < 8 and (not times or min(times) >= 0.15):
+        lines = python("import bge_integrations", "-X", "importtime").stderr.splitlines()
+        (total,) = [line for line in lines if re.search(r"\|\s+bge_integrations$", line)]
+        times.append(int(total.split("|")[1]) / 1e6)
+    assert min(times) < 0.15, times
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import bge_integrations",
+        "import bge_integrations as b; b.find_model('bge-m3'); b.find_provider('deepinfra')",
+    ],
+)
+def test_import_brings_no_heavy_package(statement):
+    shown = python(f"{statement}; import sys; print(*sorted({{n.partition('.')[0] for n in sys.modules}}))")
+    assert shown.returncode == 0, shown.stderr
+    assert not HEAVY & set(shown.stdout.split())
+
+
+def test_a_remote_encoder_is_put_together_without_torch():
+    code = (
+        "from bge_integrations import load_encoder; import sys; "
+        "load_encoder('bge-base', provider='deepinfra', api_key='k'); "
+        "print('torch' in sys.modules, 'transformers' in sys.modules, 'langchain_core' in sys.modules)"
+    )
+    shown = python(code)
+    assert shown.stdout.split() == ["False"] * 3, shown.stderr
+
+
+def test_faces_import_only_their_own_framework_and_no_torch():
+    code = "import bge_integrations.{}, sys; print('torch' in sys.modules, {!r} in sys.modules)"
+    for face, other in (("langchain", "llama_index"), ("llama_index", "langchain_core")):
+        shown = python(code.format(face, other))
+        assert shown.stdout.split() == ["False", "False"], (face, shown.stdout, shown.stderr)
+
+
+@pytest.mark.parametrize(("face", "needs", "extra"), [
+    ("langchain", "langchain_core", "langchain"),
+    ("llama_index", "llama_index", "llama-index"),
+])  # fmt: skip
+def test_a_missing_framework_is_said_with_the_extra_that_brings_it(face, needs, extra):
+    code = f"import sys; sys.modules[{needs!r}] = None; import bge_integrations.{face}"
+    shown = python(code)
+    assert shown.returncode == 1
+    assert "MissingExtraError: " in shown.stderr
+    assert f"bge-integrations[{extra}]" in shown.stderr.splitlines()[-1]
+
+
+def test_all_is_sorted_complete_and_has_no_logic_behind_it():
+    names = bge_integrations.__all__
+    constants = [name for name in names if name.isupper()]
+    classes = [name for name in names if name[0].isupper() and not name.isupper()]
+    functions = [name for name in names if name[0].islower()]
+    assert names == sorted(constants) + sorted(classes) + sorted(functions)
+    assert len(names) == len(set(names))
+    assert all(hasattr(bge_integrations, name) for name in names)
+    public = {
+        name
+        for name, value in vars(bge_integrations).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("bge_integrations")
+    }
+    assert public <= set(names)
+
+
+def test_type_information_is_shipped():
+    from importlib.resources import files
+
+    assert (files("bge_integrations") / "py.typed").is_file()
+
+
+def test_import_raises_no_warning_and_needs_no_assertions():
+    shown = python("import bge_integrations", "-W", "error", "-O")
+    assert shown.returncode == 0, shown.stderr
