@@ -132,9 +132,9 @@ def test_a_form_is_refused_with_the_way_out(client):
     ("texts", "what"),
     [(["a"] * 9, "9 texts"), (["a" * 401], "401 characters"), ([LONG, LONG], "64 tokens")],
 )
-def test_too_much_for_one_request_is_413_and_says_how_much(client, texts, what):
+def test_too_much_for_one_request_is_refused_and_says_how_much(client, texts, what):
     plain, openai = embed(client, texts), embeddings(client, texts)
-    assert (plain.status_code, openai.status_code) == (413, 413)
+    assert (plain.status_code, openai.status_code) == (422, 413)
     assert what in plain.json()["detail"]
     assert what in openai.json()["error"]["message"]
 

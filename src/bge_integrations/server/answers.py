@@ -41,12 +41,20 @@ class Refusal(Exception):
     """A request that is not served, and why."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        openai_status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
+        # OpenAI's own code for what it cannot read is 400, not 422.
+        self.openai_status = openai_status or (400 if status == 422 else status)
         self.headers = dict(headers or {})
 
 
@@ -69,8 +77,7 @@ def error_response(path: str, refusal: Refusal, detail: Any = None) -> Response:
     body: dict[str, Any]
     status = refusal.status
     if path.startswith(OPENAI_PATHS):
-        # OpenAI's own code for what it cannot read is 400; its clients map 422 elsewhere.
-        status = 400 if status == 422 else status
+        status = refusal.openai_status
         kind = "invalid_request_error" if status < 500 else "server_error"
         code = HTTPStatus(status).phrase.lower().replace(" ", "_")
         body = {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": code}}

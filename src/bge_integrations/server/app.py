@@ -41,6 +41,7 @@ def build_app(
         redoc_url=None,
     )
     add_routes(app, service, locked=bool(api_keys))
+    _state_limits(app, encoder.card.dimensions, limits)
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -58,6 +59,15 @@ def build_app(
         )
     app.add_middleware(Observed, metrics=metrics, routes=PATHS)
     return app
+
+
+def _state_limits(app: FastAPI, dimensions: int, limits: Limits) -> None:
+    """Put into the OpenAPI document what is known only now, so that it does not promise more than is kept."""
+    schemas = app.openapi()["components"]["schemas"]
+    schemas["EmbeddingsRequest"]["properties"]["dimensions"]["anyOf"][0] = {"type": "integer", "const": dimensions}
+    for name in ("EmbedRequest", "TokensRequest"):
+        schemas[name]["properties"]["texts"]["anyOf"][1]["maxItems"] = limits.items
+    schemas["EmbeddingsRequest"]["properties"]["input"]["description"] += f" At most {limits.items} texts."
 
 
 def _lifespan(service: Service) -> Any:

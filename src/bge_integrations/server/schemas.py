@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 
@@ -61,12 +61,12 @@ class EmbedRequest(Strict):
     )
 
     texts: Texts = Field(description="One text or a list of texts, without any instruction.")
-    normalize: bool = Field(
+    normalize: StrictBool = Field(
         default=True,
         description="Accepted either way. A BGE model ends in a normalisation layer, so its vectors have length 1 "
         "whether or not the caller asks for it, here as in sentence-transformers.",
     )
-    is_query: bool = Field(default=False, description="Puts the model's query instruction in front of each text.")
+    is_query: StrictBool = Field(default=False, description="Puts the model's query instruction in front of each text.")
 
 
 class EmbedResponse(BaseModel):
@@ -125,7 +125,7 @@ class TokensRequest(Strict):
     """Texts to count."""
 
     texts: Texts
-    is_query: bool = False
+    is_query: StrictBool = False
 
 
 class TokensResponse(BaseModel):

@@ -72,7 +72,7 @@ class Service:
         check_size(texts, self.limits)
         counts = await self.count(texts, role) or []
         if sum(counts) > self.limits.tokens:
-            raise Refusal(413, f"{sum(counts)} tokens in one request; the limit is {self.limits.tokens}")
+            raise too_much(sum(counts), "tokens", self.limits.tokens)
         vectors = await self._encode(texts, role) if texts else np.empty((0, self.encoder.card.dimensions), np.float32)
         limit = self.encoder.card.max_tokens
         done = Embedded(vectors, sum(min(n, limit) for n in counts), [i for i, n in enumerate(counts) if n > limit])
@@ -205,13 +205,18 @@ def check_size(texts: Sequence[str], limits: Limits) -> None:
     """Refuse what is too much for one request.
 
     Raises:
-        Refusal: 413, with the limit.
+        Refusal: with the limit.
     """
     if len(texts) > limits.items:
-        raise Refusal(413, f"{len(texts)} texts in one request; the limit is {limits.items}")
+        raise too_much(len(texts), "texts", limits.items)
     characters = sum(map(len, texts))
     if characters > limits.characters:
-        raise Refusal(413, f"{characters} characters in one request; the limit is {limits.characters}")
+        raise too_much(characters, "characters", limits.characters)
+
+
+def too_much(count: int, what: str, limit: int) -> Refusal:
+    """Say that a request holds too much; under /v1 as a 413, which tells a client to send less from a plain mistake."""
+    return Refusal(422, f"{count} {what} in one request; the limit is {limit}", openai_status=413)
 
 
 def retry_after(waiting: int, pace: Sequence[tuple[float, int]], now: float) -> int:
