@@ -195,7 +195,7 @@ class SQLiteStore:
                     delete(db, "used < ?", time.time() - older_than)
             if max_bytes is not None:
                 shrink(db, max_bytes)
-            db.execute("PRAGMA incremental_vacuum").fetchall()
+            db.executescript("PRAGMA incremental_vacuum")  # execute() would step once, and free one page
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             return before - count_rows(db)
 
