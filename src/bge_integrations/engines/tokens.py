@@ -1,0 +1,70 @@
+"""A model's own tokenizer, without transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import MissingExtraError, ModelLoadError
+from .backend import Tokens
+
+
+class TextTokenizer:
+    """Reads ``tokenizer.json``; cuts at ``max_tokens`` where it is given."""
+
+    def __init__(self, folder: Path, max_tokens: int | None = None) -> None:
+        self._tokenizer = _read(folder)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if max_tokens is not None:
+            self._tokenizer.enable_truncation(max_tokens, direction=_side(folder))
+        if _json(folder / "sentence_bert_config.json").get("do_lower_case"):
+            _lower(self._tokenizer)
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        """Return the token ids of each text as int32 arrays, special tokens included."""
+        encodings = self._tokenizer.encode_batch_fast(texts)
+        items = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        lengths = np.fromiter(map(len, items), np.int64, len(items))
+        return Tokens(items, lengths, [i for i, encoding in enumerate(encodings) if encoding.overflowing])
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, special tokens included."""
+        return [len(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+
+
+def _read(folder: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError(
+            'a local model needs tokenizers: pip install "bge-integrations[local]" or "bge-integrations[onnx]"'
+        ) from error
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise ModelLoadError(f"{str(folder / 'tokenizer.json')!r} cannot be read: {error}") from error
+
+
+def _side(folder: Path) -> str:
+    return str(_json(folder / "tokenizer_config.json").get("truncation_side", "right"))
+
+
+def _lower(tokenizer: Any) -> None:
+    """Lower-case as sentence-transformers does where a model's configuration asks for it."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    old = tokenizer.normalizer
+    if old is None:
+        tokenizer.normalizer = Lowercase()
+    elif '"lowercase":true' not in tokenizer.to_str() and '"Lowercase"' not in tokenizer.to_str():
+        tokenizer.normalizer = Sequence([Lowercase(), old])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return data if isinstance(data, dict) else {}
