@@ -5,85 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import urlsplit
 
-from .cards import ModelCard, Pooling, Provider
+from .cards import ModelCard, Provider
 from .catalog import check_served, find_model, find_provider, provider_at, who_serves
 from .errors import ConfigError, InstructionWarning, MissingKeyError, NotServedError
+from .options import Options, Secret, check_options
 
 if TYPE_CHECKING:
     from .encoder import FutureEncoder
 
+__all__ = [
+    "Key",
+    "Options",
+    "cache_folder",
+    "cache_path",
+    "engine_of",
+    "key_of",
+    "keys_from",
+    "load_encoder",
+    "token_counter",
+]
+
 DEFAULT_MODEL = "bge-small-en-v1.5"
-
-
-class Secret(Protocol):
-    """What pydantic's SecretStr is, without pydantic."""
-
-    def get_secret_value(self) -> str:
-        """Return the secret."""
-        ...
-
-
-class Options(TypedDict, total=False):
-    """The keywords of ``load_encoder``, ``BGEEmbeddings`` and ``BGEEmbedding``.
-
-    Attributes:
-        model_name: same as ``model``.
-        provider: a host of the catalogue; ``"local"`` for this machine.
-        base_url: an OpenAI-compatible endpoint without ``/embeddings``, or a Space.
-        api_key: only where the host needs one; else read from the provider's variable or ``BGE_API_KEY``.
-        wire_model: what is sent as ``model`` when it differs from the provider's name for it.
-        query_instruction: ``None`` for the model's own, ``""`` for none, other text as it is.
-        cache: ``True`` for the user's cache, a path of an SQLite file, or a store of LangChain or LlamaIndex.
-        truncate: ``"warn"`` cuts over-long texts and warns once; ``"error"`` refuses them.
-        blank: ``"error"`` refuses blank texts; ``"keep"`` embeds them.
-        timeout: seconds for a whole call to a host.
-        max_retries: times that a failed request is sent again.
-        max_concurrency: requests in flight.
-        max_inputs: texts per request.
-        requests_per_minute: bound of all requests of the encoder together.
-        tokens_per_minute: bound of all tokens of the encoder together.
-        rate_limiter: a rate limiter of LangChain or LlamaIndex, asked before each request.
-        device: ``"cuda"``, ``"mps"``, ``"cpu"``; chosen by itself when None.
-        backend: ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"sentence-transformers"``.
-        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"`` (another space).
-        trust_remote_code: run code that a model's repository carries.
-        show_progress: one bar per call; ``None`` leaves it to the place where it runs.
-        tokenizer: a ``tokenizer.json`` or its folder, for counting tokens before they are sent.
-        verify: ``"first-use"`` checks a host's answer against published values before the first real request.
-        allow_withdrawn: ask a host for a model that it has withdrawn.
-        accept_space: the pooling of a host that pools otherwise than the model; its vectors get their own space.
-    """
-
-    model_name: str | None
-    provider: str | None
-    base_url: str | None
-    api_key: str | Secret | None
-    wire_model: str | None
-    query_instruction: str | None
-    cache: Any
-    truncate: Literal["warn", "error"]
-    blank: Literal["error", "keep"]
-    timeout: float | None
-    max_retries: int | None
-    max_concurrency: int | None
-    max_inputs: int | None
-    requests_per_minute: float | None
-    tokens_per_minute: float | None
-    rate_limiter: Any
-    device: str | None
-    backend: str | None
-    precision: str | None
-    trust_remote_code: bool
-    show_progress: bool | None
-    tokenizer: Any
-    verify: Literal["first-use"] | None
-    allow_withdrawn: bool
-    accept_space: Pooling | None
 
 
 class Key:
@@ -93,8 +39,8 @@ class Key:
         self.variables = variables
         self.needed = needed
         self.host = host
-        given = value.get_secret_value() if hasattr(value, "get_secret_value") else value
-        self._value = cast("str | None", given) or self._from_environment()
+        given = value if value is None or isinstance(value, str) else value.get_secret_value()
+        self._value = given or self._from_environment()
 
     def _from_environment(self) -> str | None:
         return next((value for name in self.variables if (value := os.environ.get(name))), None)
@@ -129,7 +75,7 @@ class Key:
         self._value = self._from_environment()
 
 
-def load_encoder(model: str | None = None, **options: Unpack[Options]) -> FutureEncoder:
+def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> FutureEncoder:
     """Return an encoder for a model, on this machine or at a host.
 
     Nothing is loaded and nothing is sent before the first call. What is not given is read from ``BGE_MODEL``,
@@ -147,8 +93,8 @@ def load_encoder(model: str | None = None, **options: Unpack[Options]) -> Future
         >>> load_encoder("demo").encode(["a text"], role="document").shape
         (1, 256)
     """
-    _check_options(options)
-    typed = model or options.get("model_name") or os.environ.get("BGE_MODEL")
+    check_options(options)
+    typed = _typed(model or options.get("model_name") or os.environ.get("BGE_MODEL"))
     card = find_model(typed or DEFAULT_MODEL)
     accept = options.get("accept_space")
     if accept:
@@ -159,12 +105,11 @@ def load_encoder(model: str | None = None, **options: Unpack[Options]) -> Future
     return _wrapped(engine, where and where[1], options)
 
 
-def _check_options(options: Options) -> None:
-    unknown = [name for name in options if name not in Options.__annotations__]
-    if unknown:
-        near = get_close_matches(unknown[0], Options.__annotations__, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no option {unknown[0]!r}{hint} (options: {', '.join(sorted(Options.__annotations__))})")
+def _typed(model: object) -> str | None:
+    name = os.fspath(model) if isinstance(model, os.PathLike) else model
+    if name is None or isinstance(name, str):
+        return name
+    raise ConfigError(f"model must be a name or a folder, not {type(model).__name__}")
 
 
 def _warn_without_instruction(card: ModelCard, given: str | None) -> None:
