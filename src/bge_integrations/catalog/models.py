@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..cards import ModelCard
+from ..demo import MODEL_FOLDER
 
 _EN = "Represent this sentence for searching relevant passages: "
 _ZH = "为这个句子生成表示以用于检索相关文章："
@@ -243,6 +244,22 @@ MODELS: tuple[ModelCard, ...] = (
         parameters_millions=1540,
         note="loads remote code in sentence-transformers; licence unconfirmed",
         source=_SOURCE,
+        checked=_CHECKED,
+    ),
+    ModelCard(
+        id="demo",
+        dimensions=256,
+        max_tokens=512,
+        query_instruction=_EN,
+        instruction_needed="needed",
+        pooling="cls",
+        languages=("en",),
+        licence="mit",
+        revision="3f6cd511e91ba8b1",
+        parameters_millions=3.8,
+        folder=str(MODEL_FOLDER),
+        note="bundled, for demos and tests; not a BGE model, trained the BGE way",
+        source="demo/model/README.md",
         checked=_CHECKED,
     ),
 )
