@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ..encoder import FutureEncoder
+from ..encoder import FutureEncoder, Vectors
 from ..errors import ConfigError
-from ..load import engine_of
+from ..load import engine_of, load_encoder
 from .options import add_encoder_arguments, make_encoder
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _QUESTIONS = (
     "what stands in front of a query?",
@@ -118,10 +113,18 @@ def _compare_remote(
     parsed: argparse.Namespace, encoder: FutureEncoder, chunks: list[tuple[str, str]], questions: Sequence[str]
 ) -> None:
     texts = [text for _, text in chunks]
-    with _endpoint(encoder) as url:
+    from .. import server
+
+    with server.background(engine_of(encoder)) as url:
         print(f"\nThe same over HTTP, from this package's own endpoint at {url}")
-        for name, options in (("OpenAI-compatible", {"base_url": f"{url}/v1"}), ("Space", {"base_url": url})):
-            remote = _remote(parsed, encoder, name == "Space", options)
+        for name, provider, base_url in (("OpenAI-compatible", None, f"{url}/v1"), ("Space", "space", url)):
+            remote = load_encoder(
+                parsed.model,
+                provider=provider,
+                base_url=base_url,
+                wire_model=encoder.card.id,
+                query_instruction=parsed.query_instruction,
+            )
             documents = _difference(encoder.encode(texts, role="document"), remote.encode(texts, role="document"))
             queries = _difference(encoder.encode(questions, role="query"), remote.encode(questions, role="query"))
             same = "the same space" if remote.space == encoder.space else f"ANOTHER SPACE {remote.space}"
@@ -129,21 +132,5 @@ def _compare_remote(
             remote.close()
 
 
-def _remote(parsed: argparse.Namespace, encoder: FutureEncoder, space: bool, options: dict[str, Any]) -> FutureEncoder:
-    from ..load import load_encoder
-
-    provider = {"provider": "space"} if space else {}
-    wire = {"wire_model": encoder.card.id}
-    return load_encoder(parsed.model, query_instruction=parsed.query_instruction, **provider, **wire, **options)
-
-
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
+def _difference(a: Vectors, b: Vectors) -> float:
     return float(abs(a - b).max())
-
-
-@contextmanager
-def _endpoint(encoder: FutureEncoder) -> Iterator[str]:
-    from .. import server
-
-    with server.background(engine_of(encoder)) as url:
-        yield url
