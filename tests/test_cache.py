@@ -13,10 +13,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from encoders import CARD, HashEncoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bge_integrations.cache import CachedEncoder, SQLiteStore, clear, info, prune
-from bge_integrations.errors import ConfigError, HostError, HostUnavailableError, InputError, TruncationWarning
+from bge_integrations.errors import (
+    ConfigError,
+    HostError,
+    HostUnavailableError,
+    InputError,
+    RepairWarning,
+    TruncationWarning,
+)
+from encoders import CARD, HashEncoder
 
 TEXTS = [f"text number {i}" for i in range(10)]
 
@@ -201,11 +210,9 @@ def test_a_failure_keeps_what_was_finished_and_speaks_of_the_callers_positions(m
     )
     cached = make(HashEncoder(batch=2, before_batch=fails_at(4, error)))
     texts = [*TEXTS, TEXTS[1], TEXTS[6]]
+    encode = cached.encode if call == "sync" else lambda *a, **k: asyncio.run(cached.aencode(*a, **k))
     with pytest.raises(HostUnavailableError) as caught:
-        if call == "sync":
-            cached.encode(texts, role="document")
-        else:
-            asyncio.run(cached.aencode(texts, role="document"))
+        encode(texts, role="document")
     mine = caught.value
     assert mine.positions == (6, 7, 11)
     assert mine.finished == (0, 1, 2, 3, 4, 5, 10)
@@ -503,11 +510,12 @@ def test_the_file_of_another_program_is_left_alone(make, path):
     db.close()
     before = path.read_bytes()
     inner = HashEncoder()
-    with pytest.warns(UserWarning, match="another program") as caught:
-        cached = make(inner)
-        for _ in range(2):
-            assert np.array_equal(cached.encode(TEXTS, role="document"), inner.expected(TEXTS, "document"))
+    cached = make(inner)
+    with pytest.warns(RepairWarning, match="another program") as caught:
+        first = cached.encode(TEXTS, role="document")
     assert len(caught) == 1
+    assert np.array_equal(first, inner.expected(TEXTS, "document"))
+    assert np.array_equal(first, cached.encode(TEXTS, role="document"))  # and not another word about it
     assert path.read_bytes() == before
     with pytest.raises(ConfigError):
         clear(path)
@@ -531,3 +539,37 @@ def test_many_more_keys_than_one_statement_takes(make):
     cached.encode(texts, role="document")
     assert np.array_equal(cached.encode(texts[::-1], role="document"), inner.expected(texts[::-1], "document"))
     assert len(inner.sent) == 2500
+
+
+CALLS = st.lists(
+    st.tuples(
+        st.sampled_from(["query", "document"]),
+        st.lists(st.sampled_from(TEXTS), min_size=1, max_size=12),
+        st.none() | st.integers(0, 3),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(calls=CALLS)
+def test_any_sequence_of_calls_and_failures_is_right_and_sends_nothing_twice(calls):
+    store, inner, held = DictStore(), HashEncoder(batch=2), set()
+    with CachedEncoder(inner, store) as cached:
+        for role, texts, fails in calls:
+            inner.calls.clear()
+            new = list(dict.fromkeys(text for text in texts if (role, text) not in held))
+            error = HostError("down", finished=range(2 * (fails or 0)), unfinished=range(2 * (fails or 0), len(new)))
+            inner.before_batch = None if fails is None else fails_at(2 * fails, error)
+            if fails is not None and 2 * fails < len(new):
+                with pytest.raises(HostError) as caught:
+                    cached.encode(texts, role=role)
+                done = [(role, text) for text in new[: 2 * fails]]
+                assert {i for i, t in enumerate(texts) if (role, t) in held.union(done)} == set(caught.value.finished)
+                assert sorted(caught.value.finished + caught.value.unfinished) == list(range(len(texts)))
+                held.update(done)
+            else:
+                assert np.array_equal(cached.encode(texts, role=role), inner.expected(texts, role))
+                held.update((role, text) for text in new)
+            assert inner.sent == new
+            assert len(store.rows) == len(held)

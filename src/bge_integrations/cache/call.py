@@ -38,6 +38,7 @@ class Call:
         self.cut: set[int] = set()
         self.stored: dict[int, bool] = {}
         self.reported = False
+        self._answered = False
         self._hits = Found([], np.empty((0, 0), np.float32), [])
 
     def key_with(self, keys: Iterable[bytes]) -> None:
@@ -101,13 +102,18 @@ class Call:
 
     def succeed(self, vectors: Vectors) -> None:
         """Give the caller the vectors, unless they gave up."""
-        if self.future.set_running_or_notify_cancel():
+        if self._answer():
             self.future.set_result(vectors)
 
     def fail(self, error: BaseException) -> None:
         """Give the caller the error, unless they gave up."""
-        if self.future.set_running_or_notify_cancel():
+        if self._answer():
             self.future.set_exception(error)
+
+    def _answer(self) -> bool:
+        # From the cache's own thread alone, so that two failures of one call cannot both answer it.
+        first, self._answered = not self._answered, True
+        return first and self.future.set_running_or_notify_cancel()
 
     def translate(self, error: BaseException) -> BaseException:
         """Return the inner encoder's error with the caller's positions in it; hits count as finished."""

@@ -111,7 +111,7 @@ class CachedEncoder(WrappedEncoder):
         except BGEError as error:
             call.fail(call.translate(error))
             return
-        call.future.add_done_callback(lambda mine: started.cancel() if mine.cancelled() else None)
+        call.future.add_done_callback(lambda _: started.cancel())
         started.add_done_callback(done)
 
     def _keep(self, call: Call, sent: Sequence[int], vectors: Vectors) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .sqlite import SQLiteStore
 
-__all__ = ["SetAsideError", "abandon", "inode", "network_filesystem", "set_aside", "stores_held"]
+__all__ = ["SetAsideError", "abandon", "filesystem", "inode", "network_filesystem", "set_aside", "stores_held"]
 
 stores_held: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
 _moving = threading.Lock()
@@ -47,17 +47,22 @@ def abandon(db: sqlite3.Connection) -> None:
 def network_filesystem(path: Path) -> str | None:
     """Return the kind of network filesystem that a path lies on, where that is known (Linux)."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
     except OSError:
         return None
+    kind = filesystem(str(path.parent.resolve()), mounts)
+    return kind if kind.startswith(_NETWORK) else None
+
+
+def filesystem(folder: str, mounts: str) -> str:
+    """Return the kind of filesystem of a folder, by the text of ``/proc/self/mountinfo``."""
     best, kind = "", ""
-    folder = f"{path.parent.resolve()}/"
-    for mount in mounts:
+    for mount in mounts.splitlines():
         fields, _, rest = mount.partition(" - ")
         point = fields.split()[4].replace("\\040", " ").rstrip("/") + "/"
-        if folder.startswith(point) and len(point) >= len(best):
+        if f"{folder}/".startswith(point) and len(point) >= len(best):
             best, kind = point, rest.split()[0]
-    return kind if kind.startswith(_NETWORK) else None
+    return kind
 
 
 def set_aside(store: SQLiteStore, reason: str) -> OSError:
