@@ -53,53 +53,50 @@ def as_store(store: object, *, max_bytes: int | None = None) -> Store:
     )
 
 
-class _Either:
-    """Calls a store's method, or its async twin where the store has no other."""
+class _Foreign:
+    """Another package's store: its methods, or their async twins where it has no others."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Any) -> None:
+        self.store = store
         self._loop = BackgroundLoop("bge-cache-store")
 
-    def __call__(self, plain: Callable[[], Any], twin: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.store).__name__})"  # a store's own repr may hold a password
+
+    def either(self, plain: Callable[[], Any], twin: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Call ``plain``, or run ``twin`` where there is no such thing."""
         try:
             return plain()
         except NotImplementedError:
             return self._loop.run(twin()).result()
 
 
-class ByteStoreRows:
+class ByteStoreRows(_Foreign):
     """Rows in a LangChain ``ByteStore`` (``mget`` and ``mset``)."""
-
-    def __init__(self, store: Any) -> None:
-        self.store = store
-        self._either = _Either()
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the row of each key, or None where there is none."""
         names = [_name(key) for key in keys]
-        rows = self._either(lambda: self.store.mget(names), lambda: self.store.amget(names))
+        rows = self.either(lambda: self.store.mget(names), lambda: self.store.amget(names))
         return [row if isinstance(row, bytes) else None for row in rows]
 
     def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
         """Store rows."""
         named = [(_name(key), row) for key, row in pairs]
-        self._either(lambda: self.store.mset(named), lambda: self.store.amset(named))
+        self.either(lambda: self.store.mset(named), lambda: self.store.amset(named))
 
 
-class KVStoreRows:
+class KVStoreRows(_Foreign):
     """Rows in a LlamaIndex ``BaseKVStore`` (``get`` and ``put``), in a collection of their own."""
 
     collection = "bge_vectors"
-
-    def __init__(self, store: Any) -> None:
-        self.store = store
-        self._either = _Either()
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the row of each key, or None where there is none."""
         return [self._get(_name(key)) for key in keys]
 
     def _get(self, name: str) -> bytes | None:
-        got = self._either(
+        got = self.either(
             lambda: self.store.get(name, collection=self.collection),
             lambda: self.store.aget(name, collection=self.collection),
         )
@@ -116,7 +113,7 @@ class KVStoreRows:
             self._put(name, value)
 
     def _put(self, name: str, value: dict[str, str]) -> None:
-        self._either(
+        self.either(
             lambda: self.store.put(name, value, collection=self.collection),
             lambda: self.store.aput(name, value, collection=self.collection),
         )

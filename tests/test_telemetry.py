@@ -1,0 +1,150 @@
+"""Spans by OpenTelemetry's conventions, without a text in them, and usage that is counted once."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from bge_integrations.cache import CachedEncoder
+from bge_integrations.encoder import Usage
+from bge_integrations.errors import HostUnavailableError
+from bge_integrations.progress import ProgressEncoder
+from encoders import CARD, HashEncoder
+
+TEXTS = ["a private text", "another private text"]
+
+
+@pytest.fixture
+def exporter(monkeypatch):
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    return exporter
+
+
+class Propagating(HashEncoder):
+    """Counts tokens in the caller's context, as an engine on a background event loop does."""
+
+    def start(self, texts, role, on_batch):
+        self.usage.add(tokens=7)
+        return super().start(texts, role, on_batch)
+
+
+def run(encoder, how):
+    if how == "sync":
+        return encoder.encode(TEXTS, role="query")
+    return asyncio.run(encoder.aencode(TEXTS, role="query"))
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_call_is_a_span_by_the_conventions(exporter, how):
+    run(Propagating(), how)
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.kind) == ("embeddings test/hash", SpanKind.CLIENT)
+    assert dict(span.attributes) == {
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.provider.name": "local",
+        "gen_ai.request.model": "test/hash",
+        "gen_ai.embeddings.dimension.count": CARD.dimensions,
+        "gen_ai.usage.input_tokens": 7,
+        "bge.role": "query",
+        "bge.texts": 2,
+    }
+    assert span.status.status_code is StatusCode.UNSET
+    assert "private" not in span.to_json()
+
+
+def test_a_host_names_itself(exporter):
+    class Hosted(HashEncoder):
+        def describe(self):
+            return super().describe() | {"provider": "deepinfra", "host": "api.deepinfra.com"}
+
+    Hosted().encode(TEXTS, role="document")
+    attributes = exporter.get_finished_spans()[0].attributes
+    assert attributes["gen_ai.provider.name"] == "deepinfra"
+    assert attributes["server.address"] == "api.deepinfra.com"
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_error_is_named_and_not_quoted(exporter, how):
+    def fail(rows, texts):
+        raise HostUnavailableError("the host answered: 'a private text'")
+
+    with pytest.raises(HostUnavailableError):
+        run(HashEncoder(before_batch=fail), how)
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes["error.type"] == "bge_integrations.errors.HostUnavailableError"
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.events == ()
+    assert "private" not in span.to_json()
+
+
+def test_wrappers_add_no_spans_and_tokens_of_one_call_stay_its_own(exporter, tmp_path):
+    with ProgressEncoder(CachedEncoder(Propagating(), tmp_path / "v.sqlite")) as encoder:
+        encoder.encode(TEXTS, role="document")
+        encoder.encode(TEXTS, role="document")
+    first, second = exporter.get_finished_spans()
+    assert first.attributes["gen_ai.usage.input_tokens"] == 7
+    assert "gen_ai.usage.input_tokens" not in second.attributes
+
+
+def test_a_span_is_the_child_of_the_callers_and_the_parent_of_the_engines(exporter, tmp_path):
+    tracer = trace.get_tracer_provider().get_tracer("test")
+
+    class Traced(HashEncoder):
+        def start(self, texts, role, on_batch):
+            with tracer.start_as_current_span("http"):
+                return super().start(texts, role, on_batch)
+
+    with tracer.start_as_current_span("request"), CachedEncoder(Traced(), tmp_path / "v.sqlite") as encoder:
+        encoder.encode(TEXTS, role="document")
+    http, call, request = exporter.get_finished_spans()
+    assert call.parent.span_id == request.context.span_id
+    assert http.parent.span_id == call.context.span_id
+
+
+def test_without_a_provider_nothing_is_recorded():
+    assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    HashEncoder().encode(TEXTS, role="document")
+
+
+def test_opentelemetry_is_not_imported_by_itself(request):
+    code = (
+        "import sys; from encoders import HashEncoder; HashEncoder().encode(['a'], role='query');"
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=request.path.parent, check=False
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_usage_counts_each_thing_once_through_all_wrappers(tmp_path, how):
+    inner = HashEncoder(delay=0.05, batch=1)
+    with ProgressEncoder(CachedEncoder(inner, tmp_path / "v.sqlite")) as encoder:
+        run(encoder, how)
+        run(encoder, how)
+        assert encoder.usage is inner.usage
+    usage = inner.usage
+    assert (usage.texts, usage.requests, usage.tokens, usage.cache_hits) == (2, 2, 6, 2)
+    assert usage.seconds >= 0.1
+
+
+def test_seconds_count_failed_calls_too():
+    def fail(rows, texts):
+        raise HostUnavailableError("down")
+
+    encoder = HashEncoder(delay=0.05, before_batch=fail)
+    with pytest.raises(HostUnavailableError):
+        encoder.encode(TEXTS, role="document")
+    assert encoder.usage.seconds >= 0.05
+    assert isinstance(encoder.usage, Usage)
