@@ -18,6 +18,7 @@ from .answers import Refusal, error_response
 from .gate import Bodies, Keys, Observed
 from .limits import Limits
 from .metrics import Metrics
+from .pages import add_pages
 from .routes import BODY_PATHS, PATHS, add_routes
 from .service import Service
 
@@ -38,9 +39,12 @@ def build_app(
         version=version("bge-integrations"),
         summary=f"Unit vectors of {encoder.card.id}",
         lifespan=_lifespan(service),
+        # FastAPI's own pages load their scripts from elsewhere.
+        docs_url=None,
         redoc_url=None,
     )
     add_routes(app, service, locked=bool(api_keys))
+    add_pages(app)
     _state_limits(app, encoder.card.dimensions, limits)
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -34,7 +34,8 @@ _TOKEN_IDS = (
     "token ids are not understood, since they are another tokenizer's: send strings "
     "(LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
 )
-_ITEM = {"type": "string", "minLength": 1, "pattern": r"\S"}
+# Python counts four separators and NEL as blank, ECMA-262 does not.
+_ITEM = {"type": "string", "minLength": 1, "pattern": r"[^\s\u001c-\u001f\u0085]"}
 
 
 def _schema(**bounds: int) -> WithJsonSchema:
