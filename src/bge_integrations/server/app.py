@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from ..cards import ModelCard
 from ..encoder import Encoder
 from .answers import Refusal, error_response
 from .gate import Bodies, Keys, Observed
@@ -45,7 +46,7 @@ def build_app(
     )
     add_routes(app, service, locked=bool(api_keys))
     add_pages(app)
-    _state_limits(app, encoder.card.dimensions, limits)
+    _state_limits(app, encoder.card, limits)
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -65,13 +66,15 @@ def build_app(
     return app
 
 
-def _state_limits(app: FastAPI, dimensions: int, limits: Limits) -> None:
+def _state_limits(app: FastAPI, card: ModelCard, limits: Limits) -> None:
     """Put into the OpenAPI document what is known only now, so that it does not promise more than is kept."""
     schemas = app.openapi()["components"]["schemas"]
-    schemas["EmbeddingsRequest"]["properties"]["dimensions"]["anyOf"][0] = {"type": "integer", "const": dimensions}
+    openai = schemas["EmbeddingsRequest"]
+    openai["examples"] = [{"model": card.id, "input": ["What is BGE?"]}]
+    openai["properties"]["dimensions"]["anyOf"][0] = {"type": "integer", "const": card.dimensions}
+    openai["properties"]["input"]["description"] += f" At most {limits.items} texts."
     for name in ("EmbedRequest", "TokensRequest"):
         schemas[name]["properties"]["texts"]["anyOf"][1]["maxItems"] = limits.items
-    schemas["EmbeddingsRequest"]["properties"]["input"]["description"] += f" At most {limits.items} texts."
 
 
 def _lifespan(service: Service) -> Any:

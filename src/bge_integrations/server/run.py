@@ -80,12 +80,13 @@ def run_background(encoder: Encoder, *, host: str, port: int, limits: Limits, **
 
 
 def _show_log() -> None:
-    """Send our lines to stderr, unless the program has its own idea of where logs go."""
-    if not log.hasHandlers():
+    """Send our lines to stderr, unless the program lets them through to a place of its own."""
+    if not (log.hasHandlers() and log.isEnabledFor(logging.INFO)):
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+        log.propagate = False
 
 
 def _bind(host: str, port: int) -> socket.socket:

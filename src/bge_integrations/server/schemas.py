@@ -81,11 +81,6 @@ class EmbedResponse(BaseModel):
 class EmbeddingsRequest(Strict):
     """OpenAI's request, and ``input_type`` besides."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"model": "bge-small-en-v1.5", "input": ["What is BGE?"]}]},
-    )
-
     input: SomeTexts = Field(description="One text or a list of texts. Token ids are refused.")
     model: str = Field(description="The model that is served, by any of its names; GET /v1/models lists it.")
     encoding_format: Literal["float", "base64"] | None = None
