@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 try:
@@ -14,7 +15,7 @@ except ImportError as error:
 
 from .encoder import FutureEncoder
 from .errors import ConfigError, MissingExtraError
-from .load import Options, key_of, load_encoder
+from .load import Options, check_encoder, key_of, load_encoder
 
 if TYPE_CHECKING:
     from langchain_text_splitters import TextSplitter
@@ -47,7 +48,7 @@ class BGEEmbeddings(Embeddings):
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | PathLike[str] | None = None,
         *,
         encoder: FutureEncoder | None = None,
         encode_kwargs: Mapping[str, Any] | None = None,
@@ -56,7 +57,9 @@ class BGEEmbeddings(Embeddings):
     ) -> None:
         _check_encode_kwargs(encode_kwargs or {})
         merged = cast("Options", {**_from_model_kwargs(model_kwargs or {}), **options})
-        self.encoder = encoder or load_encoder(model, **merged)
+        if encoder is not None:
+            check_encoder(encoder, str(model or options.get("model_name") or ""), {**merged, "model_name": None})
+        self.encoder = load_encoder(model, **merged) if encoder is None else encoder
 
     @property
     def model(self) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,17 +16,21 @@ except ImportError as error:
 
     raise MissingExtraError('LlamaIndex is not installed: pip install "bge-integrations[llama-index]"') from error
 
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_serializer
 
-from .cards import Pooling
-from .encoder import FutureEncoder
-from .errors import SpaceMismatchError
-from .load import Options, load_encoder
+from .cards import ModelCard, Pooling
+from .catalog import MODELS
+from .encoder import FutureEncoder, check_texts
+from .errors import ConfigError, SpaceMismatchError
+from .load import Options, check_encoder, load_encoder
+from .options import check_names
 
 if TYPE_CHECKING:
     from llama_index.core.node_parser import SentenceSplitter
 
 __all__ = ["BGEEmbedding"]
+
+_SHOWN: ContextVar[bool] = ContextVar("bge_llama_index_progress", default=False)
 
 
 class BGEEmbedding(BaseEmbedding):
@@ -32,6 +40,11 @@ class BGEEmbedding(BaseEmbedding):
     role and the model in its keys. ``to_dict`` holds what decides the vectors and where they come from, so that an
     ingestion pipeline's cache is missed when vectors may differ and hit when only keys, batches or patience do;
     ``from_dict`` refuses to make another space of them. No key is ever in it.
+
+    Args:
+        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-small-en-v1.5`` when None.
+        encoder: an encoder made elsewhere, instead of all options of ``load_encoder``.
+        **fields: see ``bge_integrations.Options`` and ``BaseEmbedding``.
 
     Raises:
         ConfigError: an unknown model, provider or option, or a host that does not serve the model.
@@ -70,26 +83,47 @@ class BGEEmbedding(BaseEmbedding):
     requests_per_minute: float | None = Field(default=None, exclude=True)
     tokens_per_minute: float | None = Field(default=None, exclude=True)
     show_progress: bool | None = Field(default=None, exclude=True)
-    # The encoder plans its own requests; a large batch lets it fill them.
-    embed_batch_size: int = Field(default=2048, gt=0, le=2048, exclude=True)
+    # The encoder plans its own requests: all texts in one call fill them best, and positions in errors count from 0.
+    embed_batch_size: int = Field(default=1 << 20, gt=0, exclude=True)
     num_workers: int | None = Field(default=None, exclude=True)
     embeddings_cache: Any = Field(default=None, exclude=True)
 
     _encoder: FutureEncoder = PrivateAttr()
     _store: Any = PrivateAttr(default=None)
 
-    def __init__(self, model: str | None = None, *, encoder: FutureEncoder | None = None, **fields: Any) -> None:
-        named = model or fields.pop("model_name", None) or None
-        fields.pop("model_name", None)
-        store = fields.pop("embeddings_cache", None)
-        super().__init__(model_name=named or "", **fields)
-        made = encoder or load_encoder(named, **_options(self))
-        self._encoder, self._store = (made if store is None else _cached(made, store)), store
+    def __init__(
+        self, model: str | os.PathLike[str] | None = None, *, encoder: FutureEncoder | None = None, **fields: Any
+    ) -> None:
+        named = fields.pop("model_name", None)
+        name, store = os.fspath(model or named or ""), fields.pop("embeddings_cache", None)
+        check_names(fields, type(self).model_fields)
+        try:
+            super().__init__(model_name=name, **fields)
+        except ValidationError as error:
+            raise _without_values(error) from None
+        self._encoder = load_encoder(name or None, **_options(self)) if encoder is None else encoder
+        if encoder is not None:
+            check_encoder(encoder, name, {**_options(self), "rate_limiter": None})
         self._settle()
+        self._remember(store)
+
+    def _remember(self, store: Any) -> None:
+        if self._store is not None:
+            self._encoder = self._encoder.inner  # type: ignore[attr-defined]
+        if store is not None:
+            self._encoder = _cached(self._encoder, store)
+        self._store = store
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The base class would keep a query and a document in one place, whatever the model.
+        if name == "embeddings_cache":
+            self._remember(value)
+        else:
+            super().__setattr__(name, value)
 
     def _settle(self) -> None:
         expected, card = self.space, self._encoder.card
-        self.model_name, self.space = self.model_name or card.folder or card.id, self._encoder.space
+        self.model_name, self.space = self.model_name or _name(card), self._encoder.space
         if expected and expected != self.space:
             raise SpaceMismatchError(f"saved for space {expected!r}, but this machine makes {self.space!r}")
 
@@ -102,6 +136,10 @@ class BGEEmbedding(BaseEmbedding):
     def encoder(self) -> FutureEncoder:
         """The encoder that does the work."""
         return self._encoder
+
+    @field_serializer("tokenizer")
+    def _plain_tokenizer(self, tokenizer: Any) -> str | None:
+        return os.fspath(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else None
 
     def __getstate__(self) -> dict[str, Any]:
         left_behind = {"api_key", "callback_manager"}  # a secret, and handlers that belong to this process
@@ -127,10 +165,35 @@ class BGEEmbedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return cast("list[Embedding]", self._encoder.encode(texts, role="document").tolist())
+        return cast("list[Embedding]", self._shown().encode(texts, role="document").tolist())
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return cast("list[Embedding]", (await self._encoder.aencode(texts, role="document")).tolist())
+        return cast("list[Embedding]", (await self._shown().aencode(texts, role="document")).tolist())
+
+    def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **kwargs: Any) -> list[Embedding]:
+        """Embed documents; all of them are checked before the first is sent, and one bar moves as they are finished.
+
+        Raises:
+            InputError: a text cannot be embedded; ``positions`` says which.
+            HostError: the host failed; says what was finished.
+        """
+        with _showing(show_progress):
+            return super().get_text_embedding_batch(check_texts(texts, blank=self._encoder.blank), **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed documents without blocking the event loop; otherwise as ``get_text_embedding_batch``."""
+        with _showing(show_progress):
+            return await super().aget_text_embedding_batch(check_texts(texts, blank=self._encoder.blank), **kwargs)
+
+    def _shown(self) -> FutureEncoder:
+        if not _SHOWN.get():
+            return self._encoder
+        from .progress import ProgressEncoder
+
+        inner = self._encoder.inner if isinstance(self._encoder, ProgressEncoder) else self._encoder
+        return ProgressEncoder(inner, show=True)
 
     def splitter(self, chunk_overlap: int = 0, *, chunk_size: int | None = None) -> SentenceSplitter:
         """Return a node parser that counts in the model's own tokens; by default chunks are as long as it reads.
@@ -155,6 +218,26 @@ class BGEEmbedding(BaseEmbedding):
             chunk_overlap=chunk_overlap,
             tokenizer=lambda text: [0] * max(count([text])[0] - 2, 0),
         )
+
+
+def _name(card: ModelCard) -> str:
+    # The bundled model's folder is another one on the next machine; its name is not.
+    return card.id if card in MODELS else card.folder or card.id
+
+
+@contextmanager
+def _showing(show_progress: bool) -> Iterator[None]:
+    token = _SHOWN.set(show_progress)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
+def _without_values(error: ValidationError) -> ConfigError:
+    # pydantic's own message quotes what was given, which may be a key.
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    return ConfigError("; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems))
 
 
 def _options(face: BGEEmbedding) -> Options:

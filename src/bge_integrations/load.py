@@ -22,6 +22,7 @@ __all__ = [
     "Options",
     "cache_folder",
     "cache_path",
+    "check_encoder",
     "engine_of",
     "key_of",
     "keys_from",
@@ -227,6 +228,19 @@ def _wrapped(encoder: FutureEncoder, host: str | None, options: Options) -> Futu
 
         encoder = ProgressEncoder(encoder, show)
     return encoder
+
+
+def check_encoder(encoder: FutureEncoder, model: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse what a ready encoder would have to ignore.
+
+    Raises:
+        ConfigError: ``model`` is another one's name, or an option is given.
+    """
+    if model and model not in (encoder.card.id, encoder.card.folder):
+        raise ConfigError(f"encoder= is of {encoder.card.id!r}, not {model!r}: pass one of the two")
+    given = sorted(name for name, value in options.items() if value is not None)
+    if given:
+        raise ConfigError(f"encoder= is ready: {', '.join(given)} belong to load_encoder(...), which makes it")
 
 
 def engine_of(encoder: FutureEncoder) -> FutureEncoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Literal, Protocol, TypedDict, get_args
@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypedDict, get_args
 from .cards import Pooling
 from .errors import ConfigError
 
-__all__ = ["Options", "Secret", "check_options"]
+__all__ = ["Options", "Secret", "check_names", "check_options"]
 
 
 class Secret(Protocol):
@@ -85,16 +85,26 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the option that was meant, or the values that the option takes.
     """
-    unknown = [name for name in options if name not in Options.__annotations__]
-    if unknown:
-        near = get_close_matches(unknown[0], Options.__annotations__, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no option {unknown[0]!r}{hint} (options: {', '.join(sorted(Options.__annotations__))})")
+    check_names(options, Options.__annotations__)
     for name, value in options.items():
         wanted, right = _WANTED.get(name, ("", None))
         if value is not None and right is not None and not right(value):
             shown = type(value).__name__ if name == "api_key" else repr(value)
             raise ConfigError(f"{name} must be {wanted}, not {shown}")
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that are not known.
+
+    Raises:
+        ConfigError: names the one that was meant.
+    """
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"no option {name!r}{hint} (options: {', '.join(known)})")
 
 
 _Wanted = tuple[str, Callable[[Any], bool]]
