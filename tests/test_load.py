@@ -1,0 +1,350 @@
+"""One place reads the environment and puts an encoder together; nothing is loaded or sent before the first call."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import re
+import warnings
+
+import pytest
+
+from bge_integrations import (
+    ConfigError,
+    InsecureHostError,
+    InstructionWarning,
+    MissingKeyError,
+    ModelLoadError,
+    NotServedError,
+    Options,
+    UnknownModelError,
+    UnknownProviderError,
+    find_model,
+    load_encoder,
+)
+from bge_integrations.load import Key, cache_path, engine_of, key_of, keys_from
+
+CANARY = "sk-canary-4242"
+LOCAL = "http://127.0.0.1:9/v1"
+
+
+class Masked:
+    def get_secret_value(self):
+        return CANARY
+
+
+def endpoint(*args, **options):
+    return engine_of(load_encoder(*args, **options)).endpoint
+
+
+# ---- which model
+
+
+def test_the_model_is_what_the_call_says_then_the_environment_then_the_default(monkeypatch):
+    assert load_encoder().card.id == "BAAI/bge-small-en-v1.5"
+    monkeypatch.setenv("BGE_MODEL", "bge-base")
+    assert load_encoder().card.id == "BAAI/bge-base-en-v1.5"
+    assert load_encoder("bge-large").card.id == "BAAI/bge-large-en-v1.5"
+    assert load_encoder(model_name="bge-m3").card.id == "BAAI/bge-m3"
+
+
+def test_an_unknown_model_is_refused_at_once():
+    with pytest.raises(UnknownModelError, match="bge-small-en-v1\\.5"):
+        load_encoder("bge-smal")
+
+
+def test_an_unknown_option_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(ConfigError, match="did you mean 'query_instruction'"):
+        load_encoder("demo", query_instructions="x")
+    with pytest.raises(ConfigError, match=r"options: .*timeout") as caught:
+        load_encoder("demo", apikey_=CANARY)
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("truncate", "eror"), ("blank", "skip"), ("verify", "always"), ("accept_space", "max"),
+    ("timeout", 0), ("timeout", -1), ("timeout", "60"), ("max_retries", -1), ("max_retries", 1.5), ("max_inputs", 0),
+    ("max_concurrency", 0), ("requests_per_minute", 0), ("tokens_per_minute", -5), ("query_instruction", 7),
+    ("base_url", 7), ("provider", 7), ("max_inputs", True),
+])  # fmt: skip
+def test_an_option_with_a_value_that_means_nothing_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name}.*{re.escape(repr(value))}"):
+        load_encoder("bge-small", **{"base_url": LOCAL, name: value})
+
+
+def test_a_folder_that_says_nothing_of_its_instruction_warns_once_and_only_then(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 32}))
+    with pytest.warns(InstructionWarning, match=f"'{tmp_path.name}' is not in the catalogue") as caught:
+        load_encoder(str(tmp_path))
+    assert len(caught) == 1
+    for given in ("", "find: "):
+        encoder = load_encoder(str(tmp_path), query_instruction=given)
+        assert encoder.format(["x"], "query") == [f"{given}x"]
+
+
+@pytest.mark.parametrize(("given", "read"), [
+    (None, "Represent this sentence for searching relevant passages: q"), ("", "q"), ("  do\n", "  do\nq"),
+])  # fmt: skip
+@pytest.mark.parametrize("where", [{}, {"base_url": LOCAL}], ids=["local", "remote"])
+def test_the_instruction_is_the_cards_or_the_users_byte_for_byte(given, read, where):
+    encoder = load_encoder("bge-small", query_instruction=given, **where)
+    assert encoder.format(["q"], "query") == [read]
+    assert encoder.format(["q"], "document") == ["q"]
+
+
+def test_local_and_remote_agree_on_the_space_and_other_instructions_do_not():
+    local, remote = load_encoder("bge-small"), load_encoder("bge-small", provider="gigarouter", api_key="k")
+    assert local.space == remote.space == find_model("bge-small").space()
+    assert load_encoder("bge-small", query_instruction="").space != local.space
+
+
+# ---- which host
+
+
+def test_nothing_said_is_this_machine_and_the_environment_can_name_a_host(monkeypatch):
+    assert type(engine_of(load_encoder("bge-small"))).__name__ == "LocalEngine"
+    monkeypatch.setenv("BGE_BASE_URL", LOCAL)
+    assert endpoint("bge-small").base_url == LOCAL
+    assert type(engine_of(load_encoder("bge-small", provider="local"))).__name__ == "LocalEngine"
+    assert endpoint("bge-small", base_url="http://localhost:1/v1").base_url == "http://localhost:1/v1"
+
+
+def test_the_environment_can_name_a_provider(monkeypatch):
+    monkeypatch.setenv("BGE_PROVIDER", "deepinfra")
+    monkeypatch.setenv("DEEPINFRA_TOKEN", CANARY)
+    assert endpoint("bge-base").provider.name == "deepinfra"
+
+
+def test_the_bundled_model_and_folders_stay_here_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setenv("BGE_BASE_URL", LOCAL)
+    assert type(engine_of(load_encoder("demo"))).__name__ == "LocalEngine"
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/embeddings", "/embeddings/"])
+def test_a_base_url_may_be_typed_with_its_endpoint(tail):
+    assert endpoint("bge-small", base_url=LOCAL + tail).base_url == LOCAL
+
+
+def test_a_space_may_be_typed_with_its_endpoint():
+    assert endpoint(provider="space", base_url="http://127.0.0.1:9/embed").base_url == "http://127.0.0.1:9"
+
+
+def test_a_base_url_of_a_known_host_takes_its_record():
+    found = endpoint("bge-base", base_url="https://api.deepinfra.com/v1/openai", api_key="k")
+    assert (found.provider.name, found.provider.max_inputs) == ("deepinfra", 1024)
+
+
+def test_an_unknown_provider_is_refused_with_near_names():
+    with pytest.raises(UnknownProviderError, match="deepinfra"):
+        load_encoder("bge-small", provider="depinfra")
+
+
+def test_a_server_without_an_address_of_its_own_asks_for_one(monkeypatch):
+    with pytest.raises(ConfigError, match="base_url="):
+        load_encoder("bge-small", provider="tei")
+    monkeypatch.setenv("BGE_BASE_URL", LOCAL)
+    assert endpoint("bge-small", provider="tei").base_url == LOCAL
+
+
+def test_an_address_with_a_hole_is_filled_from_the_environment(monkeypatch):
+    with pytest.raises(ConfigError, match="DATABRICKS_HOST"):
+        load_encoder("bge-large", provider="databricks")
+    monkeypatch.setenv("DATABRICKS_HOST", "https://adb.example.com/")
+    monkeypatch.setenv("DATABRICKS_TOKEN", CANARY)
+    assert endpoint("bge-large", provider="databricks").base_url == "https://adb.example.com/serving-endpoints"
+
+
+# ---- the wrong host is refused
+
+
+def test_api_openai_com_serves_no_bge_model_and_the_error_says_who_does():
+    for options in ({"provider": "openai"}, {"base_url": "https://api.openai.com/v1"}):
+        with pytest.raises(NotServedError, match=r"api\.openai\.com hosts no BGE model.*served by: .*gigarouter"):
+            load_encoder("bge-small", api_key="k", **options)
+
+
+def test_openai_variables_reach_the_gateway_that_they_name(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://gateway.example.com/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    found = endpoint("bge-small", provider="openai")
+    assert (found.base_url, found.wire_model, found.key()) == ("https://gateway.example.com/v1", "bge-small", CANARY)
+
+
+def test_a_withdrawn_offer_is_refused_unless_asked_for():
+    with pytest.raises(NotServedError, match=r"withdrew .* on 2026-02-12"):
+        load_encoder("bge-large", provider="aimlapi", api_key="k")
+    assert endpoint("bge-large", provider="aimlapi", api_key="k", allow_withdrawn=True).wire_model == (
+        "BAAI/bge-large-en-v1.5"
+    )
+
+
+def test_a_host_that_pools_otherwise_is_refused_or_gets_a_space_of_its_own(monkeypatch):
+    monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", "abc")
+    with pytest.raises(NotServedError, match=r"pools by mean.*accept_space='mean'"):
+        load_encoder("bge-small", provider="cloudflare", api_key="k")
+    accepted = load_encoder("bge-small", provider="cloudflare", api_key="k", accept_space="mean")
+    assert accepted.space != load_encoder("bge-small").space
+    assert "mean" in accepted.space
+    assert engine_of(accepted).endpoint.wire_model == "@cf/baai/bge-small-en-v1.5"
+
+
+def test_plain_http_leaves_this_machine_never():
+    with pytest.raises(InsecureHostError, match="https"):
+        load_encoder("bge-small", base_url="http://gateway.example.com/v1").encode(["a"], role="document")
+    for host in ("localhost", "127.0.0.1", "127.8.8.8", "[::1]"):
+        load_encoder("bge-small", base_url=f"http://{host}:9/v1")
+
+
+# ---- what is sent as model
+
+
+@pytest.mark.parametrize(("typed", "options", "wire"), [
+    ("bge-base", {"provider": "openrouter"}, "baai/bge-base-en-v1.5"),
+    ("bge-base", {"provider": "deepinfra"}, "BAAI/bge-base-en-v1.5"),
+    ("Pro/BAAI/bge-m3", {"provider": "siliconflow"}, "Pro/BAAI/bge-m3"),
+    ("bge-m3", {"provider": "siliconflow"}, "BAAI/bge-m3"),
+    ("bge-small", {"base_url": LOCAL}, "bge-small"),
+    ("Bge-Small-EN-v1.5", {"base_url": LOCAL}, "Bge-Small-EN-v1.5"),
+    (None, {"base_url": LOCAL}, "BAAI/bge-small-en-v1.5"),
+    ("bge-small", {"base_url": LOCAL, "wire_model": "my-deployment"}, "my-deployment"),
+    ("bge-base", {"provider": "deepinfra", "wire_model": "other"}, "other"),
+])  # fmt: skip
+def test_the_name_on_the_wire(typed, options, wire):
+    assert endpoint(typed, api_key="k", **options).wire_model == wire
+
+
+# ---- keys
+
+
+def test_a_key_is_the_given_one_then_the_providers_variables_then_ours(monkeypatch):
+    def key(**options):
+        return endpoint("bge-base", provider="deepinfra", **options).key()
+
+    monkeypatch.setenv("BGE_API_KEY", "ours")
+    assert key() == "ours"
+    monkeypatch.setenv("DEEPINFRA_API_TOKEN", "second")
+    assert key() == "second"
+    monkeypatch.setenv("DEEPINFRA_TOKEN", "first")
+    assert key() == "first"
+    assert key(api_key="given") == "given"
+    assert key(api_key=Masked()) == CANARY
+
+
+def test_both_variables_of_gigarouter_are_read(monkeypatch):
+    monkeypatch.setenv("GR_KEY", CANARY)
+    assert endpoint("bge-small", provider="gigarouter").key() == CANARY
+
+
+def test_a_missing_key_is_said_at_first_use_with_the_variables_to_set():
+    encoder = load_encoder("bge-base", provider="deepinfra")
+    with pytest.raises(MissingKeyError, match="DEEPINFRA_TOKEN or DEEPINFRA_API_TOKEN"):
+        encoder.encode(["a"], role="document")
+
+
+def test_a_bare_address_needs_no_key():
+    assert endpoint("bge-small", base_url=LOCAL).key() is None
+
+
+@pytest.mark.parametrize(("url", "sees"), [
+    ("https://user-bge.hf.space", CANARY), ("https://x.eu.endpoints.huggingface.cloud", None),
+    ("https://evil.example.com", None), ("https://hf.space.evil.example.com", None), ("http://127.0.0.1:9", None),
+])  # fmt: skip
+def test_the_hubs_token_goes_to_the_hub_alone(monkeypatch, url, sees):
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    assert endpoint(provider="space", base_url=url).key() == sees
+
+
+def test_a_providers_key_does_not_follow_another_address(monkeypatch):
+    monkeypatch.setenv("DEEPINFRA_TOKEN", CANARY)
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    assert endpoint("bge-base", base_url="https://gateway.example.com/v1").key() is None
+
+
+def test_a_key_is_nowhere_to_be_seen(monkeypatch):
+    encoder = load_encoder("bge-base", provider="deepinfra", api_key=CANARY, cache=None)
+    key = engine_of(encoder).endpoint.key
+    shown = [
+        repr(encoder),
+        str(encoder),
+        repr(key),
+        repr(encoder.describe()),
+        repr(encoder.stamp()),
+        repr(vars(encoder)),
+    ]
+    shown += [repr(engine_of(encoder)), repr(engine_of(encoder).endpoint)]
+    assert not [text for text in shown if CANARY in text]
+    assert CANARY.encode() not in pickle.dumps(encoder)
+    assert key_of(copy.deepcopy(encoder)) == CANARY
+    assert key_of(pickle.loads(pickle.dumps(encoder))) is None
+    monkeypatch.setenv("DEEPINFRA_TOKEN", "of the other side")
+    assert key_of(pickle.loads(pickle.dumps(encoder))) == "of the other side"
+
+
+def test_a_key_that_is_not_needed_may_be_missing():
+    assert Key(None, (), needed=False, host="h")() is None
+    with pytest.raises(MissingKeyError, match="BGE_API_KEY"):
+        Key(None, (), needed=True, host="h")()
+
+
+def test_a_servers_keys_come_from_the_variable_that_is_named(monkeypatch):
+    assert keys_from(None) == []
+    monkeypatch.setenv("MY_KEYS", " a, b ,,")
+    assert keys_from("MY_KEYS") == ["a", "b"]
+    monkeypatch.setenv("MY_KEYS", " , ")
+    with pytest.raises(MissingKeyError, match="MY_KEYS"):
+        keys_from("MY_KEYS")
+
+
+# ---- wrappers
+
+
+def cache_file(encoder):
+    while encoder is not None and type(encoder).__name__ != "CachedEncoder":
+        encoder = getattr(encoder, "inner", None)
+    return encoder and encoder.store
+
+
+def test_a_cache_is_there_when_asked_for_by_call_or_environment(monkeypatch, tmp_path):
+    assert cache_file(load_encoder("bge-small")) is None
+    assert cache_file(load_encoder("bge-small", cache=tmp_path / "a.sqlite"))
+    monkeypatch.setenv("BGE_CACHE", str(tmp_path / "b.sqlite"))
+    assert cache_path() == tmp_path / "b.sqlite"
+    assert cache_file(load_encoder("bge-small"))
+    assert cache_file(load_encoder("bge-small", cache=False)) is None
+
+
+def test_the_users_cache_lies_in_the_users_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_path() == tmp_path / "bge-integrations" / "vectors.sqlite"
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrappers_are_the_same_model_in_the_same_space(tmp_path):
+    wrapped = load_encoder("bge-small", cache=tmp_path / "c.sqlite", show_progress=True, query_instruction="find: ")
+    plain = load_encoder("bge-small", show_progress=False, query_instruction="find: ")
+    assert wrapped.space == plain.space
+    assert wrapped.stamp() == plain.stamp()
+    assert wrapped.format(["q"], "query") == ["find: q"]
+    assert engine_of(wrapped) is not wrapped
+    assert engine_of(plain) is plain
+
+
+def test_putting_together_never_touches_disk_network_or_warnings(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for model in ("demo", "bge-small", "bge-m3", "bge-en-icl", "bge-code-v1"):
+            load_encoder(model, cache=tmp_path / "c.sqlite").close()
+            load_encoder(model, base_url="https://does-not-exist.invalid/v1").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="hidden_size"):
+        load_encoder(str(tmp_path))
+
+
+def test_every_option_is_described():
+    described = set(re.findall(r"^        (\w+):", Options.__doc__, re.MULTILINE))
+    assert described == set(Options.__annotations__)
