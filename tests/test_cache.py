@@ -287,6 +287,18 @@ def test_a_miss_that_would_be_cut_is_refused_by_the_callers_position(make):
     assert caught.value.positions == (1,)
 
 
+def test_the_local_engine_speaks_of_the_callers_positions_too(make):
+    from bge_integrations import load_encoder
+
+    long = "many words " * load_encoder("demo").card.max_tokens
+    for _ in range(2):  # the second time it is a hit
+        cached = make(load_encoder("demo", show_progress=False))
+        cached.encode(["short"], role="document")
+        with pytest.warns(TruncationWarning, match=r"1 text\(s\).*positions 2\b") as caught:
+            cached.encode(["short", "short", long], role="document")
+        assert len(caught) == 1
+
+
 def test_concurrent_calls_reach_the_inner_encoder_together(make):
     together = threading.Barrier(64)
     inner = HashEncoder(before_batch=lambda rows, texts: together.wait(timeout=60) and None)

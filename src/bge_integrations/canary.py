@@ -10,21 +10,20 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from contextvars import copy_context
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
 from .cards import ModelCard, Role
 from .catalog import MODELS
-from .catalog.golden import Golden, Judgement, judge, read_golden
+from .catalog.golden import ACCEPTED, Golden, Judgement, judge, read_golden
 from .encoder import FutureEncoder, OnBatch, Vectors
 from .errors import BGEWarning, HostError, SpaceMismatchError
 
 __all__ = ["GuardedEncoder", "check_probe", "probe_of"]
-
-# A bfloat16 copy stays above this, even by the estimate from five components; an int8 copy, another space, does not.
-_ACCEPTED = 0.998
 
 
 class UnverifiedWarning(BGEWarning):
@@ -66,7 +65,8 @@ class GuardedEncoder(FutureEncoder):
         check = self._check()
         if check is None:
             return self.inner.start(texts, role, on_batch)
-        return _after(check, lambda: self.inner.start(texts, role, on_batch), len(texts))
+        begin = partial(copy_context().run, self.inner.start, texts, role, on_batch)
+        return _after(check, begin, len(texts))
 
     def _check(self) -> Future[None] | None:
         with self._lock:
@@ -158,7 +158,7 @@ def check_probe(golden: Golden, answer: Vectors, host: str, variant: str = "") -
     """
     found = judge(golden, answer[0])
     lower = found.verdict == "same model at lower precision"
-    if found.verdict == "same space" or (lower and (variant == "int8" or found.cosine >= _ACCEPTED)):
+    if found.verdict == "same space" or (lower and (variant == "int8" or found.cosine >= ACCEPTED)):
         return found
     reason = "it looks like a coarser copy of that model, which is a space of its own" if lower else found.verdict
     raise SpaceMismatchError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,13 @@ class LocalEngine(FutureEncoder):
             ConfigError: the model has no default query instruction and none was given.
         """
         self.format(texts[:1], role)
+        caller = copy_context()  # a wrapper and the telemetry listen in it
         job = Job(
             texts,
             self.card.dimensions,
             prepare=partial(self.format, role=role),
-            report=self._report,
-            count=self._count,
+            report=lambda cut: caller.run(self._report, cut),
+            count=lambda texts, tokens: caller.run(self._count, texts, tokens),
             strict=self.truncate == "error",
             on_batch=on_batch,
         )
