@@ -6,13 +6,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from encoders import CARD, HashEncoder
-from postgres import find_postgres, postgres
 
 from bge_integrations.errors import ConfigError, SpaceMismatchError
 from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.llama_index import BGEEmbedding
 from bge_integrations.verify import check_store, read_stamp, stamp_store
+from encoders import CARD, HashEncoder
+from postgres import find_postgres, postgres
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -1,7 +1,191 @@
-"""Does this host really serve that model, in that vector space?"""
+"""Does this host really serve that model, in that vector space?
+
+``verify`` compares answers with known values and with a reference, names what explains a difference, and looks at how
+the host behaves; ``pin`` records answers; ``stamp_store`` and ``check_store`` guard what is stored.
+"""
 
 from __future__ import annotations
 
-from ..stamps import check_store, read_stamp, stamp_store
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-__all__ = ["check_store", "read_stamp", "stamp_store"]
+import numpy as np
+
+from ..catalog.golden import VERDICTS
+from ..encoder import FutureEncoder, Vectors
+from ..errors import BadAnswerError, BGEWarning
+from ..load import engine_of
+from ..stamps import check_store, read_stamp, stamp_store
+from .behaviour import look_at
+from .causes import other_models
+from .diagnosis import Diagnosis, diagnose
+from .golden import compare, compare_scores, known_values, looks_like, pin_json, verdict_of
+from .probes import CountTokens, Probe, make_probes
+from .report import Cause, Finding, GoldenResult, Outcome, ProbeResult, Report, table
+from .wire import Direct, Wire
+
+__all__ = [
+    "Cause",
+    "Finding",
+    "GoldenResult",
+    "Probe",
+    "ProbeResult",
+    "Report",
+    "check_store",
+    "make_probes",
+    "pin",
+    "read_stamp",
+    "stamp_store",
+    "table",
+    "verify",
+]
+
+_ORDER: tuple[Outcome, ...] = ("not checked", *VERDICTS[:2], "same model in another space", VERDICTS[2])
+
+
+def verify(
+    encoder: Any,
+    reference: Any = None,
+    golden: str | os.PathLike[str] | None = None,
+    *,
+    others: Iterable[FutureEncoder] | None = None,
+    behaviour: bool = True,
+) -> Report:
+    """Find out whether an encoder's vectors are those of its model.
+
+    Caches are passed by: the host itself is asked.
+
+    Args:
+        encoder: an encoder, or a face of LangChain or LlamaIndex that holds one.
+        reference: another encoder that is known to be right, best a local one: it also computes wrong vectors on
+            purpose, so that the fault can be named.
+        golden: a file of known values, published or written by ``pin``; the package's own when None.
+        others: encoders that the host might be instead; the catalogue's models of the same dimension on this machine
+            when None.
+        behaviour: whether to look at how the host treats requests (about forty small ones).
+
+    Returns:
+        The report; ``report.ok`` says whether all is right.
+
+    Raises:
+        ConfigError: the golden file cannot be read, or holds nothing of this model.
+        HostError: the host failed.
+    """
+    asked, known = _engine(encoder), None if reference is None else _engine(reference)
+    values = known_values(asked, None if golden is None else Path(golden))
+    report = Report(asked.card.id, asked.space, _host(asked), "not checked", int8=asked.variant == "int8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BGEWarning)
+        try:
+            results = compare(asked, values)
+            report = _with_golden(report, asked, results)
+            if known is not None:
+                report = _with_reference(report, asked, known, others)
+            scores = [] if golden else compare_scores(asked, values)
+        except BadAnswerError as error:
+            return replace(report, verdict="not this model", notes=(*report.notes, str(error)))
+        seen = look_at(_wire(asked), _counter(known) or _counter(asked)) if behaviour else ()
+    return replace(report, behaviour=(*scores, *seen))
+
+
+def pin(encoder: Any, path: str | os.PathLike[str]) -> int:
+    """Record a host's answers of today as golden values; ``verify(..., golden=path)`` tells later what changed.
+
+    Returns:
+        The number of texts that were recorded.
+
+    Raises:
+        HostError: the host failed; nothing was written.
+    """
+    asked = _engine(encoder)
+    probes = make_probes(asked.card.max_tokens, _counter(asked))
+    vectors, _ = _answers(asked, probes)
+    day = datetime.now(UTC).date().isoformat()
+    Path(path).write_text(pin_json(asked, probes, vectors, host=_host(asked), day=day), "utf-8")
+    return len(probes)
+
+
+def _engine(encoder: Any) -> FutureEncoder:
+    return engine_of(getattr(encoder, "encoder", encoder))
+
+
+def _host(encoder: FutureEncoder) -> str:
+    return str(getattr(getattr(encoder, "endpoint", None), "base_url", "this machine"))
+
+
+def _wire(encoder: FutureEncoder) -> Wire | Direct:
+    return Wire(encoder) if hasattr(encoder, "endpoint") else Direct(encoder)
+
+
+def _counter(encoder: FutureEncoder | None) -> CountTokens | None:
+    """Return the encoder's token counter where it can count: a remote one needs a tokenizer for that."""
+    count: CountTokens | None = getattr(encoder, "count_tokens", None)
+    if count is not None:
+        try:
+            count(["a"])
+        except Exception:  # noqa: BLE001 - whatever is missing, there is no counter
+            return None
+    return count
+
+
+def _with_golden(report: Report, encoder: FutureEncoder, results: Sequence[GoldenResult]) -> Report:
+    verdict = verdict_of(results)
+    if verdict is None:
+        note = f"no values of {report.model} are known for {encoder.card.pooling} pooling: compare it with a reference"
+        return replace(report, notes=(*report.notes, note))
+    notes = report.notes
+    if verdict == "not this model" and (other := looks_like(encoder)) is not None:
+        notes = (*notes, f"these are the published values of {other}")
+    cosine = min(result.cosine for result in results)
+    return replace(report, verdict=verdict, cosine=cosine, golden=tuple(results), notes=notes)
+
+
+def _with_reference(
+    report: Report, encoder: FutureEncoder, reference: FutureEncoder, others: Iterable[FutureEncoder] | None
+) -> Report:
+    probes = make_probes(encoder.card.max_tokens, _counter(reference))
+    answers, notes = _answers(encoder, probes)
+    made = other_models(encoder.card) if others is None else []
+    found = diagnose(answers, probes, encoder, reference, made if others is None else others)
+    for other in made:
+        other.close()
+    return _merged(report, found, probes, notes)
+
+
+def _merged(report: Report, found: Diagnosis, probes: Sequence[Probe], notes: Sequence[str]) -> Report:
+    results = [
+        ProbeResult(probe.kind, probe.role, probe.text if len(probe.text) < 80 else f"{probe.text[:77]}...", float(c))
+        for probe, c in zip(probes, found.cosines, strict=True)
+    ]
+    said = float(found.cosines.mean())
+    return replace(
+        report,
+        verdict=max(report.verdict, found.verdict, key=_ORDER.index),
+        cosine=said if report.cosine is None else min(report.cosine, said),
+        cause=found.cause,
+        runner_up=found.runner_up,
+        causes=found.causes,
+        indistinct=found.indistinct,
+        probes=tuple(results),
+        notes=(*report.notes, *notes, *found.notes),
+    )
+
+
+def _answers(encoder: FutureEncoder, probes: Sequence[Probe]) -> tuple[Vectors, list[str]]:
+    """Return the vectors of the probes, one text at a time where the host's batches are broken."""
+    vectors = np.empty((len(probes), encoder.card.dimensions), np.float32)
+    notes: list[str] = []
+    for role in ("document", "query"):
+        rows = [i for i, probe in enumerate(probes) if probe.role == role]
+        texts = [probes[i].text for i in rows]
+        try:
+            vectors[rows] = encoder.encode(texts, role=role)
+        except BadAnswerError as error:
+            notes.append(f"asked for one text at a time, since for several: {error}")
+            vectors[rows] = [encoder.encode([text], role=role)[0] for text in texts]
+    return vectors, notes

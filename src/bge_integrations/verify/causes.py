@@ -1,0 +1,191 @@
+"""The known ways in which a host's vectors come to be another space than the model's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, cast, get_args
+
+from ..cards import ModelCard, Pooling, Role
+from ..catalog import MODELS
+from ..encoder import FutureEncoder, Vectors
+from ..engines.local import LocalEngine
+from ..errors import BGEError
+
+
+class Candidate(NamedTuple):
+    """An explanation and the vectors that it foretells for all probes.
+
+    Attributes:
+        same_model: whether the vectors are still that model's.
+    """
+
+    name: str
+    remedy: str
+    vectors: Vectors
+    same_model: bool = True
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a query is put to the model.
+
+    Attributes:
+        instruction: the instruction; empty where the model wants none.
+        query: puts it around a text.
+    """
+
+    instruction: str
+    query: Callable[[str], str]
+
+    def changed(self, instruction: str, text: str) -> str:
+        """Return the query with another instruction in the place of its own."""
+        return self.query(text).replace(self.instruction, instruction, 1) if self.instruction else text
+
+    def read(self, text: str, role: Role) -> str:
+        """Return what the model ought to read."""
+        return self.query(text) if role == "query" else text
+
+
+Rewrite = Callable[[Wording, str, Role], str]
+
+
+def _queries(rewrite: Callable[[Wording, str], str]) -> Rewrite:
+    return lambda wording, text, role: rewrite(wording, text) if role == "query" else text
+
+
+def _read(change: Callable[[str], str]) -> Rewrite:
+    return lambda wording, text, role: change(wording.read(text, role))
+
+
+def _question(wording: Wording, text: str) -> str:
+    asked = wording.instruction.replace("sentence", "question").replace("句子", "问题")
+    return wording.changed(asked, text)
+
+
+_HOST_ADDS = "the host adds the instruction by itself: pass query_instruction='' where it does so for queries alone"
+_HOST_PROMPT = "the host puts a prompt in front of every text: take it out of its start-up (TEI: --default-prompt)"
+_HOST_EDITS = "the host changes texts before it embeds them: switch that off, or embed all documents through it anew"
+
+TEXT_FAULTS: tuple[tuple[str, str, Rewrite], ...] = (
+    ("instruction missing", "the host drops the instruction of queries", _queries(lambda _, text: text)),
+    ("instruction doubled", _HOST_ADDS, _queries(lambda wording, text: wording.query(wording.query(text)))),
+    ("instruction on documents too", _HOST_PROMPT, lambda wording, text, _: wording.query(text)),
+    (
+        "instruction added to every text",
+        _HOST_PROMPT,
+        lambda wording, text, role: wording.query(wording.read(text, role)),
+    ),
+    ("'question' wording", "the host words the instruction with 'question', as older examples do", _queries(_question)),
+    (
+        "stray space after the instruction",
+        "the host joins instruction and query with a space of its own",
+        _queries(lambda wording, text: wording.changed(wording.instruction + " ", text)),
+    ),
+    (
+        "lost space after the instruction",
+        "the host strips the instruction before it joins it",
+        _queries(lambda wording, text: wording.changed(wording.instruction.rstrip(), text)),
+    ),
+    ("newlines replaced by spaces", _HOST_EDITS, _read(lambda text: text.replace("\n", " "))),
+    ("ends of texts stripped", _HOST_EDITS, _read(str.strip)),
+    ("lower-cased", _HOST_EDITS, _read(str.lower)),
+    ("E5's prefixes", _HOST_EDITS, lambda wording, text, role: f"{_E5[role]}{wording.read(text, role)}"),
+)
+_E5: dict[Role, str] = {"query": "query: ", "document": "passage: "}
+
+_LIMITS = (64, 128, 256, 384)
+
+
+def lower_limits(max_tokens: int, longest: int) -> list[int]:
+    """Return the limits on tokens that hosts are known to set, below the model's own and what the probes reach."""
+    top = min(max_tokens, longest)
+    return sorted({limit for limit in (*_LIMITS, top // 2, top * 3 // 4) if 8 <= limit < top}, reverse=True)
+
+
+@contextmanager
+def pooled_otherwise(engine: LocalEngine) -> Iterator[list[tuple[Pooling, LocalEngine]]]:
+    """Yield engines over the same weights with the other poolings; gone afterwards.
+
+    The engine believes a folder's own pooling file, so each gets a folder of links with another such file.
+    """
+    card = engine.card
+    with TemporaryDirectory(prefix="bge-verify-") as place:
+        made: list[tuple[Pooling, LocalEngine]] = []
+        folder = _folder_of(engine)
+        for pooling in get_args(Pooling):
+            if folder is not None and pooling != card.pooling and not [*folder.glob("*_Dense")]:
+                linked = _linked(folder, Path(place) / pooling.replace(" ", "-"), pooling)
+                made.append((pooling, sibling(engine, replace(card, pooling=pooling, folder=str(linked)))))
+        try:
+            yield made
+        finally:
+            for _, other in made:
+                other.close()
+
+
+def _folder_of(engine: LocalEngine) -> Path | None:
+    from ..engines.choice import find_device, usable_weights
+    from ..engines.hub import find_folder
+
+    return find_folder(engine.card, usable_weights(engine.settings, find_device(engine.settings.device)))
+
+
+def _linked(folder: Path, target: Path, pooling: Pooling) -> Path:
+    target.mkdir()
+    for path in folder.iterdir():
+        if path.name not in ("1_Pooling", "modules.json"):
+            _link(path, target / path.name)
+    modes = {"cls": "cls_token", "mean": "mean_tokens", "last token": "lasttoken"}
+    words = json.loads((folder / "config.json").read_text("utf-8")).get("hidden_size")
+    flags = {f"pooling_mode_{mode}": name == pooling for name, mode in modes.items()}
+    (target / "1_Pooling").mkdir()
+    (target / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": words, **flags}))
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (target / "modules.json").write_text(json.dumps(modules))
+    return target
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        target.symlink_to(path.resolve())
+    except OSError:  # Windows, without the right to make links
+        (shutil.copytree if path.is_dir() else shutil.copy2)(path, target)
+
+
+def sibling(engine: LocalEngine, card: ModelCard) -> LocalEngine:
+    """Return an engine for another card that works as this one does."""
+    settings = engine.settings
+    return type(engine)(
+        card,
+        query_instruction=engine.query_instruction,
+        blank="keep",
+        device=settings.device,
+        backend=settings.backend,
+        precision=settings.precision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def other_models(card: ModelCard) -> list[FutureEncoder]:
+    """Return engines for the catalogue's other models of the same dimension whose weights are on this machine."""
+    found: list[FutureEncoder] = []
+    for other in MODELS:
+        if other.dimensions == card.dimensions and other.id != card.id:
+            engine = LocalEngine(other, blank="keep")
+            try:
+                here = _folder_of(engine) is not None
+            except BGEError:
+                here = False
+            if here:
+                found.append(cast("FutureEncoder", engine))
+    return found
