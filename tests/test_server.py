@@ -18,7 +18,8 @@ from bge_integrations.errors import (
     RateLimitError,
 )
 from bge_integrations.server import Limits, background
-from bge_integrations.server.service import read_characters, retry_after
+from bge_integrations.server.service import retry_after
+from bge_integrations.server.tokens import read_characters
 from serving import CARD, Failing, ServedEncoder, vector_of
 
 SMALL = Limits(items=8, characters=400, tokens=60, queued_texts=4)

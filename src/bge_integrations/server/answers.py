@@ -20,6 +20,8 @@ from ..errors import (
     HostError,
     HostUnavailableError,
     InputError,
+    MissingExtraError,
+    ModelLoadError,
     RateLimitError,
     TooLargeError,
 )
@@ -33,6 +35,7 @@ _STATUS: tuple[tuple[type[BGEError], int], ...] = (
     (DeadlineError, 504),
     (HostUnavailableError, 503),
     (BadAnswerError, 502),
+    (ModelLoadError, 503),
     (HostError, 502),
 )
 
@@ -64,9 +67,18 @@ def refusal_of(error: BGEError) -> Refusal:
     if isinstance(error, HostError):
         again = {"retry-after": str(max(1, round(error.retry_after)))} if error.retry_after else {}
         return Refusal(status, f"the model's host failed ({type(error).__name__})", headers=again)
-    if status == 500:
-        return Refusal(status, f"the model failed ({type(error).__name__})")
-    return Refusal(status, str(error))
+    if isinstance(error, InputError | ConfigError):
+        return Refusal(status, str(error))
+    return Refusal(status, f"the model failed ({type(error).__name__})")
+
+
+def trouble_of(error: BaseException) -> str:
+    """Describe an error for the operator's log, without words that may have come from a text or hold a key."""
+    if isinstance(error, HostError):
+        return f"{type(error).__name__} at {error.provider or 'the host'}, status {error.status}"
+    if isinstance(error, ModelLoadError | MissingExtraError | ConfigError):
+        return f"{type(error).__name__}: {error}"
+    return type(error).__name__
 
 
 def error_response(path: str, refusal: Refusal, detail: Any = None) -> Response:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from time import monotonic
@@ -15,12 +16,13 @@ import numpy as np
 from ..cards import ModelCard, Role
 from ..catalog import PROVIDERS
 from ..encoder import Encoder, Vectors
-from ..errors import BGEError, ConfigError
-from .answers import Refusal, refusal_of
+from ..errors import BGEError, ConfigError, InputError
+from .answers import Refusal, refusal_of, trouble_of
 from .limits import Limits
 from .metrics import Metrics
+from .tokens import read_characters, token_counter
 
-CountTokens = Callable[[Sequence[str]], list[int] | None]
+log = logging.getLogger("bge_integrations.server")
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,13 @@ class Service:
         if self._count is None or not texts:
             return None
         formatted = self.format(texts, role)
-        # Counting 20,000 characters takes about 5 ms: beyond that the event loop is better left free.
-        if sum(map(len, formatted)) < 20_000:
-            return self._count(formatted)
-        return await asyncio.to_thread(self._count, formatted)
+        try:
+            # 20,000 characters take about 5 ms, the first text of all the loading of the tokenizer: not on this loop.
+            if self.ready and sum(map(len, formatted)) < 20_000:
+                return self._count(formatted)
+            return await asyncio.to_thread(self._count, formatted)
+        except BGEError as error:
+            raise self._refusal(error) from error
 
     def format(self, texts: Sequence[str], role: Role) -> list[str]:
         """Return what the model is to read for each text.
@@ -143,6 +148,7 @@ class Service:
                 self.ready = True
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to /ready
                 self.trouble = f"the model does not answer ({type(error).__name__})"
+                log.warning("the model does not answer: %s", trouble_of(error))
                 await asyncio.sleep(pause)
 
     async def _encode(self, texts: Sequence[str], role: Role) -> Vectors:
@@ -151,7 +157,7 @@ class Service:
             async with asyncio.timeout(self.limits.answer_seconds):
                 vectors = await self.encoder.aencode(texts, role=role, on_batch=self._on_batch)
         except BGEError as error:
-            raise refusal_of(error) from error
+            raise self._refusal(error) from error
         except TimeoutError as error:
             raise Refusal(504, f"the model did not answer within {self.limits.answer_seconds:g} s") from error
         finally:
@@ -159,6 +165,11 @@ class Service:
         if vectors.shape != (len(texts), self.encoder.card.dimensions) or not np.isfinite(vectors).all():
             raise Refusal(502, "the model did not give a finite vector for every text")
         return np.ascontiguousarray(vectors, np.float32)
+
+    def _refusal(self, error: BGEError) -> Refusal:
+        if not isinstance(error, InputError):
+            log.warning("%s", trouble_of(error))
+        return refusal_of(error)
 
     def _admit(self, texts: int) -> None:
         if self._waiting and self._waiting + texts > self.limits.queued_texts:
@@ -191,16 +202,6 @@ def known_names(card: ModelCard, more: Sequence[str] = ()) -> set[str]:
     return {name.lower() for name in (*own, *spellings, *more)}
 
 
-def token_counter(encoder: Any) -> CountTokens | None:
-    """Find the tokenizer of an encoder, or of the one that it wraps."""
-    while encoder is not None:
-        count: CountTokens | None = getattr(encoder, "count_tokens", None)
-        if count is not None:
-            return count
-        encoder = getattr(encoder, "inner", None)
-    return None
-
-
 def check_size(texts: Sequence[str], limits: Limits) -> None:
     """Refuse what is too much for one request.
 
@@ -225,15 +226,3 @@ def retry_after(waiting: int, pace: Sequence[tuple[float, int]], now: float) -> 
         return 1
     seconds = max(now - pace[0][0], 0.001)
     return int(min(60, max(1, waiting * seconds / max(1, sum(texts for _, texts in pace)))))
-
-
-def read_characters(text: str, count: CountTokens, limit: int) -> int:
-    """Find how many leading characters of ``text`` still fit ``limit`` tokens, asking for 16 prefixes at a time."""
-    low, high = 0, len(text)
-    while high - low > 1:
-        step = max(1, (high - low) // 16)
-        ends = range(low + step, high, step)
-        fits = [end for end, n in zip(ends, count([text[:end] for end in ends]) or [], strict=False) if n <= limit]
-        low = fits[-1] if fits else low
-        high = min(high, low + step)
-    return low
