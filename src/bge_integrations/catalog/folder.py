@@ -52,9 +52,13 @@ def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a digest of the weights that is the same wherever the folder lies: sizes, and samples of every file."""
+    """Return a digest of the weights that is the same wherever the folder lies: sizes, and samples of every file.
+
+    A copy in another format beside them, such as what ``bge export`` writes, does not change it.
+    """
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"), *folder.glob("onnx/*")]):
+    kinds = (sorted(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin", "onnx/*"))
+    for path in next(filter(None, kinds), []):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())
         with path.open("rb") as file:

@@ -14,6 +14,8 @@ from .backend import Backend
 from .jobs import Job
 from .plan import SLICE_CHARACTERS, SLICE_TEXTS, Indices, cut_batches, slice_end
 
+NOTHING: Indices = np.empty(0, np.int64)
+
 
 @dataclass
 class Slice:
@@ -32,6 +34,8 @@ class Slice:
 
     def next_batch(self) -> Indices:
         """Return the texts of the next batch for which somebody still waits; may be none."""
+        if not self.batches:
+            return NOTHING
         batch = self.batches.popleft()
         alive = np.array([job.alive for job in self.jobs])
         return batch if alive.all() else batch[alive[self.owners[batch]]]
@@ -66,29 +70,28 @@ class Lane:
     def __init__(self) -> None:
         self.jobs: deque[Job] = deque()
         self.slice: Slice | None = None
+        self.passes = 0
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to compute."""
-        return bool(self.jobs or (self.slice and self.slice.batches))
+        return bool(self.jobs or self.slice)
 
-    def run_batch(self, backend: Backend) -> int:
-        """Compute one batch and return the number of forward passes, 0 or 1."""
-        if self.slice is None or not self.slice.batches:
-            self.slice = self._next_slice(backend)
-        current = self.slice
-        batch = current.next_batch() if current.batches else EMPTY.owners
-        if not current.batches:
-            self.slice = None  # an idle engine keeps no call alive, so that it can go away itself
+    def run_batch(self, backend: Backend) -> None:
+        """Compute one batch, or find that nobody waits for it any more."""
+        current = self.slice or self._next_slice(backend)
+        batch = current.next_batch()
+        # An idle engine keeps no call alive, so that it can go away itself.
+        self.slice = current if current.batches else None
         if not len(batch):
-            return 0
+            return
+        self.passes += 1
         try:
             rows = backend.forward([current.items[i] for i in batch])
             dimensions = current.jobs[0].dimensions
             current.deliver(batch, check_vectors(rows, count=len(batch), dimensions=dimensions))
         except Exception as error:  # noqa: BLE001 - belongs to the calls that the batch is of
             current.fail(batch, error)
-        return 1
 
     def _next_slice(self, backend: Backend) -> Slice:
         jobs: list[Job] = []
@@ -112,7 +115,7 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - belongs to the calls whose texts these are
             for job in jobs:
                 job.fail(error)
-            return EMPTY
+            return Slice([], [], NOTHING, NOTHING, deque())
 
     def fail(self, error: BaseException) -> None:
         """Fail everything that waits."""
@@ -120,9 +123,6 @@ class Lane:
             job.fail(error)
         self.jobs.clear()
         self.slice = None
-
-
-EMPTY = Slice([], [], np.empty(0, np.int64), np.empty(0, np.int64), deque())
 
 
 def _allowed(job: Job, backend: Backend) -> bool:
@@ -143,7 +143,7 @@ def _allowed(job: Job, backend: Backend) -> bool:
 
 def _tokenised(jobs: list[Job], parts: list[range], texts: list[str], backend: Backend) -> Slice:
     owners = np.repeat(np.arange(len(jobs)), [len(part) for part in parts])
-    indices = np.concatenate([np.arange(part.start, part.stop) for part in parts] or [np.empty(0, np.int64)])
+    indices = np.concatenate([np.arange(part.start, part.stop) for part in parts] or [NOTHING])
     tokens = backend.tokenize(texts)
     for owner, job in enumerate(jobs):
         job.tokens += int(tokens.lengths[owners == owner].sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,5 +89,14 @@ def _quantised(path: Path, folder: Path) -> Path:
     except ImportError as error:
         raise MissingExtraError("precision='int8' needs onnx to rewrite the graph: pip install onnx") from error
     target = folder / "model.onnx"
-    quantize_dynamic(path, target, weight_type=QuantType.QInt8, per_channel=True)
+    logging.root.addFilter(_not_about_preprocessing)
+    try:
+        quantize_dynamic(path, target, weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        logging.root.removeFilter(_not_about_preprocessing)
     return target
+
+
+def _not_about_preprocessing(record: logging.LogRecord) -> bool:
+    """Keep onnxruntime's advice, which it gives through the root logger, from the user's log."""
+    return "pre-processing before quantization" not in record.getMessage()

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ..cards import ModelCard
 from ..errors import MissingExtraError, ModelLoadError
-from .architecture import pooling_of
 from .backend import Tokens
 from .packed import set_threads
 
@@ -33,7 +32,8 @@ class SentenceTransformerBackend:
         size = _dimensions(self.model)
         if size not in (None, card.dimensions):
             raise ModelLoadError(f"{str(folder)!r} gives {size} dimensions, {card.id!r} has {card.dimensions}")
-        _check_pooling(card, folder)
+        if not (folder / "modules.json").is_file():
+            _pool_like(card, self.model)
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """Return the texts themselves, with what their tokens count to: the model tokenises them again."""
@@ -88,15 +88,14 @@ def _dimensions(model: Any) -> int | None:
     return cast("int | None", ask())
 
 
-def _check_pooling(card: ModelCard, folder: Path) -> None:
-    """Refuse a folder that pools otherwise than the card says.
+def _pool_like(card: ModelCard, model: Any) -> None:
+    """Pool as the card says in a folder that says nothing, where sentence-transformers takes the mean.
 
     Raises:
-        ModelLoadError: it does.
+        ModelLoadError: the loaded model has no pooling that could be set.
     """
-    said = pooling_of(folder) or "mean"
-    if said != card.pooling:
-        raise ModelLoadError(
-            f"{card.id!r} pools by {card.pooling}, {str(folder)!r} by {said}: another vector space. "
-            "Correct 1_Pooling/config.json, or rename the folder if it is another model"
-        )
+    mode = card.pooling.replace(" token", "token")
+    index = next((i for i, module in enumerate(model) if type(module).__name__ == "Pooling"), None)
+    if index is None:
+        raise ModelLoadError(f"{card.id!r} has no pooling of its own and none could be set: save it with one")
+    model[index] = type(model[index])(card.dimensions, pooling_mode=mode)

@@ -26,9 +26,13 @@ class Loop:
         self.load = load
         self.inbox: SimpleQueue[Job | None] = SimpleQueue()
         self.backend: Backend | None = None
-        self.passes = 0
         self.urgent = Lane()
         self.bulk = Lane()
+
+    @property
+    def passes(self) -> int:
+        """Forward passes so far."""
+        return self.urgent.passes + self.bulk.passes
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -59,9 +63,9 @@ class Loop:
         """Compute every short call that waits, then one batch of a long one."""
         self.backend = self.backend or self.load()
         while self.urgent.busy:
-            self.passes += self.urgent.run_batch(self.backend)
+            self.urgent.run_batch(self.backend)
         if self.bulk.busy:
-            self.passes += self.bulk.run_batch(self.backend)
+            self.bulk.run_batch(self.backend)
 
 
 class Worker:

