@@ -12,7 +12,7 @@ import numpy as np
 from ..cards import Role
 from ..encoder import OnBatch, Vectors
 from ..errors import BGEError, HostError, InputError
-from .rows import Found
+from .rows import Found, pack
 
 __all__ = ["Call"]
 
@@ -25,7 +25,7 @@ class Call:
         places: the caller's positions of each key.
         misses: indices of those keys that the store does not hold; what the inner encoder is sent, in this order.
         cut: indices of keys whose texts are known to be cut.
-        stored: keys that were stored by this call, and whether as cut.
+        stored: which of the texts sent are stored, and whether as cut.
         reported: whether the inner encoder has told the caller what was cut.
     """
 
@@ -80,6 +80,16 @@ class Call:
         counts = [len(self.places[i]) for i in indices]
         repeated = vectors if max(counts) == 1 else np.repeat(vectors, counts, axis=0)
         self.on_batch(self.positions(indices), repeated)
+
+    def rows(self, sent: Sequence[int], vectors: Vectors) -> list[tuple[bytes, bytes]]:
+        """Return what is to be stored of a finished batch, and count it as stored."""
+        made = []
+        for j, vector in zip(sent, vectors, strict=True):
+            index = self.misses[j]
+            key, cut = self.keys[index], index in self.cut
+            made.append((key, pack(key, vector, cut=cut)))
+            self.stored[j] = cut
+        return made
 
     def cut_positions(self, sent: Sequence[int]) -> list[int]:
         """Note which texts the inner encoder cut; return the caller's positions of all that are cut."""

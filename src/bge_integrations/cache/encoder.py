@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..encoder import FutureEncoder, OnBatch, Role, Truncate, Vectors, on_cut, r
 from ..errors import BGEError
 from ..wrapper import WrappedEncoder
 from .call import Call
-from .rows import keyer, pack, unpack
+from .rows import keyer, unpack
 from .stores import Store, TolerantStore, as_store
 
 __all__ = ["CachedEncoder"]
@@ -44,6 +45,7 @@ class CachedEncoder(WrappedEncoder):
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._own_thread: set[int] = set()
+        self._finished: deque[tuple[Call, list[int], Vectors]] = deque()
 
     def describe(self) -> dict[str, Any]:
         """Return how the inner encoder works, and where the cache is."""
@@ -93,7 +95,8 @@ class CachedEncoder(WrappedEncoder):
 
     def _send(self, call: Call) -> None:
         def on_batch(sent: Sequence[int], vectors: Vectors) -> None:
-            self._do(call, self._keep, call, list(sent), vectors.copy())
+            self._finished.append((call, list(sent), vectors.copy()))
+            self._do(call, self._flush)
             call.batch(sent, vectors)
 
         def done(inner: Future[Vectors]) -> None:
@@ -114,18 +117,19 @@ class CachedEncoder(WrappedEncoder):
         call.future.add_done_callback(lambda _: started.cancel())
         started.add_done_callback(done)
 
-    def _keep(self, call: Call, sent: Sequence[int], vectors: Vectors) -> None:
-        indices = [call.misses[j] for j in sent]
-        keys, cut = [call.keys[i] for i in indices], [i in call.cut for i in indices]
-        self.store.put_many([(k, pack(k, v, cut=c)) for k, v, c in zip(keys, vectors, cut, strict=True)])
-        call.stored.update(zip(sent, cut, strict=True))
+    def _flush(self) -> None:
+        """Commit every batch that waits, of all calls, in one transaction."""
+        batches = [self._finished.popleft() for _ in range(len(self._finished))]
+        if not batches:
+            return
+        self.store.put_many([row for call, sent, vectors in batches for row in call.rows(sent, vectors)])
 
     def _finish(self, call: Call, sent: Vectors | None) -> None:
         if sent is not None:
             # What no batch brought, and what was found to be cut only after it was stored.
             late = [j for j, i in enumerate(call.misses) if call.stored.get(j) is not (i in call.cut)]
             if late:
-                self._keep(call, late, sent[late])
+                self.store.put_many(call.rows(late, sent[late]))
         if call.cut and not call.reported:
             self._report(call)
         call.succeed(call.assemble(sent, self.card.dimensions))
