@@ -43,6 +43,9 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif not message.get("more_body", False):
+                # Before it is sent: who has an answer finds it counted.
+                self._record(scope, status, perf_counter() - start)
             await send(message)
 
         try:
@@ -51,8 +54,9 @@ class Observed:
             log.error("%s in %s", type(error).__name__, self._route(scope))
             if not status:
                 await respond(scope, watched, Refusal(500, f"the server failed ({type(error).__name__})"))
-        finally:
+        if not status:
             self._record(scope, status, perf_counter() - start)
+        return None
 
     def _route(self, scope: Scope) -> str:
         # The path is the client's to choose: only known ones become labels or reach the log.
