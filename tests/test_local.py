@@ -1,0 +1,454 @@
+"""The local engine: one worker for every caller, whatever computes behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+from bge_integrations.catalog import find_model
+from bge_integrations.engines.local import LocalEngine
+from bge_integrations.errors import ConfigError, InputError, ModelLoadError, TruncationWarning
+
+TEXTS = ["one", "two words", "three little words", "four " * 40, "five " * 90]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = LocalEngine(find_model(str(models.demo())), backend="torch")
+    yield engine
+    engine.close()
+
+
+def passes(engine) -> int:
+    return engine.describe()["forward_passes"]
+
+
+def stall(engine) -> tuple[threading.Event, threading.Event]:
+    """Hold the worker inside an on_batch callback; returns (it is held, let it go)."""
+    held, go = threading.Event(), threading.Event()
+
+    def wait(indices, vectors):
+        held.set()
+        assert go.wait(60)
+
+    engine.submit(["something to hold the worker"], role="document", on_batch=wait)
+    assert held.wait(60)
+    return held, go
+
+
+def test_rows_stand_in_the_order_of_the_texts(engine):
+    alone = np.concatenate([engine.encode([text], role="document") for text in TEXTS])
+    together = engine.encode(TEXTS, role="document")
+    assert together.dtype == np.float32
+    assert together.shape == (len(TEXTS), engine.card.dimensions)
+    assert np.abs(together - alone).max() < 1e-5
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    assert np.abs(np.triu(together @ together.T, 1)).max() < 0.999  # the rows can be told apart
+
+
+def test_every_batch_reaches_on_batch_once(engine):
+    texts = [f"{word} {i}" for i in range(300) for word in ("short", "rather longer " * (i % 50))]
+    seen = np.full((len(texts), engine.card.dimensions), np.nan, np.float32)
+    calls = []
+
+    def keep(indices, vectors):
+        assert np.isnan(seen[indices]).all()
+        seen[indices] = vectors
+        calls.append(len(indices))
+
+    vectors = engine.encode(texts, role="document", on_batch=keep)
+    assert len(calls) > 1
+    assert np.array_equal(seen, vectors)
+
+
+def test_concurrent_queries_become_few_forward_passes(engine):
+    engine.encode(["warm"], role="query")
+    _, go = stall(engine)
+    before = passes(engine)
+
+    async def ask():
+        calls = [asyncio.ensure_future(engine.aencode([f"question {i}"], role="query")) for i in range(64)]
+        await asyncio.sleep(0.05)
+        go.set()
+        return await asyncio.gather(*calls)
+
+    rows = np.concatenate(asyncio.run(ask()))
+    assert passes(engine) - before <= 3
+    assert np.abs(rows - engine.encode([f"question {i}" for i in range(64)], role="query")).max() < 1e-5
+
+
+def test_sixteen_threads_share_one_worker(engine):
+    with ThreadPoolExecutor(16) as pool:
+        rows = list(pool.map(lambda i: engine.encode([f"text {i}", "x"], role="document"), range(48)))
+    wanted = engine.encode([f"text {i}" for i in range(48)], role="document")
+    assert np.abs(np.stack([row[0] for row in rows]) - wanted).max() < 1e-5
+    assert sum(thread.name == "bge-local" and thread.is_alive() for thread in threading.enumerate()) >= 1
+
+
+def test_a_query_passes_a_long_job_between_batches(engine):
+    engine.encode(["warm"], role="query")
+    texts = [f"passage {i} " + "with some words " * 20 for i in range(400)]
+    order = []
+    first = threading.Event()
+
+    def note(indices, vectors):
+        order.append("batch")
+        first.set()
+
+    job = engine.submit(texts, role="document", on_batch=note)
+    assert first.wait(60)
+    query = engine.submit(["a question"], role="query", on_batch=lambda *_: order.append("query"))
+    query.result(60)
+    assert not job.done()
+    job.result(120)
+    after = len(order) - order.index("query") - 1
+    assert after > 5  # most of the job came after the query that was asked after its first batch
+
+
+def test_a_cancelled_call_is_not_computed(engine):
+    _, go = stall(engine)
+    before = passes(engine)
+    future = engine.submit(["nobody waits for this"] * 200, role="document")
+    assert future.cancel()
+    go.set()
+    engine.encode(["a"], role="query")
+    assert passes(engine) - before <= 2
+    with pytest.raises(CancelledError):
+        future.result()
+
+
+def test_a_cancelled_job_stops_between_batches(engine):
+    first = threading.Event()
+    texts = [f"{i} " + "word " * 60 for i in range(600)]
+    seen = []
+    future = engine.submit(texts, role="document", on_batch=lambda i, v: (seen.append(len(i)), first.set()))
+    assert first.wait(60)
+    assert future.cancel()
+    engine.encode(["a"], role="query")
+    assert sum(seen) < len(texts)
+
+
+def test_what_on_batch_raises_belongs_to_its_own_call(engine):
+    def explode(indices, vectors):
+        raise RuntimeError("the caller's own fault")
+
+    _, go = stall(engine)
+    bad = engine.submit(["bad"], role="document", on_batch=explode)
+    good = engine.submit(["good"], role="document")
+    go.set()
+    with pytest.raises(RuntimeError, match="own fault"):
+        bad.result(60)
+    assert good.result(60).shape == (1, engine.card.dimensions)
+
+
+def test_close_lets_the_model_go_and_a_later_call_loads_it_again():
+    engine = LocalEngine(find_model(str(models.demo())), backend="torch")
+    first = engine.encode(["text"], role="document")
+    assert engine.describe()["loaded"]
+    engine.close()
+    engine.close()
+    assert not engine.describe()["loaded"]
+    assert np.array_equal(engine.encode(["text"], role="document"), first)
+    engine.close()
+
+
+def test_close_fails_what_waits():
+    engine = LocalEngine(find_model(str(models.demo())), backend="torch")
+    _, go = stall(engine)
+    waiting = engine.submit(["late"], role="document")
+    threading.Timer(0.05, go.set).start()
+    engine.close()
+    with pytest.raises(Exception, match="closed"):
+        waiting.result(60)
+
+
+def test_an_engine_that_nobody_holds_ends_its_thread():
+    engine = LocalEngine(find_model(str(models.demo())), backend="torch")
+    before = {thread for thread in threading.enumerate() if thread.name == "bge-local"}
+    engine.encode(["text"], role="document")
+    mine = [t for t in threading.enumerate() if t.name == "bge-local" and t not in before]
+    assert len(mine) == 1
+    del engine
+    gc.collect()
+    mine[0].join(30)
+    assert not mine[0].is_alive()
+
+
+def test_an_engine_dropped_while_it_works_still_answers():
+    future = LocalEngine(find_model(str(models.demo())), backend="torch").submit(["text"] * 100, role="document")
+    gc.collect()
+    assert future.result(60).shape == (100, 256)
+
+
+def test_copies_carry_settings_and_no_model(engine):
+    wanted = engine.encode(["text"], role="query")
+    for other in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine)):
+        assert not other.describe()["loaded"]
+        assert other.space == engine.space
+        assert np.array_equal(other.encode(["text"], role="query"), wanted)
+        other.close()
+    assert len(pickle.dumps(engine)) < 10_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_computes_on_its_own():
+    code = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import models
+from bge_integrations.catalog import find_model
+from bge_integrations.engines.local import LocalEngine
+engine = LocalEngine(find_model(str(models.demo())), backend="torch")
+texts = ["text %d" % i for i in range(200)]
+wanted = engine.encode(texts, role="document")
+child = os.fork()
+if child == 0:
+    same = abs(engine.encode(texts, role="document") - wanted).max() < 1e-6
+    os._exit(0 if same else 1)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert abs(engine.encode(texts, role="document") - wanted).max() < 1e-6
+sys.exit(status)
+"""
+    path = str(Path(models.__file__).parent)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code.format(tests=path)], check=True, timeout=100)
+
+
+def test_the_process_ends_although_a_job_is_running():
+    code = """
+import sys
+sys.path.insert(0, {tests!r})
+import models
+from bge_integrations.catalog import find_model
+from bge_integrations.engines.local import LocalEngine
+engine = LocalEngine(find_model(str(models.demo())), backend="torch")
+engine.encode(["warm"], role="query")
+engine.submit(["a long text " * 30] * 50_000, role="document")
+"""
+    path = str(Path(models.__file__).parent)
+    subprocess.run([sys.executable, "-c", code.format(tests=path)], check=True, timeout=60)
+
+
+def test_a_query_gets_the_instruction_once_and_a_document_none():
+    card = replace(find_model(str(models.demo())), query_instruction="Represent this: ")
+    with (
+        LocalEngine(card, backend="torch") as engine,
+        LocalEngine(card, backend="torch", query_instruction="") as plain,
+    ):
+        asked = engine.encode(["cats"], role="query")
+        assert np.allclose(asked, plain.encode(["Represent this: cats"], role="document"), atol=1e-6)
+        assert np.allclose(engine.encode(["cats"], role="document"), plain.encode(["cats"], role="query"), atol=1e-6)
+        assert (asked * engine.encode(["cats"], role="document")).sum() < 0.999
+
+
+def test_a_card_without_a_default_instruction_is_refused_at_once():
+    card = replace(find_model(str(models.demo())), query_instruction=None)
+    with LocalEngine(card) as engine:
+        with pytest.raises(ConfigError, match="query_instruction"):
+            engine.encode(["x"], role="query")
+        assert not engine.describe()["loaded"]
+
+
+# Long texts
+
+
+def limited(**options) -> LocalEngine:
+    return LocalEngine(replace(find_model(str(models.demo())), max_tokens=16), backend="torch", **options)
+
+
+def test_long_texts_are_cut_with_one_warning_that_names_them():
+    texts = ["short", "long " * 40, "short too", "long " * 17]
+    with limited() as engine, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rows = engine.encode(texts, role="document")
+        assert np.allclose(rows[1], engine.encode(["long " * 14], role="document")[0], atol=1e-6)
+    warned = [w for w in caught if w.category is TruncationWarning]
+    assert len(warned) == 1
+    assert "positions 1, 3" in str(warned[0].message)
+
+
+def test_long_texts_are_refused_before_anything_is_computed():
+    with limited(truncate="error") as engine:
+        engine.encode(["fits"], role="document")
+        before = passes(engine)
+        texts = ["fits"] * 5000 + ["long " * 40] + ["fits"] * 3
+        with pytest.raises(InputError) as caught:
+            engine.encode(texts, role="document")
+        assert caught.value.positions == (5000,)
+        assert passes(engine) == before
+        assert engine.encode(["still", "works"], role="document").shape == (2, 256)
+
+
+def test_a_refused_call_does_not_harm_its_neighbours():
+    with limited(truncate="error") as engine:
+        _, go = stall(engine)
+        bad = engine.submit(["long " * 40], role="document")
+        good = engine.submit(["fits"], role="document")
+        go.set()
+        with pytest.raises(InputError):
+            bad.result(60)
+        assert good.result(60).shape == (1, 256)
+
+
+def test_the_instruction_counts_towards_the_limit():
+    with limited(query_instruction="one two three four five six ") as engine:
+        engine.encode(["a b c d e f"], role="document")
+        with pytest.warns(TruncationWarning):
+            engine.encode(["a b c d e f g h i j k"], role="query")
+
+
+def test_tokens_are_counted_uncut_and_without_loading_the_model():
+    with limited() as engine:
+        assert engine.count_tokens(["one", "long " * 40]) == [3, 42]
+        assert not engine.describe()["loaded"]
+
+
+def test_usage_counts_texts_and_tokens():
+    with LocalEngine(find_model(str(models.demo())), backend="torch") as engine:
+        engine.encode(["one", "two three"], role="document")
+        assert (engine.usage.texts, engine.usage.tokens) == (2, sum(engine.count_tokens(["one", "two three"])))
+
+
+# What cannot work
+
+
+def test_offline_a_hub_model_says_what_to_do_in_under_five_seconds(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    code = """
+import time
+from bge_integrations.catalog import find_model
+from bge_integrations.engines.local import LocalEngine
+from bge_integrations.errors import ModelLoadError
+import huggingface_hub
+engine = LocalEngine(find_model("bge-small-en-v1.5"))
+start = time.monotonic()
+try:
+    engine.encode(["text"], role="document")
+except ModelLoadError as error:
+    message = str(error)
+print(time.monotonic() - start, message)
+"""
+    for more in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
+        environment = {**os.environ, **more, "no_proxy": "127.0.0.1"}
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+        )
+        seconds, _, message = run.stdout.partition(" ")
+        assert float(seconds) < 5
+        assert "model='demo'" in message
+        assert "BAAI/bge-small-en-v1.5" in message
+
+
+def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code = """
+import time, threading
+from bge_integrations.catalog import find_model
+from bge_integrations.engines.local import LocalEngine
+from bge_integrations.errors import ModelLoadError
+import huggingface_hub
+engine = LocalEngine(find_model("bge-small-en-v1.5"))
+start = time.monotonic()
+try:
+    engine.encode(["text"], role="document")
+except ModelLoadError as error:
+    print(time.monotonic() - start)
+"""
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+        environment["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+        )
+    assert float(run.stdout) < 5
+
+
+def test_a_folder_that_went_away_is_named(tmp_path):
+    card = replace(find_model(str(models.demo())), folder=str(tmp_path / "gone"))
+    with LocalEngine(card) as engine, pytest.raises(ModelLoadError, match="gone"):
+        engine.encode(["x"], role="document")
+
+
+def test_every_waiting_call_hears_that_the_model_cannot_be_loaded(tmp_path):
+    card = replace(find_model(str(models.demo())), folder=str(tmp_path))
+    with LocalEngine(card) as engine:
+        futures = [engine.submit(["x"] * n, role="document") for n in (1, 100)]
+        for future in futures:
+            with pytest.raises(ModelLoadError):
+                future.result(60)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backend": "tensorflow"}, "tensorflow"),
+        ({"backend": "openvino"}, "openvino"),
+        ({"precision": "float8"}, "float8"),
+        ({"precision": "int8", "backend": "torch"}, "onnx"),
+        ({"precision": "bfloat16", "backend": "onnx"}, "torch"),
+        ({"truncate": "never"}, "never"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_at_once(options, said):
+    with pytest.raises(ConfigError, match=said):
+        LocalEngine(find_model(str(models.demo())), **options)
+
+
+def test_int8_is_a_space_of_its_own_and_bfloat16_is_not():
+    card = find_model(str(models.demo()))
+    plain = LocalEngine(card)
+    assert LocalEngine(card, precision="bfloat16").space == plain.space
+    assert LocalEngine(card, precision="int8").space != plain.space
+
+
+def test_describe_says_what_was_chosen_and_why(engine):
+    engine.encode(["x"], role="document")
+    told = engine.describe()
+    assert told["backend"] == "torch"
+    assert told["precision"] == "float32"
+    assert told["threads"] >= 1
+    assert told["why"] == "asked for"
+
+
+def test_a_waiting_query_costs_little_beside_the_model(engine):
+    """The worker's own share of a lone query, as its median over many; generous, for slow and busy machines."""
+    from bge_integrations.engines.backend import Tokens
+    from bge_integrations.engines.jobs import Job
+    from bge_integrations.engines.worker import Worker
+
+    class Instant:
+        budget, padded = 1000, False
+
+        def tokenize(self, texts):
+            return Tokens(texts, np.ones(len(texts), np.int64), [])
+
+        def forward(self, items):
+            return np.ones((len(items), 4), np.float32)
+
+        def describe(self):
+            return {}
+
+    worker = Worker(Instant)
+    seconds = []
+    for _ in range(200):
+        start = time.perf_counter()
+        worker.submit(Job(["q"], 4, prepare=list, report=lambda _: None, count=lambda *_: None)).result(60)
+        seconds.append(time.perf_counter() - start)
+    worker.close()
+    assert sorted(seconds)[20] < 0.0003
