@@ -83,6 +83,8 @@ class CachedEncoder(WrappedEncoder):
             self._pool.submit(guarded)
 
     def _look_up(self, call: Call) -> None:
+        if call.future.cancelled():
+            return
         call.key_with(map(keyer(self.inner, call.role), call.texts))
         call.found(unpack(call.keys, self.store.get_many(call.keys), self.card.dimensions))
         self.usage.add(cache_hits=call.hit_count)

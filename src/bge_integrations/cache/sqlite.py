@@ -6,7 +6,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ __all__ = ["SQLiteStore"]
 
 _CHUNK = 900  # SQLite before 3.32 takes at most 999 variables
 _TOUCH_AFTER = 60  # seconds; a row's time of use is no finer than this, so that hot rows cost no writes
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}  # our SQL has no errors of its own
 
 
 class SQLiteStore:
@@ -41,6 +41,7 @@ class SQLiteStore:
         self._db: sqlite3.Connection | None = None
         self._pid = os.getpid()
         self._inode: tuple[int, int] | None = None
+        self._end: Callable[[], Any] | None = None
         self._seen: set[int] = set()
         stores_held.add(self)
 
@@ -110,15 +111,10 @@ class SQLiteStore:
             self.disconnect()
 
     def disconnect(self) -> None:
-        """Let go of the connection; one of another process, or to a file that is gone, is left as it is."""
-        db, self._db = self._db, None
-        if db is None:
-            return
-        if self._pid != os.getpid() or self._inode != inode(self.path):
-            # Closing would unlink the -wal file by name, which is another's by now.
-            abandon(db)
-        else:
-            db.close()
+        """Let go of the connection."""
+        self._db = None
+        if self._end is not None:
+            self._end()
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
@@ -128,16 +124,15 @@ class SQLiteStore:
             try:
                 yield self._opened()
             except sqlite3.DatabaseError as error:
-                if (getattr(error, "sqlite_errorcode", 0) & 0xFF) not in _DAMAGED:
-                    raise
-                raise set_aside(self, str(error)) from error
+                if _damaged(error):
+                    raise set_aside(self, str(error)) from error
+                self.disconnect()
+                raise
 
     def renew(self) -> None:
         """Start anew in a forked process, where the parent's connection must neither be used nor closed."""
-        db = self._db
+        self.disconnect()
         self._reset()
-        if db is not None:
-            abandon(db)
 
     def _opened(self) -> sqlite3.Connection:
         if self._db is not None and self._inode == inode(self.path):
@@ -146,15 +141,15 @@ class SQLiteStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if kind := network_filesystem(self.path):
             raise OSError(f"it lies on {kind}, where SQLite cannot share a file between processes")
-        self._db = self.connect()
+        db = self.connect()
         try:
-            prepare(self._db)
+            prepare(db)
         except BaseException:
-            self._db.close()
-            self._db = None
+            db.close()
             raise
-        self._inode = inode(self.path)
-        return self._db
+        self._db, self._inode = db, inode(self.path)
+        self._end = weakref.finalize(self, _close, db, os.getpid(), self.path, self._inode)
+        return db
 
     def connect(self) -> sqlite3.Connection:
         """Return a connection that another thread may close."""
@@ -208,3 +203,17 @@ class SQLiteStore:
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
+
+
+def _close(db: sqlite3.Connection, pid: int, path: Path, opened: tuple[int, int] | None) -> None:
+    if pid != os.getpid() or opened != inode(path):
+        # The parent's, or to a file that is gone: closing would unlink the -wal file by name, which is another's now.
+        abandon(db)
+    else:
+        db.close()
+
+
+def _damaged(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    lost = str(error).startswith(("unsupported file format", "no such table", "no such column"))
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or (code == sqlite3.SQLITE_ERROR and lost)

@@ -51,7 +51,7 @@ def _ours(db: sqlite3.Connection) -> bool:
 
 
 def _header(db: sqlite3.Connection) -> list[int]:
-    questions = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
+    questions = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
     if db.in_transaction:
         return [db.execute(question).fetchone()[0] for question in questions]
     db.execute("BEGIN")  # one snapshot: another process may be making the tables
