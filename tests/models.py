@@ -30,7 +30,8 @@ MODULES = [
 
 
 @cache
-def _root() -> Path:
+def root() -> Path:
+    """Return a folder of this session's own."""
     root = Path(tempfile.mkdtemp(prefix="bge-models-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     return root
@@ -50,7 +51,6 @@ def demo() -> Path:
     return Path(bge_integrations.demo.__file__).parent / "model"
 
 
-@cache
 def folder(name: str, layers: int = 2, pooling: str = "cls", prompts: bool = False) -> Path:
     """Return the folder of a random model, as sentence-transformers would save it.
 
@@ -61,7 +61,9 @@ def folder(name: str, layers: int = 2, pooling: str = "cls", prompts: bool = Fal
         prompts: whether the model carries saved prompts and a default one, which must never be added.
     """
     # The name must not be that of a known model: its card would then be taken.
-    path = _root() / f"random-{name}-{layers}-{pooling}{'-prompts' if prompts else ''}"
+    path = root() / f"random-{name}-{layers}-{pooling}{'-prompts' if prompts else ''}"
+    if path.exists():
+        return path
     path.mkdir()
     if name == "decoder":
         _write_decoder(path)

@@ -1,0 +1,310 @@
+"""The packed engine equals transformers on every architecture it takes, and leaves the rest alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import models
+from bge_integrations.catalog import find_model
+from bge_integrations.engines.architecture import read_architecture
+from bge_integrations.engines.cores import usable_cores
+from bge_integrations.engines.local import LocalEngine
+from bge_integrations.engines.plan import cut_batches, slice_end
+from bge_integrations.errors import BGEWarning, ModelLoadError
+
+pytestmark = pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")
+
+EXACT, CLOSE = 0.99999, 0.9998
+
+
+def cosines(path: Path, wanted: np.ndarray, **options) -> np.ndarray:
+    with LocalEngine(find_model(str(path)), **options) as engine:
+        rows = engine.encode(models.TEXTS, role="document")
+    assert rows.dtype == np.float32
+    return (rows.astype(np.float64) * wanted).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("bge-small", "cls"), ("bge-base", "cls"), ("bge-large", "cls"), ("bge-m3", "cls"), ("bge-small", "mean")],
+)
+def test_random_weights_give_what_transformers_gives(name, pooling):
+    path = models.folder(name, pooling=pooling)
+    card = find_model(str(path))
+    wanted = models.reference(path, models.TEXTS, pooling=pooling, max_tokens=card.max_tokens)
+    assert np.triu(wanted @ wanted.T, 1).max() < 0.999  # texts can be told apart
+    assert cosines(path, wanted, backend="torch").min() >= EXACT
+
+
+@pytest.mark.parametrize("backend", ["torch", "sentence-transformers"])
+@pytest.mark.parametrize("which", ["minilm", "demo"])
+def test_trained_weights_give_what_transformers_gives(which, backend):
+    path = getattr(models, which)()
+    card = find_model(str(path))
+    wanted = models.reference(path, models.TEXTS, pooling=card.pooling, max_tokens=card.max_tokens)
+    assert cosines(path, wanted, backend=backend).min() >= EXACT
+
+
+@pytest.mark.filterwarnings("ignore:this CPU has no bfloat16:bge_integrations.errors.BGEWarning")
+@pytest.mark.parametrize("which", ["minilm", "demo"])
+def test_bfloat16_stays_close(which):
+    path = getattr(models, which)()
+    card = find_model(str(path))
+    wanted = models.reference(path, models.TEXTS, pooling=card.pooling, max_tokens=card.max_tokens)
+    assert cosines(path, wanted, backend="torch", precision="bfloat16").min() >= CLOSE
+
+
+def test_a_decoder_goes_through_sentence_transformers():
+    path = models.folder("decoder")
+    wanted = models.reference(path, models.TEXTS, pooling="lasttoken")
+    assert cosines(path, wanted).min() >= EXACT
+    with LocalEngine(find_model(str(path)), backend="torch") as engine:
+        told = engine.describe()
+    assert told["backend"] == "sentence-transformers"
+    assert "mistral" in told["why"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "sentence-transformers"])
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_saved_prompts_are_never_added(backend, role):
+    path = models.folder("bge-small", prompts=True)
+    wanted = models.reference(path, models.TEXTS)
+    with LocalEngine(find_model(str(path)), backend=backend) as engine:
+        rows = engine.encode(models.TEXTS, role=role)
+    assert (rows * wanted).sum(1).min() >= EXACT
+
+
+def test_a_card_of_the_catalogue_says_how_to_pool_where_the_folder_does_not(tmp_path):
+    source = models.folder("bge-small")
+    path = tmp_path / "bare"
+    path.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, path)
+    card = replace(find_model(str(source)), folder=str(path))
+    wanted = models.reference(source, models.TEXTS)
+    for backend in ("torch", "sentence-transformers"):
+        with LocalEngine(card, backend=backend) as engine:
+            assert (engine.encode(models.TEXTS, role="document") * wanted).sum(1).min() >= EXACT
+
+
+def test_a_folder_that_pools_otherwise_than_its_card_is_refused():
+    card = replace(find_model(str(models.folder("bge-small"))), pooling="mean")
+    with LocalEngine(card) as engine, pytest.raises(ModelLoadError, match="another vector space"):
+        engine.encode(["x"], role="document")
+
+
+def test_half_precision_and_old_pickle_files_are_read(tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    source = models.folder("bge-small")
+    tensors = load_file(source / "model.safetensors")
+    wanted = models.reference(source, models.TEXTS)
+    for kind in ("half", "pickle"):
+        path = tmp_path / kind
+        shutil.copytree(source, path)
+        if kind == "half":
+            save_file({name: tensor.half() for name, tensor in tensors.items()}, path / "model.safetensors")
+        else:
+            (path / "model.safetensors").unlink()
+            torch.save({f"bert.{name}": tensor for name, tensor in tensors.items()}, path / "pytorch_model.bin")
+        assert cosines(path, wanted, backend="torch").min() >= (0.9999 if kind == "half" else EXACT)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    import torch
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "owned",)
+
+    path = tmp_path / "evil"
+    shutil.copytree(models.folder("bge-small"), path)
+    (path / "model.safetensors").unlink()
+    torch.save({"x": Evil()}, path / "pytorch_model.bin")
+    with LocalEngine(find_model(str(path)), backend="torch") as engine, pytest.raises(ModelLoadError):
+        engine.encode(["x"], role="document")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_no_transformers_is_imported():
+    code = f"""
+import sys
+from bge_integrations.catalog import find_model
+from bge_integrations.engines.local import LocalEngine
+LocalEngine(find_model({str(models.demo())!r}), backend="torch").encode(["text"], role="document")
+assert "torch" in sys.modules
+loaded = {{"transformers", "sentence_transformers", "onnxruntime"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+WORDS = st.text("abc xyz é中", min_size=1, max_size=40) | st.integers(1, 300).map(lambda n: "word " * n)
+
+
+@pytest.fixture(scope="module", params=["float32", "mean"])
+def small(request):
+    path = models.folder("bge-small", layers=1, pooling="mean" if request.param == "mean" else "cls")
+    with LocalEngine(find_model(str(path)), backend="torch", blank="keep") as engine:
+        yield engine
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(texts=st.lists(WORDS, min_size=1, max_size=12), other=st.lists(WORDS, max_size=6))
+def test_a_vector_does_not_depend_on_what_else_is_in_the_batch(small, texts, other):
+    together = small.encode(texts + other, role="document")[: len(texts)]
+    alone = np.concatenate([small.encode([text], role="document") for text in texts])
+    assert np.abs(together - alone).max() <= 1e-5
+
+
+def test_a_text_of_eight_thousand_tokens_is_computed_in_bounded_memory():
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(models.__file__).parent)!r})
+import models, numpy as np
+from bge_integrations.catalog import find_model
+from bge_integrations.engines.local import LocalEngine
+path = models.folder("bge-m3", layers=2)
+engine = LocalEngine(find_model(str(path)), backend="torch")
+engine.encode(["warm"], role="document")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+long = "a text that goes on " * 4000
+assert engine.count_tokens([long])[0] > 8192
+rows = engine.encode([long, "short"], role="document")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+assert np.abs(rows[1] - engine.encode(["short"], role="document")[0]).max() < 1e-5
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=110, capture_output=True)
+    # Scores of 8,192 × 8,192 for 16 heads would be 4.3 GB; what is needed grows with the tokens alone.
+    assert int(run.stdout) < 1_200_000
+
+
+# The gate
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({"is_decoder": True}, "is_decoder"),
+        ({"model_type": "roberta-prelayernorm"}, "architecture"),
+        ({"hidden_size": 512}, "wide"),
+        ({"auto_map": {"AutoModel": "modeling.Own"}}, "auto_map"),
+    ],
+)
+def test_other_configurations_are_left_to_sentence_transformers(tmp_path, change, said):
+    source = models.folder("bge-small")
+    card = find_model(str(source))
+    shutil.copytree(source, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | change))
+    shape, reason = read_architecture(tmp_path / "m", card)
+    assert shape is None
+    assert said in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("adapter_config.json", {}, "adapter"),
+        ("modules.json", [*models.MODULES[:2], {"type": "x.Dense", "path": "2_Dense"}], "Dense"),
+        ("modules.json", [{"type": "x.StaticEmbedding", "path": ""}], "StaticEmbedding"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "several"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "include_prompt": False}, "prompt"),
+    ],
+)
+def test_other_modules_are_left_to_sentence_transformers(tmp_path, name, content, said):
+    source = models.folder("bge-small")
+    shutil.copytree(source, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "m" / name).write_text(json.dumps(content))
+    shape, reason = read_architecture(tmp_path / "m", find_model(str(source)))
+    assert shape is None
+    assert said in reason
+
+
+def test_weights_with_something_unknown_are_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    source = models.folder("bge-small")
+    for change in ("more", "less"):
+        path = tmp_path / change
+        shutil.copytree(source, path)
+        tensors = load_file(source / "model.safetensors")
+        if change == "more":
+            tensors["encoder.layer.0.adapter.weight"] = np.zeros((2, 2), np.float32)
+        else:
+            del tensors["encoder.layer.1.output.dense.bias"]
+        save_file(tensors, path / "model.safetensors")
+        with LocalEngine(find_model(str(path)), backend="torch") as engine, pytest.raises(ModelLoadError) as caught:
+            engine.encode(["x"], role="document")
+        assert "encoder.layer." in str(caught.value)
+
+
+def test_a_processor_without_bfloat16_is_warned_about(monkeypatch):
+    import torch
+
+    from bge_integrations.engines.choice import warn_if_emulated
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    with pytest.warns(BGEWarning, match="emulated"):
+        warn_if_emulated("bfloat16", "cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    warn_if_emulated("bfloat16", "cpu")
+    warn_if_emulated("float32", "cpu")
+    warn_if_emulated("bfloat16", "cuda")
+
+
+# Plans
+
+
+@given(st.lists(st.integers(1, 600), max_size=80), st.integers(1, 2000), st.booleans())
+def test_batches_hold_every_text_once_longest_first_within_the_budget(lengths, budget, padded):
+    sizes = np.array(lengths, np.int64)
+    batches = cut_batches(sizes, budget, padded=padded)
+    order = np.concatenate(batches) if batches else np.empty(0, np.int64)
+    assert sorted(order.tolist()) == list(range(len(lengths)))
+    assert (np.diff(sizes[order]) <= 0).all()
+    for batch in batches:
+        cost = len(batch) * sizes[batch].max() if padded else sizes[batch].sum()
+        assert len(batch) == 1 or cost <= budget
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 10), st.integers(1, 100))
+def test_slices_cover_all_texts_and_stay_in_bounds(sizes, room, characters):
+    texts = ["x" * size for size in sizes]
+    start = 0
+    while start < len(texts):
+        end = slice_end(texts, start, room, characters)
+        assert start < end <= start + room
+        assert sum(map(len, texts[start : end - 1])) < characters
+        start = end
+    assert start == len(texts)
+
+
+def test_threads_follow_the_affinity_and_the_quota(tmp_path, monkeypatch):
+    import os
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5}, raising=False)
+    for cpu in range(6):  # three cores of two threads each
+        (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(f"{cpu % 3},{cpu % 3 + 3}\n")
+    assert usable_cores(tmp_path, tmp_path) == 3
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert usable_cores(tmp_path, tmp_path) == 3
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    assert usable_cores(tmp_path, tmp_path) == 2
+    (tmp_path / "cpu.max").write_text("20000 100000\n")
+    assert usable_cores(tmp_path, tmp_path) == 1
+    assert usable_cores(tmp_path / "none", tmp_path / "none") == 6
