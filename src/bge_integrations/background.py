@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+ENDING_SECONDS = 5.0
+Ending = Callable[[], Coroutine[Any, Any, object]]
 
 
 class BackgroundLoop:
@@ -23,6 +26,8 @@ class BackgroundLoop:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._endings: list[Ending] = []
         self._pid = os.getpid()
 
     def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -35,14 +40,24 @@ class BackgroundLoop:
         with self._lock:
             if self._loop is None or self._loop.is_closed():
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_serve, args=(self._loop,), name=self._name, daemon=True).start()
+                self._endings = []
+                self._thread = threading.Thread(
+                    target=_serve, args=(self._loop, self._endings), name=self._name, daemon=True
+                )
+                self._thread.start()
                 weakref.finalize(self, _stop, self._loop, self._pid)
             return self._loop
 
+    def at_end(self, ending: Ending) -> None:
+        """Have a coroutine function run on the loop before it closes, whether its owner closes it or is forgotten."""
+        self._endings.append(ending)
+
     def close(self) -> None:
-        """Stop the loop; the next ``run`` starts another."""
-        if self._pid == os.getpid() and self._loop is not None:
+        """Stop the loop and wait for its endings; the next ``run`` starts another."""
+        if self._pid == os.getpid() and self._loop is not None and self._thread is not None:
             _stop(self._loop, self._pid)
+            if threading.current_thread() is not self._thread:
+                self._thread.join(ENDING_SECONDS)
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,13 +67,23 @@ class BackgroundLoop:
         self.__init__(name=state["_name"])  # type: ignore[misc]
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, endings: list[Ending]) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
     finally:
+        loop.run_until_complete(_end(endings))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+async def _end(endings: list[Ending]) -> None:
+    waiting = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in waiting:
+        task.cancel()
+    ends = asyncio.gather(*waiting, *(ending() for ending in endings), return_exceptions=True)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(ends, ENDING_SECONDS)
 
 
 def _stop(loop: asyncio.AbstractEventLoop, pid: int) -> None:

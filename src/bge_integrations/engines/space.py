@@ -1,0 +1,76 @@
+"""The BGE Embedding API Space: ``POST /embed {texts, normalize, is_query}``.
+
+The server adds the instruction when ``is_query`` is true; the client then must not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..cards import Role
+from ..encoder import Vectors
+from ..errors import BadAnswerError, BGEError, HostError, HostUnavailableError
+from .answer import read_json, vectors_of
+from .call import Line
+from .remote import RemoteEngine
+
+__all__ = ["SpaceEngine"]
+
+
+class SpaceEngine(RemoteEngine):
+    """A Space, or this package's own server; with ``query_instruction=`` given, the client adds it instead."""
+
+    def sent(self, texts: list[str], role: Role) -> list[str]:
+        """Return what is sent for each text: without the instruction where the server adds it."""
+        return texts if self._server_adds(role) else self.format(texts, role)
+
+    def room(self, role: Role) -> int:
+        """Return how many tokens of what is sent the model reads, less those that the server puts in front."""
+        if not self._server_adds(role) or self.cutter is None:
+            return self.card.max_tokens
+        whole, alone = self.cutter.count([self.card.format("a", role), "a"])
+        return self.card.max_tokens - (whole - alone)
+
+    def _server_adds(self, role: Role) -> bool:
+        return role == "query" and self.query_instruction is None
+
+    async def ask(self, line: Line, texts: list[str], role: Role) -> tuple[Vectors, int]:
+        """Send one request and return its unit vectors; a Space counts no tokens."""
+        payload = {"texts": texts, "normalize": True, "is_query": self._server_adds(role)}
+        bound = len(texts) * (self.card.dimensions * 40 + 2_000) + 100_000
+        try:
+            body = await line.connection.send("/embed", payload, bound)
+        except HostError as error:
+            raise await self._explained(line, error) from None
+        answer = read_json(body)
+        return vectors_of(self._rows(answer, len(texts)), self.card.dimensions), 0
+
+    def _rows(self, answer: Any, count: int) -> list[Any]:
+        rows = answer.get("embeddings") if isinstance(answer, dict) else None
+        if not isinstance(rows, list):
+            raise BadAnswerError("the answer has no embeddings", positions=range(count), broken=True)
+        if len(rows) != count:
+            raise BadAnswerError(
+                f"{len(rows)} vectors came back for {count} texts", positions=range(count), broken=True
+            )
+        stated = answer.get("dimension")
+        if isinstance(stated, int) and stated != self.card.dimensions:
+            raise BadAnswerError(
+                f"the Space serves a model of {stated} dimensions, {self.card.id!r} has {self.card.dimensions}"
+            )
+        return rows
+
+    async def _explained(self, line: Line, error: HostError) -> HostError:
+        """Say of a Space that does not answer whether it sleeps."""
+        if not isinstance(error, (HostUnavailableError, BadAnswerError)):
+            return error
+        try:
+            health = read_json(await line.connection.send("/health", None, 100_000))
+        except BGEError:
+            told = "its /health does not answer either: it may be asleep, building or paused; open its page to wake it"
+        else:
+            loaded = isinstance(health, dict) and health.get("model_loaded")
+            told = "its /health says it is up" if loaded else "its /health says that the model is not loaded yet"
+        error.message = f"{error.message}; {told}"
+        error.args = (error.message,)
+        return error
