@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -15,7 +16,7 @@ except ImportError as error:
 
 from .encoder import FutureEncoder
 from .errors import ConfigError, MissingExtraError
-from .load import Options, check_encoder, key_of, load_encoder
+from .load import Options, check_encoder, key_of, load_encoder, token_counter
 
 if TYPE_CHECKING:
     from langchain_text_splitters import TextSplitter
@@ -123,18 +124,20 @@ class BGEEmbeddings(Embeddings):
             from langchain_text_splitters import RecursiveCharacterTextSplitter
         except ImportError as error:
             raise MissingExtraError("pip install langchain-text-splitters") from error
-        from .load import token_counter
-
         count, limit = token_counter(self.encoder), self.encoder.card.max_tokens
         return RecursiveCharacterTextSplitter(
             chunk_size=min(chunk_size or limit, limit),
             chunk_overlap=chunk_overlap,
-            length_function=lambda text: count([text])[0],
+            length_function=partial(_length, count),
             separators=list(separators) if separators else None,
         )
 
     def __repr__(self) -> str:
         return f"BGEEmbeddings({self.encoder.describe()})"
+
+
+def _length(count: Callable[[Sequence[str]], list[int]], text: str) -> int:
+    return count([text])[0]
 
 
 def _check_encode_kwargs(encode_kwargs: Mapping[str, Any]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+    from llama_index.core.node_parser import SentenceSplitter
 except ImportError as error:
     from .errors import MissingExtraError
 
@@ -22,11 +23,8 @@ from .cards import ModelCard, Pooling
 from .catalog import MODELS
 from .encoder import FutureEncoder, check_texts
 from .errors import ConfigError, SpaceMismatchError
-from .load import Options, check_encoder, load_encoder
+from .load import Options, check_encoder, engine_of, load_encoder, token_counter
 from .options import check_names
-
-if TYPE_CHECKING:
-    from llama_index.core.node_parser import SentenceSplitter
 
 __all__ = ["BGEEmbedding"]
 
@@ -104,6 +102,8 @@ class BGEEmbedding(BaseEmbedding):
         self._encoder = load_encoder(name or None, **_options(self)) if encoder is None else encoder
         if encoder is not None:
             check_encoder(encoder, name, {**_options(self), "rate_limiter": None})
+        elif hasattr(engine_of(self._encoder), "rate_limiter"):
+            self.rate_limiter = None  # the engine asks it before each request; the base class would ask once more
         self._settle()
         self._remember(store)
 
@@ -207,17 +207,32 @@ class BGEEmbedding(BaseEmbedding):
         Raises:
             ConfigError: the model's tokenizer is not on this machine; pass ``tokenizer=``.
         """
-        from llama_index.core.node_parser import SentenceSplitter
+        limit = self._encoder.card.max_tokens - _SPECIAL
+        return _splitter(self._encoder, min(chunk_size or limit, limit), chunk_overlap)
 
-        from .load import token_counter
 
-        count, limit = token_counter(self._encoder), self._encoder.card.max_tokens - 2
-        # The splitter counts with len(tokenizer(text)); two tokens of the limit are [CLS] and [SEP].
-        return SentenceSplitter(
-            chunk_size=min(chunk_size or limit, limit),
-            chunk_overlap=chunk_overlap,
-            tokenizer=lambda text: [0] * max(count([text])[0] - 2, 0),
-        )
+class _ModelSplitter(SentenceSplitter):
+    """Counts in a model's tokens on the other side of a pickle too, where its base would fall back on tiktoken."""
+
+    _counts_for: FutureEncoder = PrivateAttr()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _splitter, (self._counts_for, self.chunk_size, self.chunk_overlap)
+
+
+_SPECIAL = 2  # [CLS] and [SEP], or whatever a model puts around a text
+
+
+def _splitter(encoder: FutureEncoder, chunk_size: int, chunk_overlap: int) -> SentenceSplitter:
+    count = token_counter(encoder)
+    # The splitter counts with len(tokenizer(text)).
+    splitter = _ModelSplitter(
+        chunk_size=chunk_size,
+        chunk_overlap=chunk_overlap,
+        tokenizer=lambda text: range(max(count([text])[0] - _SPECIAL, 0)),  # type: ignore[call-arg]
+    )
+    splitter._counts_for = encoder  # noqa: SLF001 - a private attribute of pydantic's, set where the object is made
+    return splitter
 
 
 def _name(card: ModelCard) -> str:

@@ -133,6 +133,8 @@ def _where(card: ModelCard, options: Options) -> tuple[Provider, str] | None:
         return None
     provider = find_provider(name) if name else None
     url = (url or _own_url(provider)).strip().rstrip("/")
+    if "?" in url or "#" in url:
+        raise ConfigError("base_url must end with its path, without ?...: a key belongs in api_key=")
     for ending in ("/embeddings", "/embed"):
         url = url.removesuffix(ending)
     provider = provider or provider_at(url) or Provider(name=urlsplit(url).netloc or url)

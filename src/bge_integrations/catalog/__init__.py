@@ -75,7 +75,9 @@ def provider_at(base_url: str) -> Provider | None:
     """Return the record of the host that a URL points to, or None where it is not a known host."""
     host = urlsplit(base_url).hostname
     known = (p for p in PROVIDERS if p.base_url and "{" not in p.base_url.partition("//")[2].partition("/")[0])
-    return next((p for p in known if urlsplit(p.base_url).hostname == host and not _loopback(host)), None)
+    if host is None or _loopback(host):
+        return None
+    return next((p for p in known if urlsplit(p.base_url).hostname == host), None)
 
 
 def _loopback(host: str | None) -> bool:
