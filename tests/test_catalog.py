@@ -203,6 +203,7 @@ def test_hosts_that_pool_otherwise_are_not_named_as_serving():
     ("https://api.openai.com/v1", "openai"),
     ("http://localhost:11434/v1", None),
     ("https://deepinfra.example.com/v1", None),
+    ("gateway.example.com/v1", None),
     ("https://api.deepinfra.com.evil.example/v1", None),
 ])  # fmt: skip
 def test_a_url_finds_its_host(url, name):

@@ -61,9 +61,12 @@ def test_numbers_are_pythons_own_floats(face):
     assert face.embed_documents([]) == []
 
 
+def names():
+    return {thread.name for thread in threading.enumerate()}
+
+
 async def test_async_starts_no_executor_of_the_loops_and_does_not_block_it(face):
-    face.encoder.delay = 0.05
-    ticks = 0
+    face.encoder.delay, ticks, before = 0.05, 0, names()
 
     async def tick():
         nonlocal ticks
@@ -75,7 +78,7 @@ async def test_async_starts_no_executor_of_the_loops_and_does_not_block_it(face)
     await asyncio.gather(face.aembed_documents(TEXTS[:16]), *(face.aembed_query(f"q{i}") for i in range(4)))
     ticking.cancel()
     assert ticks >= 3
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio_")]
+    assert not [name for name in names() - before if name.startswith("asyncio_")]
     assert inspect.iscoroutinefunction(BGEEmbeddings.aembed_query)
     assert BGEEmbeddings.aembed_documents is not Embeddings.aembed_documents
 
@@ -246,6 +249,12 @@ def test_chunks_are_no_longer_than_the_model_reads():
     assert all(count <= 64 for count in face.encoder.inner.count_tokens(face.splitter(chunk_size=64).split_text(text)))
     shared = face.splitter(16, chunk_size=64).split_text(text)
     assert len(shared) > len(face.splitter(chunk_size=64).split_text(text))
+
+
+def test_a_splitter_travels():
+    splitter = BGEEmbeddings("demo").splitter(chunk_size=64)
+    text = "Unbelievably longwinded internationalisation considerations. " * 50
+    assert pickle.loads(pickle.dumps(splitter)).split_text(text) == splitter.split_text(text)
 
 
 def test_without_a_tokenizer_the_splitter_says_what_to_do(face):

@@ -109,8 +109,12 @@ def test_it_works_from_16_threads_at_once(face):
     np.testing.assert_array_equal(np.array(got, np.float32), face.encoder.expected(TEXTS, "query"))
 
 
+def names():
+    return {thread.name for thread in threading.enumerate()}
+
+
 async def test_async_does_not_block_the_loop(face):
-    face.encoder.delay, ticks = 0.05, 0
+    face.encoder.delay, ticks, before = 0.05, 0, names()
 
     async def tick():
         nonlocal ticks
@@ -122,7 +126,7 @@ async def test_async_does_not_block_the_loop(face):
     await asyncio.gather(face.aget_text_embedding_batch(TEXTS[:16]), face.aget_query_embedding("q"))
     ticking.cancel()
     assert ticks >= 3
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio_")]
+    assert not [name for name in names() - before if name.startswith("asyncio_")]
 
 
 # ---- bad input
@@ -229,6 +233,15 @@ async def test_a_rate_limiter_is_asked():
     face.get_text_embedding_batch(TEXTS)
     await face.aget_text_embedding_batch(TEXTS)
     assert limiter.asked == ["sync", "sync", "async"]
+
+
+async def test_a_rate_limiter_is_asked_once_for_each_request_to_a_host(demo_url):
+    limiter = Waiting()
+    face = BGEEmbedding("demo", base_url=f"{demo_url}/v1", max_inputs=30, rate_limiter=limiter)
+    with face.encoder:
+        face.get_text_embedding_batch(TEXTS)
+        await face.aget_query_embedding("q")
+    assert limiter.asked == ["async"] * 4
 
 
 class Heard(BaseEventHandler):
@@ -480,3 +493,11 @@ def test_chunks_are_no_longer_than_the_model_reads(demo):
         counts = demo.count_tokens([node.get_content("embed") for node in nodes])
         assert len(nodes) > 1
         assert limit * 0.7 < max(counts) <= limit
+
+
+def test_a_splitter_counts_alike_on_the_other_side_of_a_pickle(demo):
+    splitter = BGEEmbedding("demo").splitter(8, chunk_size=62)
+    text = "Unbelievably longwinded internationalisation considerations. " * 50
+    for twin in (pickle.loads(pickle.dumps(splitter)), copy.deepcopy(splitter)):
+        assert twin.split_text(text) == splitter.split_text(text)
+        assert twin.to_dict() == splitter.to_dict()

@@ -126,6 +126,16 @@ def test_a_base_url_may_be_typed_with_its_endpoint(tail):
     assert endpoint("bge-small", base_url=LOCAL + tail).base_url == LOCAL
 
 
+@pytest.mark.parametrize("url", [
+    "localhost:8080/v1", "gateway.example.com/v1", "ftp://gateway.example.com", "https://", "file:///etc/passwd",
+    f"https://user:{CANARY}@gateway.example.com/v1", f"https://gateway.example.com/v1?key={CANARY}",
+])  # fmt: skip
+def test_a_base_url_that_is_none_or_holds_a_secret_is_refused(url):
+    with pytest.raises(ConfigError, match="base_url") as caught:
+        load_encoder("bge-small", base_url=url)
+    assert CANARY not in str(caught.value)
+
+
 def test_a_space_may_be_typed_with_its_endpoint():
     assert endpoint(provider="space", base_url="http://127.0.0.1:9/embed").base_url == "http://127.0.0.1:9"
 
