@@ -27,8 +27,8 @@ def vector_of(text: str, role: str = "document", card=CARD) -> np.ndarray:
 class ServedEncoder(FutureEncoder):
     """Works on one thread, waits at ``gate`` where one is set, and calls ``spoil`` on each result."""
 
-    def __init__(self, gate: threading.Event | None = None, spoil=None, delay: float = 0.0) -> None:
-        self.card = CARD
+    def __init__(self, gate: threading.Event | None = None, spoil=None, delay: float = 0.0, card=CARD) -> None:
+        self.card = card
         self.usage = Usage()
         self.gate = gate
         self.spoil = spoil
@@ -44,7 +44,7 @@ class ServedEncoder(FutureEncoder):
             self.gate.wait(30)
         time.sleep(self.delay)
         self.seen += self.format(texts, role)
-        vectors = np.stack([vector_of(text, role) for text in texts])
+        vectors = np.stack([vector_of(text, role, self.card) for text in texts])
         if self.spoil is not None:
             vectors = self.spoil(vectors)
         if on_batch is not None:

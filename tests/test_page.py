@@ -258,7 +258,7 @@ def test_what_the_server_refuses_is_said_on_the_page(driver, encoder):
         wait(driver, "return document.querySelectorAll('#facts li').length > 1")
         driver.find_element("id", "go").click()
         wait(driver, "return !document.getElementById('alert').hidden")
-        assert re.search(r"5 texts in one request; the limit is 3 \(422\)", texts(driver, "#alert")[0])
+        assert re.search(r"5 texts in one request are too many: at most 3 \(422\)", texts(driver, "#alert")[0])
 
 
 @browser_only

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_integrations.server import background
+from bge_integrations.catalog import find_model
+from bge_integrations.load import load_encoder
+from bge_integrations.server import Limits, background
 from serving import CARD, ServedEncoder, vector_of
 
 SDK_SCRIPT = Path(__file__).with_name("sdk_client.py")
@@ -82,3 +84,18 @@ async def test_llama_index_openai_like_embedding(base_url):
     np.testing.assert_array_equal(np.float32(embedding.get_query_embedding("third")), vector_of("third"))
     embedding._get_client().close()
     await embedding._get_aclient().close()
+
+
+@pytest.mark.parametrize("protocol", ["space", "openai"])
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_our_own_engines_put_the_instruction_in_once_and_learn_the_limit(protocol, role):
+    card = find_model("bge-small-en-v1.5")
+    texts = [f"text {i}" for i in range(20)]
+    with ServedEncoder(card=card) as encoder, background(encoder, api_keys=[KEY], limits=Limits(items=8)) as url:
+        host = {"provider": "space", "base_url": url} if protocol == "space" else {"base_url": f"{url}/v1"}
+        with load_encoder(card.id, api_key=KEY, **host) as client:
+            vectors = client.encode(texts, role=role)
+    np.testing.assert_allclose(vectors, np.stack([vector_of(text, role, card) for text in texts]), atol=1e-6)
+    wanted = {card.format(text, role) for text in texts}
+    assert len(wanted & set(encoder.seen)) == len(texts)
+    assert {text for text in encoder.seen if "text" in text} == wanted

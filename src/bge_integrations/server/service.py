@@ -217,7 +217,7 @@ def check_size(texts: Sequence[str], limits: Limits) -> None:
 
 def too_much(count: int, what: str, limit: int) -> Refusal:
     """Say that a request holds too much; under /v1 as a 413, which tells a client to send less from a plain mistake."""
-    return Refusal(422, f"{count} {what} in one request; the limit is {limit}", openai_status=413)
+    return Refusal(422, f"{count} {what} in one request are too many: at most {limit}", openai_status=413)
 
 
 def retry_after(waiting: int, pace: Sequence[tuple[float, int]], now: float) -> int:
