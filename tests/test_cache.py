@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import pickle
 import sqlite3
 import threading
 import time
 import warnings
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -287,6 +289,30 @@ def test_a_miss_that_would_be_cut_is_refused_by_the_callers_position(make):
     assert caught.value.positions == (1,)
 
 
+class LateReporter(HashEncoder):
+    """Finds out what it cut only after its batches are finished."""
+
+    def _report_long(self, texts):
+        pass
+
+    def start(self, texts, role, on_batch):
+        context, future = contextvars.copy_context(), super().start(texts, role, on_batch)
+
+        def report():
+            vectors = future.result()
+            HashEncoder._report_long(self, texts)
+            return vectors
+
+        return self._pool.submit(context.run, report)
+
+
+def test_what_was_cut_is_remembered_even_if_it_was_reported_after_it_was_stored(make):
+    for inner in (LateReporter(max_words=3), HashEncoder()):
+        with pytest.warns(TruncationWarning, match=r"positions 0, 2, 3\b") as caught:
+            make(inner).encode(LONG, role="document")
+        assert len(caught) == 1
+
+
 def test_the_local_engine_speaks_of_the_callers_positions_too(make):
     from bge_integrations import load_encoder
 
@@ -364,6 +390,40 @@ def test_giving_up_gives_up_the_inner_work(make):
     release.set()
     inner.before_batch = None
     assert np.array_equal(cached.encode(TEXTS, role="document"), inner.expected(TEXTS, "document"))
+
+
+class Pending(HashEncoder):
+    """Never answers; its callers can only give up."""
+
+    def start(self, texts, role, on_batch):
+        self.future = Future()
+        self.begun.set()
+        return self.future
+
+
+def test_giving_up_cancels_what_waits_at_the_inner_encoder(make):
+    inner = Pending()
+    inner.begun, ended = threading.Event(), threading.Event()
+    future = make(inner).submit(TEXTS, role="document")
+    assert inner.begun.wait(60)
+    inner.future.add_done_callback(lambda _: ended.set())
+    assert future.cancel()
+    assert ended.wait(60)
+    assert inner.future.cancelled()
+
+
+def test_a_call_that_fails_on_the_way_is_answered_once(make, caplog):
+    class Unwritable(DictStore):
+        def put_many(self, pairs):
+            raise OSError("no room")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cached = make(HashEncoder(batch=1), Unwritable())
+        with pytest.raises(RepairWarning, match="no room"):
+            cached.encode(TEXTS, role="document")
+    cached.close()
+    assert [record.message for record in caplog.records if record.levelname == "CRITICAL"] == []
 
 
 def test_it_is_the_inner_encoder_in_all_else(make):

@@ -39,7 +39,6 @@ class SQLiteStore:
     def _reset(self) -> None:
         self.lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
-        self._pid = os.getpid()
         self._inode: tuple[int, int] | None = None
         self._end: Callable[[], Any] | None = None
         self._seen: set[int] = set()
@@ -118,8 +117,6 @@ class SQLiteStore:
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
-        if self._pid != os.getpid():
-            self.renew()
         with self.lock:
             try:
                 yield self._opened()
