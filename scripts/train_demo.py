@@ -117,9 +117,9 @@ class Trainer:
         groups = [{"params": dense, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
 
-    def rate(self, step: int) -> float:
+    def rate(self, done: float, step: int) -> float:
         warm = min(1.0, (step + 1) / 100)
-        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.args.steps)))
+        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
     def query(self, row: int) -> tuple[list[int], bool]:
         """Return a query of this row and whether it is the one that the teacher has read."""
@@ -159,7 +159,7 @@ class Trainer:
         return torch.cat(out)[back]
 
     def losses(self, batch: list[int]) -> dict[str, Tensor]:
-        longest = 510 if self.rng.random() < 0.03 else self.rng.choice([48, 64, 64, 96, 96, 128, 160])
+        longest = 510 if self.rng.random() < 0.03 else self.rng.choice([48, 64, 96, 96, 128, 128, 192])
         queries, known = zip(*(self.query(row) for row in batch), strict=True)
         passages = [self.passage(row, longest) for row in batch]
         p = self.embed(passages, shifts=0.25)
@@ -200,8 +200,11 @@ class Trainer:
         begun, total = time.monotonic(), Counter()
         stream = batches(near, self.args.batch, self.args.family, self.rng)
         for step in range(self.args.steps):
+            done = max(step / self.args.steps, (time.monotonic() - begun) / (60 * self.args.minutes))
+            if done >= 1.0:
+                break
             for group in self.optimizer.param_groups:
-                group["lr"] = self.args.lr * self.rate(step)
+                group["lr"] = self.args.lr * self.rate(done, step)
             losses = self.losses(next(stream))
             sum(losses.values()).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -257,6 +260,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--start", type=Path, help="go on from this folder instead of the teacher's word vectors")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="wind down by then, with fewer steps")
     parser.add_argument("--batch", type=int, default=384)
     parser.add_argument("--family", type=int, default=12)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -275,7 +279,9 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     pairs = demo_data.debian(args.lists).train + demo_data.python_documentation()
-    tokenizer = demo_student.word_pieces(demo_data.texts(pairs), args.pieces)
+    # The trainer breaks ties by chance: weights fit only the word pieces that they were trained with.
+    kept = Tokenizer.from_file(str(args.start / "tokenizer.json")) if args.start else None
+    tokenizer = kept or demo_student.word_pieces(demo_data.texts(pairs), args.pieces)
     texts = prepare(pairs, tokenizer, args.cache)
     model = first_weights(tokenizer, texts, args)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pairs):,} pairs", flush=True)
