@@ -54,7 +54,9 @@ def _order(data: Sequence[Mapping[str, Any]]) -> Sequence[int]:
     count = len(data)
     if all(index is None for index in indices):
         if count > 1:
-            warnings.warn("the host numbers no rows: taken in the order they came", RepairWarning, stacklevel=2)
+            warnings.warn(
+                "the rows of the answer have no index: taken in the order they came", RepairWarning, stacklevel=2
+            )
         return range(count)
     if any(type(index) is not int for index in indices) or set(indices) != set(range(count)):
         raise BadAnswerError(
@@ -66,13 +68,20 @@ def _order(data: Sequence[Mapping[str, Any]]) -> Sequence[int]:
     return order
 
 
-def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:
+def vectors_of(embeddings: list[Any], dimensions: int, *, body: bytes = b"") -> Vectors:
     """Return unit vectors from rows of floats or of base64 (little-endian float32).
+
+    Args:
+        embeddings: one row per text.
+        dimensions: numbers per row.
+        body: what the rows were read from; only where it holds a JSON truth value are rows searched for one.
 
     Raises:
         BadAnswerError: as ``check_vectors``, and for base64 that cannot be read.
     """
     rows: Any = embeddings
+    if b"true" in body or b"false" in body:
+        rows = embeddings = [None if isinstance(row, list) and _holds_truth(row) else row for row in embeddings]
     if any(isinstance(row, str) for row in embeddings):
         rows = [_decode(row) if isinstance(row, str) else row for row in embeddings]
     try:
@@ -80,6 +89,10 @@ def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:
     except BadAnswerError as error:
         error.broken = True  # type: ignore[attr-defined]
         raise
+
+
+def _holds_truth(row: list[Any]) -> bool:
+    return any(isinstance(number, bool) for number in row)
 
 
 def _decode(text: str) -> np.ndarray[Any, Any] | None:

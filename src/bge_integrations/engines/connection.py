@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from ..cards import ModelCard
-from ..errors import BadAnswerError, HostUnavailableError, MissingExtraError
+from ..errors import BadAnswerError, HostError, HostUnavailableError, MissingExtraError
 from .endpoint import Endpoint, Limits
 from .refusal import quote, refusal
 
@@ -46,19 +45,10 @@ class Connection:
         Raises:
             HostError: the host could not be reached, refused, or answered with something else than JSON.
         """
-        call = self._client.get if payload is None else self._client.post
-        options: dict[str, Any] = {"headers": self._headers, "follow_redirects": False}
-        extra = {} if payload is None else {"body": payload}
-        sdk = self._sdk
-        try:
-            answer = await call(path, cast_to=sdk.AsyncStream, options=options, **extra)
-        except sdk.APIStatusError as error:
-            said = error.response
-            raise refusal(said.status_code, said.headers, said.content, self._endpoint, self._card) from None
-        except sdk.APITimeoutError:
-            raise self._unreachable("did not answer in time") from None
-        except sdk.APIConnectionError as error:
-            raise self._unreachable(_cause(error)) from None
+        answer = await self._ask(path, payload)
+        # Raised out here: an exception of the SDK in its context would carry the request, and so the key.
+        if isinstance(answer, HostError):
+            raise answer
         try:
             body = await self._read(answer, bound)
         finally:
@@ -66,18 +56,36 @@ class Connection:
         self._check_type(answer.headers, body)
         return body
 
+    async def _ask(self, path: str, payload: Mapping[str, Any] | None) -> Any:
+        options: dict[str, Any] = {"headers": self._headers, "follow_redirects": False}
+        sdk, kind = self._sdk, self._sdk.AsyncStream
+        try:
+            if payload is None:
+                return await self._client.get(path, cast_to=kind, options=options)
+            return await self._client.post(path, cast_to=kind, options=options, body=payload)
+        except sdk.APIStatusError as error:
+            said = error.response
+            return refusal(said.status_code, said.headers, said.content, self._endpoint, self._card)
+        except sdk.APITimeoutError:
+            return self._unreachable("did not answer in time")
+        except sdk.OpenAIError as error:
+            return self._unreachable(_cause(error))
+
     async def _read(self, answer: Any, bound: int) -> bytes:
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size, broken = 0, ""
         try:
             async for part in answer.iter_bytes():
                 size += len(part)
                 if size > bound:
-                    raise self._bad(f"more than {bound:,} bytes came back, which is no answer to this request")
+                    break
                 parts.append(part)
-        except (BadAnswerError, asyncio.CancelledError):
-            raise
         except Exception as error:  # noqa: BLE001 - httpx 1 and 2 raise types of their own, neither may be imported
-            raise self._unreachable(f"broke off its answer ({type(error).__name__})") from None
+            broken = type(error).__name__
+        if broken:
+            raise self._unreachable(f"broke off its answer ({broken})")
+        if size > bound:
+            raise self._bad(f"more than {bound:,} bytes came back, which is no answer to this request")
         return b"".join(parts)
 
     def _check_type(self, headers: Mapping[str, str], body: bytes) -> None:

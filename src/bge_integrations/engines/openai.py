@@ -26,23 +26,22 @@ class OpenAIEngine(RemoteEngine):
         del role
         if line.base64 is None and line.answered >= PROBE_AFTER and len(texts) > 1:
             return await self._probe(line, texts)
-        answer = await self._post(line, texts, base64=bool(line.base64))
-        if line.base64 and not _in_base64(answer):
-            line.base64 = False
-        return self._read(answer, len(texts))
+        body = await self._post(line, texts, base64=bool(line.base64))
+        vectors, tokens, packed = self._read(body, len(texts))
+        line.base64 = line.base64 and packed
+        return vectors, tokens
 
     async def _probe(self, line: Line, texts: list[str]) -> tuple[Vectors, int]:
         line.base64 = False  # others go on in floats meanwhile
         try:
-            answer = await self._post(line, texts, base64=True)
-            read = self._read(answer, len(texts))
+            vectors, tokens, packed = self._read(await self._post(line, texts, base64=True), len(texts))
         except (BadAnswerError, RequestRefusedError):
             self.usage.add(requests=1)
-            return self._read(await self._post(line, texts, base64=False), len(texts))
-        line.base64 = _in_base64(answer)
-        return read
+            return self._read(await self._post(line, texts, base64=False), len(texts))[:2]
+        line.base64 = packed
+        return vectors, tokens
 
-    async def _post(self, line: Line, texts: list[str], *, base64: bool) -> Any:
+    async def _post(self, line: Line, texts: list[str], *, base64: bool) -> bytes:
         payload = {
             "model": self.endpoint.wire_model,
             "input": texts,
@@ -50,12 +49,15 @@ class OpenAIEngine(RemoteEngine):
         }
         # A float in JSON takes up to some 25 bytes; the rest is room for what hosts add.
         bound = len(texts) * (self.card.dimensions * 40 + 2_000) + 100_000
-        return read_json(await line.connection.send("/embeddings", payload, bound))
+        return await line.connection.send("/embeddings", payload, bound)
 
-    def _read(self, answer: Any, count: int) -> tuple[Vectors, int]:
+    def _read(self, body: bytes, count: int) -> tuple[Vectors, int, bool]:
+        """Return unit vectors, the tokens that were counted, and whether they came in base64."""
+        answer = read_json(body)
         rows = embeddings_of(answer, count)
         self._check_model(answer.get("model"))
-        return vectors_of(rows, self.card.dimensions), _tokens(answer)
+        packed = all(isinstance(row, str) for row in rows)
+        return vectors_of(rows, self.card.dimensions, body=b"" if packed else body), _tokens(answer), packed
 
     def _check_model(self, named: object) -> None:
         """Refuse an answer that names another model of the catalogue; any other name is the host's own affair."""
@@ -67,10 +69,6 @@ class OpenAIEngine(RemoteEngine):
             return
         if served.id != self.card.id and served.folder is None:
             raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self.card.id!r}")
-
-
-def _in_base64(answer: Any) -> bool:
-    return all(isinstance(row["embedding"], str) for row in answer["data"])
 
 
 def _tokens(answer: Any) -> int:

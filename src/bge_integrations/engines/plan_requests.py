@@ -24,13 +24,20 @@ class RequestPlan:
     _next: int = 0
     _again: list[list[int]] = field(default_factory=list)
 
-    def take(self, max_inputs: int) -> list[int] | None:
-        """Return the indices of the next request, or None when nothing is left."""
+    def take(self, max_inputs: int, *, begun: bool = False) -> list[int] | None:
+        """Return the indices of the next request, or None when nothing is left.
+
+        Args:
+            max_inputs: texts per request.
+            begun: only parts of requests that were split.
+        """
         if self._again:
             part = self._again.pop()
             if len(part) > max_inputs:
                 self._again.append(part[max_inputs:])
             return part[:max_inputs]
+        if begun:
+            return None
         begin, size, tokens = self._next, 0, 0
         end = begin
         while end < len(self.sizes) and end - begin < max_inputs:
@@ -45,3 +52,7 @@ class RequestPlan:
         """Put the halves of a request back, the first half to be taken first."""
         middle = len(part) // 2
         self._again += [part[middle:], part[:middle]]
+
+    def forget(self) -> None:
+        """Leave the parts of requests that were split."""
+        self._again.clear()

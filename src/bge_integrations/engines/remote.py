@@ -152,25 +152,32 @@ class RemoteEngine(FutureEncoder):
             # One request goes ahead: a wrong key or a small cap is learned once, not by all at a time.
             async with line.first:
                 if not line.answered:
-                    await self._next(line, call, plan)
+                    await self._step(line, call, plan)
         workers = min(self.limits.max_concurrency, len(call.texts))
         await asyncio.gather(*(self._worker(line, call, plan) for _ in range(workers)))
         if call.failure is not None:
             raise call.failure
 
     async def _worker(self, line: Line, call: Call, plan: RequestPlan) -> None:
-        # After a failure the others end what they have under way: it is paid for.
-        while call.failure is None:
-            try:
-                if not await self._next(line, call, plan):
-                    return
-            except Exception as error:  # noqa: BLE001 - kept and raised when all workers are done
-                call.failure = call.failure or error
+        while await self._step(line, call, plan):
+            pass
 
-    async def _next(self, line: Line, call: Call, plan: RequestPlan) -> bool:
-        part = plan.take(line.max_inputs)
+    async def _step(self, line: Line, call: Call, plan: RequestPlan) -> bool:
+        # After a failure, what is under way ends (it is paid for) and so do the neighbours of a text that cannot be
+        # embedded; a second failure says that it is the host, not the text.
+        part = plan.take(line.max_inputs, begun=call.failure is not None)
         if part is None:
             return False
+        try:
+            await self._send(line, call, plan, part)
+        except Exception as error:  # noqa: BLE001 - kept and raised when all workers are done
+            of_a_text = len(part) == 1 and isinstance(error, (BadAnswerError, TooLargeError))
+            if call.failure is not None or not of_a_text:
+                plan.forget()
+            call.failure = call.failure or error
+        return True
+
+    async def _send(self, line: Line, call: Call, plan: RequestPlan, part: list[int]) -> None:
         try:
             vectors = await self._retrying(line, call, part)
         except TooLargeError as error:
@@ -184,7 +191,6 @@ class RemoteEngine(FutureEncoder):
         else:
             line.answered += 1
             call.finish(part, vectors)
-        return True
 
     def _shrink(self, line: Line, plan: RequestPlan, part: list[int], error: HostError) -> None:
         if len(part) == 1:

@@ -43,7 +43,7 @@ class SpaceEngine(RemoteEngine):
         except HostError as error:
             raise await self._explained(line, error) from None
         answer = read_json(body)
-        return vectors_of(self._rows(answer, len(texts)), self.card.dimensions), 0
+        return vectors_of(self._rows(answer, len(texts)), self.card.dimensions, body=body), 0
 
     def _rows(self, answer: Any, count: int) -> list[Any]:
         rows = answer.get("embeddings") if isinstance(answer, dict) else None
