@@ -17,7 +17,7 @@ from bge_integrations.errors import (
     HostUnavailableError,
     RateLimitError,
 )
-from bge_integrations.server import Limits, background
+from bge_integrations.server import Limits, background, create_app
 from bge_integrations.server.service import retry_after
 from bge_integrations.server.tokens import read_characters
 from serving import CARD, Failing, ServedEncoder, vector_of
@@ -398,6 +398,12 @@ def test_without_the_key_nothing_is_read(locked, path, given):
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert "k-one" not in answer.text
+
+
+@pytest.mark.parametrize("keys", [[""], ["k-one", " "]])
+def test_an_empty_key_is_refused_since_it_would_open_to_all(encoder, keys):
+    with pytest.raises(ConfigError, match="empty key"):
+        create_app(encoder, api_keys=keys)
 
 
 @pytest.mark.parametrize("key", ["k-one", "k-two"])

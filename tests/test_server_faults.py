@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -271,6 +272,41 @@ def test_a_wrong_content_length_is_a_400(url):
 
 
 # --- together
+
+
+BAD = [
+    (b'{"texts": ["a"', True),
+    (b'{"texts": [1, {"a": NaN}]}', True),
+    (b'{"texts": "\\ud800"}', True),
+    (b'{"texts": "' + b"a" * 200_000 + b'"}', True),
+    (b'{"texts": ["cut off in its bo', False),
+    (b'{"texts": ["cut off before its answer"]}', False),
+]
+
+
+def test_good_requests_among_bad_ones_get_their_own_rows_and_no_one_gets_a_5xx(small):
+    statuses, wrong = [], []
+
+    def misbehave(i):
+        body, waits = BAD[i % len(BAD)]
+        with connection(small) as sock:
+            sock.sendall(
+                f"{HEAD}content-length: {len(body) + (not waits)}\r\nconnection: close\r\n\r\n".encode() + body
+            )
+            statuses.append(read_all(sock)[9:12] if waits else b"cut")
+
+    def behave(i):
+        texts = [f"good {i} {j}" for j in range(1 + i % 5)]
+        answer = httpx.post(f"{small}/embed", json={"texts": texts}, timeout=60)
+        statuses.append(str(answer.status_code).encode())
+        if not np.array_equal(np.float32(answer.json()["embeddings"]), np.stack([vector_of(t) for t in texts])):
+            wrong.append(i)
+
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(lambda i: misbehave(i // 3) if i % 3 == 0 else behave(i), range(240)))
+    assert wrong == []
+    assert set(statuses) == {b"200", b"413", b"422", b"cut"}
+    assert statuses.count(b"200") == 160
 
 
 def test_every_client_gets_its_own_rows(small):

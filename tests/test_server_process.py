@@ -1,5 +1,6 @@
 """The server as a process: its first line, SIGTERM, several workers."""
 
+import os
 import re
 import signal
 import subprocess
@@ -18,11 +19,16 @@ from serving import vector_of
 SCRIPT = Path(__file__).with_name("serving.py")
 
 
-@contextmanager
 def served(host="127.0.0.1", workers=1, delay=0.0):
-    """Run the server and give its process, its URL and the lines up to the one with the URL."""
-    command = [sys.executable, str(SCRIPT), host, str(workers), str(delay)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    """Run the server with the tests' own encoder."""
+    return started([sys.executable, str(SCRIPT), host, str(workers), str(delay)])
+
+
+@contextmanager
+def started(command, **environment):
+    """Run a command and give its process, its URL and the lines up to the one with the URL."""
+    environment = {**os.environ, **environment}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             first = []
             while not (url := re.search(r"at (http://\S+)", first[-1]) if first else None):
@@ -91,3 +97,15 @@ def test_each_worker_serves_the_same_vectors():
         for i in range(20):
             rows = httpx.post(f"{url}/embed", json={"texts": [f"text {i}"]}, timeout=60).json()["embeddings"]
             np.testing.assert_array_equal(np.float32(rows), [vector_of(f"text {i}")])
+
+
+def test_bge_serve_wants_the_key_that_the_environment_holds():
+    pytest.importorskip("tokenizers", reason="the local engine is not installed")
+    arguments = ["serve", "--model", "demo", "--port", "0", "--api-key-env", "SERVER_KEYS"]
+    run = "import sys; from bge_integrations.cli import main; sys.exit(main(sys.argv[1:]))"
+    with started([sys.executable, "-c", run, *arguments], SERVER_KEYS="k-one,k-two") as (_, url, _first):
+        body = {"model": "demo", "input": "a"}
+        assert httpx.post(f"{url}/v1/embeddings", json=body).status_code == 401
+        headers = {"authorization": "Bearer k-two"}
+        answer = httpx.post(f"{url}/v1/embeddings", json=body, headers=headers, timeout=60)
+        assert len(answer.json()["data"][0]["embedding"]) == 256

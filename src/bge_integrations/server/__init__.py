@@ -38,6 +38,7 @@ def create_app(
 
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
+        ConfigError: a key is empty.
     """
     _check_extra()
     from .app import build_app
@@ -63,7 +64,7 @@ def serve(
 
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
-        ConfigError: the address cannot be bound.
+        ConfigError: the address cannot be bound, or a key is empty.
     """
     _check_extra()
     from .run import run_server
@@ -103,7 +104,7 @@ def background(
 
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
-        ConfigError: the address cannot be bound.
+        ConfigError: the address cannot be bound, or a key is empty.
     """
     _check_extra()
     from .run import run_background

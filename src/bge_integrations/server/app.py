@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ..cards import ModelCard
 from ..encoder import Encoder
+from ..errors import ConfigError
 from .answers import Refusal, error_response
 from .gate import Bodies, Keys, Observed
 from .limits import Limits
@@ -32,7 +33,13 @@ def build_app(
     model_names: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """Build the app; see ``create_app``."""
+    """Build the app; see ``create_app``.
+
+    Raises:
+        ConfigError: a key is empty.
+    """
+    if not all(key.strip() for key in api_keys):
+        raise ConfigError("an empty key would let everybody in: leave it out, or give a real one")
     metrics = Metrics()
     service = Service(encoder, limits, metrics, model_names)
     app = FastAPI(
