@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 import models
-from bge_integrations import ConfigError, InputError, InputTypeError, RepairWarning, load_encoder
+from bge_integrations import ConfigError, InputError, InputTypeError, RepairWarning, RequestRefusedError, load_encoder
 from bge_integrations.encoder import Encoder
 from bge_integrations.load import engine_of
-from bge_integrations.server import background
 
 EN = "Represent this sentence for searching relevant passages: "
 TEXTS = [
@@ -295,13 +294,15 @@ def test_a_second_time_comes_out_of_the_cache_in_its_role(name, demo_url, tmp_pa
         assert (encoder.usage.texts, encoder.usage.cache_hits) == (embedded, 2 * len(TEXTS))
 
 
-def test_blank_texts_can_be_kept_everywhere():
-    keep = {"blank": "keep", "show_progress": False}
-    with load_encoder("demo", **keep) as local, background(local) as url:
-        wanted = local.encode(["a", " "], role="document")
-        for where in ({"base_url": f"{url}/v1"}, {"provider": "space", "base_url": url}):
-            with load_encoder("demo", **keep, **where) as remote:
-                close_to(remote.encode(["a", " "], role="document"), wanted)
+def test_blank_texts_can_be_kept_and_a_host_that_refuses_them_is_named(demo, demo_url, tmp_path):
+    for where in ({}, {"cache": tmp_path / "c.sqlite"}):
+        with load_encoder("demo", blank="keep", **where) as encoder:
+            kept = encoder.encode(["a", " "], role="document")
+            close_to(kept[:1], demo.encode(["a"], role="document"))
+            assert np.abs(kept[1] - kept[0]).max() > 1e-3
+    for where in ({"base_url": f"{demo_url}/v1"}, {"provider": "space", "base_url": demo_url}):
+        with load_encoder("demo", blank="keep", **where) as encoder, pytest.raises(RequestRefusedError, match="blank"):
+            encoder.encode(["a", " "], role="document")
 
 
 def test_every_kind_of_engine_was_held_to_it(demo_url, tmp_path):
