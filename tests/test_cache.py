@@ -313,13 +313,15 @@ def test_what_was_cut_is_remembered_even_if_it_was_reported_after_it_was_stored(
         assert len(caught) == 1
 
 
-def test_the_local_engine_speaks_of_the_callers_positions_too(make):
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_the_engines_speak_of_the_callers_positions_too(make, demo_url, where):
     from bge_integrations import load_encoder
 
-    long = "many words " * load_encoder("demo").card.max_tokens
+    options = {} if where == "local" else {"base_url": f"{demo_url}/v1", "wire_model": "demo"}
     for _ in range(2):  # the second time it is a hit
-        cached = make(load_encoder("demo", show_progress=False))
+        cached = make(load_encoder("demo", show_progress=False, **options))
         cached.encode(["short"], role="document")
+        long = "many words " * cached.card.max_tokens
         with pytest.warns(TruncationWarning, match=r"1 text\(s\).*positions 2\b") as caught:
             cached.encode(["short", "short", long], role="document")
         assert len(caught) == 1

@@ -132,21 +132,27 @@ def test_an_odd_value_in_a_kv_store_is_a_miss(odd):
 
 
 class BrokenStore(InMemoryByteStore):
+    asked = 0
+
     def mget(self, keys):
+        self.asked += 1
         raise ConnectionError("the store's host is gone")
 
     def mset(self, key_value_pairs):
+        self.asked += 1
         raise ConnectionError("the store's host is gone")
 
 
 def test_a_store_that_fails_costs_one_warning_and_no_vector():
     inner = HashEncoder()
-    with CachedEncoder(inner, BrokenStore()) as cached:
+    store = BrokenStore()
+    with CachedEncoder(inner, store) as cached:
         with pytest.warns(RepairWarning, match="host is gone") as caught:
             vectors = cached.encode(TEXTS, role="document")
         assert len(caught) == 1
         assert np.array_equal(vectors, inner.expected(TEXTS, "document"))
         assert np.array_equal(vectors, cached.encode(TEXTS, role="document"))
+        assert store.asked == 2  # once for reading, once for writing, and then it is left in peace for a while
 
 
 class ShortStore(InMemoryByteStore):
@@ -154,11 +160,19 @@ class ShortStore(InMemoryByteStore):
         return super().mget(keys)[:-1]
 
 
-def test_a_store_that_answers_for_too_few_keys_is_not_believed():
+class LongStore(InMemoryByteStore):
+    def mget(self, keys):
+        rows = super().mget(keys)
+        return [*rows, rows[0]]
+
+
+@pytest.mark.parametrize("kind", [ShortStore, LongStore])
+def test_a_store_that_answers_for_another_number_of_keys_is_not_believed(kind):
     inner = HashEncoder()
-    with CachedEncoder(inner, ShortStore()) as cached:
+    with CachedEncoder(inner, kind()) as cached:
         for _ in range(2):
             assert np.array_equal(cached.encode(TEXTS, role="document"), inner.expected(TEXTS, "document"))
+    assert inner.sent == TEXTS * 2
 
 
 def test_it_travels_with_the_users_store():

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from bge_integrations import load_encoder
 from bge_integrations.cache import CachedEncoder
 from bge_integrations.encoder import Usage
 from bge_integrations.errors import HostUnavailableError
@@ -62,15 +63,30 @@ def test_a_call_is_a_span_by_the_conventions(exporter, how):
     assert "private" not in span.to_json()
 
 
-def test_a_host_names_itself(exporter):
-    class Hosted(HashEncoder):
-        def describe(self):
-            return super().describe() | {"provider": "deepinfra", "host": "api.deepinfra.com"}
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_real_host_is_named_and_its_tokens_are_counted(exporter, demo_url, tmp_path, how):
+    url = f"{demo_url}/v1"
+    with load_encoder("demo", base_url=url, wire_model="demo", cache=tmp_path / "v.sqlite") as encoder:
+        encode = encoder.encode if how == "sync" else lambda *a, **k: asyncio.run(encoder.aencode(*a, **k))
+        encode(TEXTS, role="query")
+        assert encoder.usage.tokens > 0
+        tokens = encoder.usage.tokens
+    spans = [dict(span.attributes) for span in exporter.get_finished_spans()]
+    (mine,) = [
+        span for span in spans if {"bge.role", "server.address"} <= span.keys()
+    ]  # the server's own has no address
+    assert (mine["server.address"], mine["server.port"]) == ("127.0.0.1", int(demo_url.rpartition(":")[2]))
+    assert mine["gen_ai.request.model"] == "demo"
+    assert mine["gen_ai.provider.name"] != "local"
+    assert mine["gen_ai.usage.input_tokens"] == tokens
 
-    Hosted().encode(TEXTS, role="document")
-    attributes = exporter.get_finished_spans()[0].attributes
-    assert attributes["gen_ai.provider.name"] == "deepinfra"
-    assert attributes["server.address"] == "api.deepinfra.com"
+
+def test_the_local_engine_counts_its_tokens(exporter):
+    with load_encoder("demo") as encoder:
+        encoder.encode(TEXTS, role="document")
+        (span,) = exporter.get_finished_spans()
+        assert span.attributes["gen_ai.usage.input_tokens"] == encoder.usage.tokens > 0
+        assert span.attributes["gen_ai.provider.name"] == "local"
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])

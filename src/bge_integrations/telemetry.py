@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from .cards import ModelCard
 
@@ -81,12 +82,14 @@ def _tracer_of(provider: Any) -> Any:
 
 def _before(encoder: Described, role: str, count: int | None) -> dict[str, Any]:
     about = encoder.describe()
+    host = urlsplit(about.get("base_url") or "")
     known = {
         "gen_ai.operation.name": "embeddings",
         "gen_ai.provider.name": about.get("provider") or "local",
-        "gen_ai.request.model": encoder.card.id,
+        "gen_ai.request.model": about.get("wire_model") or encoder.card.id,
         "gen_ai.embeddings.dimension.count": encoder.card.dimensions,
-        "server.address": about.get("host"),
+        "server.address": host.hostname,
+        "server.port": host.port,
         "bge.role": role,
         "bge.texts": count,
     }
