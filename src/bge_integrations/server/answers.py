@@ -27,6 +27,7 @@ from ..errors import (
 )
 
 OPENAI_PATHS = "/v1"
+CUT_HEADER = "x-truncated-positions"
 _STATUS: tuple[tuple[type[BGEError], int], ...] = (
     (InputError, 422),
     (ConfigError, 422),
@@ -115,4 +116,4 @@ def embedding_rows(vectors: Vectors, encoding: str | None) -> list[dict[str, Any
 
 def cut_header(cut: Sequence[int]) -> dict[str, str]:
     """Name the texts that were longer than the model reads, so that a cut is not silent over the wire either."""
-    return {"x-truncated-positions": ",".join(map(str, cut[:100]))} if cut else {}
+    return {CUT_HEADER: ",".join(map(str, cut[:100]))} if cut else {}

@@ -13,10 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from ..cards import ModelCard
 from ..encoder import Encoder
 from ..errors import ConfigError
-from .answers import Refusal, error_response
+from .answers import CUT_HEADER, Refusal, error_response
+from .document import complete
 from .gate import Bodies, Keys, Observed
 from .limits import Limits
 from .metrics import Metrics
@@ -53,7 +53,7 @@ def build_app(
     )
     add_routes(app, service, locked=bool(api_keys))
     add_pages(app)
-    _state_limits(app, encoder.card, limits)
+    complete(app.openapi(), encoder.card, limits, locked=bool(api_keys))
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -67,21 +67,10 @@ def build_app(
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
-            expose_headers=["x-truncated-positions", "retry-after"],
+            expose_headers=[CUT_HEADER, "retry-after"],
         )
     app.add_middleware(Observed, metrics=metrics, routes=PATHS)
     return app
-
-
-def _state_limits(app: FastAPI, card: ModelCard, limits: Limits) -> None:
-    """Put into the OpenAPI document what is known only now, so that it does not promise more than is kept."""
-    schemas = app.openapi()["components"]["schemas"]
-    openai = schemas["EmbeddingsRequest"]
-    openai["examples"] = [{"model": card.id, "input": ["What is BGE?"]}]
-    openai["properties"]["dimensions"]["anyOf"][0] = {"type": "integer", "const": card.dimensions}
-    openai["properties"]["input"]["description"] += f" At most {limits.items} texts."
-    for name in ("EmbedRequest", "TokensRequest"):
-        schemas[name]["properties"]["texts"]["anyOf"][1]["maxItems"] = limits.items
 
 
 def _lifespan(service: Service) -> Any:

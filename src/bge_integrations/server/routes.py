@@ -18,15 +18,14 @@ PATHS = (*BODY_PATHS, "/", "/health", "/ready", "/info", "/metrics", "/v1/models
 
 def add_routes(app: FastAPI, service: Service, *, locked: bool) -> None:
     """Give the app its routes."""
-    _add_embedding(app, service, _errors(schemas.Detail, locked))
-    _add_openai(app, service, _errors(schemas.OpenAIError, locked))
+    _add_embedding(app, service, _errors(schemas.Detail))
+    _add_openai(app, service, _errors(schemas.OpenAIError))
     _add_state(app, service, locked)
 
 
-def _errors(model: Any, locked: bool) -> dict[int | str, dict[str, Any]]:
+def _errors(model: Any) -> dict[int | str, dict[str, Any]]:
     openai = model is schemas.OpenAIError
     statuses = [400, 408, 413, 415, *([] if openai else [422]), 429, 502, 503, 504]
-    statuses += [401] if locked else []
     statuses += [404] if openai else []
     return {status: {"model": model} for status in sorted(statuses)}
 
