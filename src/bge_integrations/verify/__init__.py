@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..catalog.golden import VERDICTS
+from ..catalog.golden import ACCEPTED, VERDICTS
 from ..encoder import FutureEncoder, Vectors
-from ..errors import BadAnswerError, BGEWarning
+from ..errors import BadAnswerError, BGEError, BGEWarning, ConfigError
 from ..load import engine_of
 from ..stamps import check_store, read_stamp, stamp_store
 from .behaviour import look_at
@@ -73,7 +73,8 @@ def verify(
         The report; ``report.ok`` says whether all is right.
 
     Raises:
-        ConfigError: the golden file cannot be read, or holds nothing of this model.
+        ConfigError: the golden file cannot be read or holds nothing of this model, or the reference has other
+            dimensions.
         HostError: the host failed.
     """
     asked, known = _engine(encoder), None if reference is None else _engine(reference)
@@ -123,12 +124,13 @@ def _wire(encoder: FutureEncoder) -> Wire | Direct:
 
 
 def _counter(encoder: FutureEncoder | None) -> CountTokens | None:
-    """Return the encoder's token counter where it can count: a remote one needs a tokenizer for that."""
-    count: CountTokens | None = getattr(encoder, "count_tokens", None)
+    """Return what counts tokens as the encoder's model does, or None where its tokenizer is not here."""
+    cutter = getattr(encoder, "cutter", None)
+    count: CountTokens | None = getattr(encoder, "count_tokens", None) or getattr(cutter, "count", None)
     if count is not None:
         try:
             count(["a"])
-        except Exception:  # noqa: BLE001 - whatever is missing, there is no counter
+        except BGEError:
             return None
     return count
 
@@ -142,13 +144,21 @@ def _with_golden(report: Report, encoder: FutureEncoder, results: Sequence[Golde
     if verdict == "not this model" and (other := looks_like(encoder)) is not None:
         notes = (*notes, f"these are the published values of {other}")
     cosine = min(result.cosine for result in results)
+    if verdict == "same model at lower precision" and cosine < ACCEPTED:
+        notes = (*notes, "an int8 copy comes as near, and so may another pooling: a reference tells them apart")
     return replace(report, verdict=verdict, cosine=cosine, golden=tuple(results), notes=notes)
 
 
 def _with_reference(
     report: Report, encoder: FutureEncoder, reference: FutureEncoder, others: Iterable[FutureEncoder] | None
 ) -> Report:
-    probes = make_probes(encoder.card.max_tokens, _counter(reference))
+    mine, theirs = encoder.card, reference.card
+    if mine.dimensions != theirs.dimensions:
+        raise ConfigError(
+            f"{mine.id!r} has {mine.dimensions} dimensions and the reference, {theirs.id!r}, has {theirs.dimensions}: "
+            "take the same model as the reference"
+        )
+    probes = make_probes(mine.max_tokens, _counter(reference))
     answers, notes = _answers(encoder, probes)
     made = other_models(encoder.card) if others is None else []
     found = diagnose(answers, probes, encoder, reference, made if others is None else others)
