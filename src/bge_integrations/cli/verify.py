@@ -3,15 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import json
 
-from .options import add_encoder_arguments
+from ..load import load_encoder
+from .options import add_encoder_arguments, make_encoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge verify``."""
+    parser.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="compare with 'local' (the same model here) or another model",
+    )
+    parser.add_argument("--golden", metavar="FILE", help="known values instead of the package's own; see --pin")
+    parser.add_argument("--pin", metavar="FILE", help="record the host's answers of today and stop")
+    parser.add_argument("--no-behaviour", action="store_true", help="leave out how the host treats requests")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_encoder_arguments(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Print the report; 0 where the space is right."""
-    raise SystemExit("not yet")
+    """Print the report; 0 where all is right, else 1."""
+    from ..verify import pin, table, verify
+
+    with make_encoder(parsed, show_progress=False) as encoder:
+        if parsed.pin:
+            print(f"{pin(encoder, parsed.pin)} texts recorded in {parsed.pin}")
+            return 0
+        reference = None
+        if parsed.against:
+            model = parsed.model if parsed.against == "local" else parsed.against
+            reference = load_encoder(
+                model, provider="local", show_progress=False, query_instruction=parsed.query_instruction
+            )
+        report = verify(encoder, reference, parsed.golden, behaviour=not parsed.no_behaviour)
+    if parsed.json:
+        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
+    else:
+        _print_table(table(report))
+    return 0 if report.ok else 1
+
+
+def _print_table(rows: list[tuple[str, str, str]]) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        for row in rows:
+            print("  ".join(row))
+        return
+    shown = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        shown.add_row(*(part.replace("[", "\\[") for part in row))
+    Console(soft_wrap=True).print(shown)
