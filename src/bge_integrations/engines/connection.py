@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
 from ..cards import ModelCard
@@ -11,6 +12,7 @@ from .endpoint import Endpoint, Limits
 from .refusal import quote, refusal
 
 _JSON = ("application/json", "text/json", "application/problem+json")
+_LONGEST_REFUSAL = 65_536
 
 
 class Connection:
@@ -20,24 +22,19 @@ class Connection:
         self._endpoint, self._card = endpoint, card
         self._sdk = _sdk()
         key = endpoint.key()
-        omit = self._sdk.Omit()
-        self._headers: dict[str, Any] = {
-            "X-Stainless-Raw-Response": "stream",  # the SDK's own switch for reading the body ourselves
-            # The SDK would read these from the environment and tell any host.
-            "OpenAI-Organization": omit,
-            "OpenAI-Project": omit,
-            **({} if key else {"Authorization": omit}),
-        }
         timeout = self._sdk.Timeout(limits.read_timeout, connect=limits.connect_timeout, pool=None)
-        self._client = self._sdk.AsyncOpenAI(
+        self._client = _client_class(self._sdk, key)(
             api_key=key or "none",
             base_url=endpoint.base_url,
             max_retries=0,
             timeout=timeout,
             http_client=self._sdk.DefaultAsyncHttpxClient(
-                timeout=timeout, follow_redirects=False, event_hooks={"response": [_refuse_packed_errors]}
+                timeout=timeout, follow_redirects=False, event_hooks={"response": [_stop_refusals]}
             ),
         )
+        # The first is the SDK's own switch for leaving the body to us.
+        headers = {"X-Stainless-Raw-Response": "stream", **({} if key else {"Authorization": self._sdk.Omit()})}
+        self._options = {"headers": headers, "follow_redirects": False}
 
     async def send(self, path: str, payload: Mapping[str, Any] | None, bound: int) -> bytes:
         """Post JSON (or get, without a payload) and return the body.
@@ -57,36 +54,31 @@ class Connection:
         return body
 
     async def _ask(self, path: str, payload: Mapping[str, Any] | None) -> Any:
-        options: dict[str, Any] = {"headers": self._headers, "follow_redirects": False}
         sdk, kind = self._sdk, self._sdk.AsyncStream
         try:
             if payload is None:
-                return await self._client.get(path, cast_to=kind, options=options)
-            return await self._client.post(path, cast_to=kind, options=options, body=payload)
-        except sdk.APIStatusError as error:
-            said = error.response
-            return refusal(said.status_code, said.headers, said.content, self._endpoint, self._card)
+                return await self._client.get(path, cast_to=kind, options=self._options)
+            return await self._client.post(path, cast_to=kind, options=self._options, body=payload)
         except sdk.APITimeoutError:
             return self._unreachable("did not answer in time")
-        except sdk.OpenAIError as error:
+        except (sdk.OpenAIError, _Refused) as error:
+            # SDK 2 wraps whatever a hook raises, SDK 3 lets it through.
+            refused = error if isinstance(error, _Refused) else error.__cause__
+            if isinstance(refused, _Refused):
+                return refusal(refused.status, refused.headers, refused.body, self._endpoint, self._card)
             return self._unreachable(_cause(error))
 
     async def _read(self, answer: Any, bound: int) -> bytes:
-        parts: list[bytes] = []
-        size, broken = 0, ""
+        body, broken = b"", ""
         try:
-            async for part in answer.iter_bytes():
-                size += len(part)
-                if size > bound:
-                    break
-                parts.append(part)
+            body = await _up_to(bound + 1, answer.iter_bytes())
         except Exception as error:  # noqa: BLE001 - httpx 1 and 2 raise types of their own, neither may be imported
             broken = type(error).__name__
         if broken:
             raise self._unreachable(f"broke off its answer ({broken})")
-        if size > bound:
+        if len(body) > bound:
             raise self._bad(f"more than {bound:,} bytes came back, which is no answer to this request")
-        return b"".join(parts)
+        return body
 
     def _check_type(self, headers: Mapping[str, str], body: bytes) -> None:
         kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -94,9 +86,9 @@ class Connection:
             return
         raise self._bad(f"{kind} came back instead of JSON: {quote(body, self._endpoint)!r}", broken=True)
 
-    def _bad(self, what: str, *, broken: bool = False) -> BadAnswerError:
+    def _bad(self, what: str, **details: bool) -> BadAnswerError:
         name, model = self._endpoint.name, self._card.id
-        return BadAnswerError(f"{name}, {model!r}: {what}", provider=name, model=model, status=200, broken=broken)
+        return BadAnswerError(f"{name}, {model!r}: {what}", provider=name, model=model, status=200, **details)
 
     def _unreachable(self, what: str) -> HostUnavailableError:
         name, model = self._endpoint.name, self._card.id
@@ -115,12 +107,43 @@ def _sdk() -> Any:
     return openai
 
 
-async def _refuse_packed_errors(response: Any) -> None:
-    # The SDK reads an error's body to its end before it raises; a packed one could unfold without end.
-    if response.status_code >= 300 and response.headers.get("content-encoding", "identity") != "identity":
-        status = response.status_code
-        await response.aclose()
-        raise _sdk().OpenAIError(f"packed body of a {status}")
+def _client_class(sdk: Any, key: str | None) -> Any:
+    """Return an AsyncOpenAI that sends these headers alone.
+
+    The SDK by itself tells any host the OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_ADMIN_KEY and OPENAI_CUSTOM_HEADERS
+    that it finds in the environment.
+    """
+    headers = {
+        "Accept": "application/json",
+        "Content-Type": "application/json",
+        "User-Agent": f"bge-integrations/{version('bge-integrations')}",
+        **({"Authorization": f"Bearer {key}"} if key else {}),
+    }
+    return type("Client", (sdk.AsyncOpenAI,), {"default_headers": property(lambda _: headers)})
+
+
+class _Refused(Exception):  # noqa: N818 - not an error of this package: it never leaves this module
+    """An answer other than 2xx, read to a bound; the SDK would read it to its end, however long that is."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        super().__init__(status)
+        self.status, self.headers, self.body = status, headers, body
+
+
+async def _stop_refusals(response: Any) -> None:
+    if response.status_code >= 300:
+        body = await _up_to(_LONGEST_REFUSAL, response.aiter_bytes())
+        raise _Refused(response.status_code, response.headers, body)
+
+
+async def _up_to(bound: int, chunks: AsyncIterator[bytes]) -> bytes:
+    parts, size = [], 0
+    async for part in chunks:
+        parts.append(part)
+        size += len(part)
+        if size >= bound:
+            break
+    return b"".join(parts)
 
 
 def _cause(error: BaseException) -> str:
