@@ -146,6 +146,7 @@ def test_another_model_of_the_catalogue_is_named():
 def test_without_values_and_reference_nothing_is_claimed():
     report = verify(HashEncoder(), behaviour=False)
     assert report.verdict == "not checked"
+    assert not report.ok
     assert report.cosine is None
     assert "compare it with a reference" in report.notes[0]
 

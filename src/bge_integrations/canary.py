@@ -22,6 +22,7 @@ from .catalog import MODELS
 from .catalog.golden import ACCEPTED, Golden, Judgement, judge, read_golden
 from .encoder import FutureEncoder, OnBatch, Vectors
 from .errors import BGEWarning, HostError, SpaceMismatchError
+from .wrapper import WrappedEncoder
 
 __all__ = ["GuardedEncoder", "check_probe", "probe_of"]
 
@@ -34,7 +35,7 @@ def _today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-class GuardedEncoder(FutureEncoder):
+class GuardedEncoder(WrappedEncoder):
     """Refuses a host that does not give the model's published vector.
 
     One text goes to the host before the first real request; that it passed is remembered for the day, per host,
@@ -50,9 +51,8 @@ class GuardedEncoder(FutureEncoder):
     def __init__(
         self, inner: FutureEncoder, *, host: str, memory: Path | None = None, today: Callable[[], str] = _today
     ) -> None:
-        self.inner, self.host, self.memory, self._day = inner, host, memory, today
-        self.card, self.query_instruction = inner.card, inner.query_instruction
-        self.blank, self.variant, self.usage = inner.blank, inner.variant, inner.usage
+        super().__init__(inner)
+        self.host, self.memory, self._day = host, memory, today
         self._passed = ""
         self._reset()
 
@@ -129,10 +129,6 @@ class GuardedEncoder(FutureEncoder):
     def describe(self) -> dict[str, Any]:
         """Return how the inner encoder works."""
         return {**self.inner.describe(), "verify": "first-use"}
-
-    def close(self) -> None:
-        """Close the inner encoder."""
-        self.inner.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_probe")}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from ..cards import Pooling
 from ..catalog.golden import ACCEPTED, VERDICTS
 from ..encoder import FutureEncoder, Vectors
+from ..engines.local import LocalEngine
 from ..errors import BadAnswerError, BGEError, BGEWarning, ConfigError
 from ..load import engine_of
 from ..stamps import check_store, read_stamp, stamp_store
 from .behaviour import look_at
-from .causes import other_models
+from .causes import other_models, pooled_otherwise
 from .diagnosis import Diagnosis, diagnose
 from .golden import compare, compare_scores, known_values, looks_like, pin_json, verdict_of
 from .probes import CountTokens, Probe, make_probes
@@ -161,10 +164,21 @@ def _with_reference(
     probes = make_probes(mine.max_tokens, _counter(reference))
     answers, notes = _answers(encoder, probes)
     made = other_models(encoder.card) if others is None else []
-    found = diagnose(answers, probes, encoder, reference, made if others is None else others)
+    with _pooled(reference, mine.pooling) as right:
+        found = diagnose(answers, probes, encoder, right, made if others is None else others)
     for other in made:
         other.close()
     return _merged(report, found, probes, notes)
+
+
+@contextmanager
+def _pooled(reference: FutureEncoder, pooling: Pooling) -> Iterator[FutureEncoder]:
+    """Yield the reference with the pooling that the encoder says it has (``accept_space``)."""
+    if not isinstance(reference, LocalEngine) or reference.card.pooling == pooling:
+        yield reference
+        return
+    with pooled_otherwise(reference) as engines:
+        yield dict(engines).get(pooling, reference)
 
 
 def _merged(report: Report, found: Diagnosis, probes: Sequence[Probe], notes: Sequence[str]) -> Report:

@@ -98,10 +98,9 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the vectors may be used as the model's own, and nothing seen is a fault."""
+        """Whether the vectors are shown to be the model's own, and nothing seen is a fault."""
         lower = self.verdict == "same model at lower precision" and (self.int8 or (self.cosine or 0) >= ACCEPTED)
-        right = self.verdict in ("same space", "not checked") or lower
-        return right and all(finding.ok is not False for finding in self.behaviour)
+        return (self.verdict == "same space" or lower) and all(finding.ok is not False for finding in self.behaviour)
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -149,6 +148,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         yield "", f"{len(report.probes)} probes against the reference", seen
     for cause in report.causes[:4]:
         yield "", f"explanation: {cause.name}", f"cosine {cause.cosine:.5f}, changes {cause.probes} probes"
+    if report.indistinct:
+        yield "", "no difference to this model", ", ".join(report.indistinct)
     for finding in report.behaviour:
         yield _mark(finding.ok), finding.name, finding.says
     for note in report.notes:
