@@ -14,6 +14,7 @@ from operator import methodcaller
 import numpy as np
 import pytest
 from langchain_core.embeddings import Embeddings
+from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.stores import InMemoryByteStore
 from pydantic import BaseModel, ConfigDict, SecretStr
 
@@ -206,6 +207,16 @@ def test_the_key_is_masked_and_left_behind(monkeypatch):
     assert pickle.loads(pickled).api_key.get_secret_value() == "of the other side"
     assert copy.deepcopy(face).api_key.get_secret_value() == CANARY
     assert BGEEmbeddings("demo").api_key is None
+
+
+def test_a_rate_limiter_of_langchains_travels_and_is_asked(demo_url):
+    limiter = InMemoryRateLimiter(requests_per_second=1000, max_bucket_size=100)
+    face = BGEEmbeddings("demo", base_url=f"{demo_url}/v1", rate_limiter=limiter)
+    twin = pickle.loads(pickle.dumps(face))
+    with face.encoder, twin.encoder:
+        assert twin.embed_query("q") == pytest.approx(face.embed_query("q"), abs=1e-5)
+    assert limiter.last is not None
+    assert copy.deepcopy(face).space == face.space
 
 
 # ---- caches

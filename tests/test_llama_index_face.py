@@ -27,7 +27,7 @@ from llama_index.core.ingestion.pipeline import get_transformation_hash
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
-from llama_index.core.rate_limiter import BaseRateLimiter
+from llama_index.core.rate_limiter import BaseRateLimiter, TokenBucketRateLimiter
 from llama_index.core.schema import TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from pydantic import SecretStr
@@ -42,6 +42,7 @@ from bge_integrations import (
     UnknownModelError,
 )
 from bge_integrations.llama_index import BGEEmbedding
+from bge_integrations.load import engine_of, key_of
 from encoders import CARD, HashEncoder
 
 CANARY = "sk-canary-4242"
@@ -242,6 +243,17 @@ async def test_a_rate_limiter_is_asked_once_for_each_request_to_a_host(demo_url)
         face.get_text_embedding_batch(TEXTS)
         await face.aget_query_embedding("q")
     assert limiter.asked == ["async"] * 4
+
+
+@pytest.mark.parametrize("where", [{}, DEEPINFRA | {"api_key": CANARY}], ids=["local", "remote"])
+def test_a_rate_limiter_travels_though_it_holds_a_lock(where):
+    limiter = TokenBucketRateLimiter(requests_per_minute=600)
+    face = BGEEmbedding(**{"model_name": "demo", **where}, rate_limiter=limiter)
+    for twin, shared in ((copy.deepcopy(face), True), (pickle.loads(pickle.dumps(face)), False)):
+        kept = twin.rate_limiter or engine_of(twin.encoder).rate_limiter
+        assert (kept.inner is limiter) is shared
+        assert kept.inner.requests_per_minute == 600
+        kept.acquire()
 
 
 class Heard(BaseEventHandler):
@@ -475,8 +487,6 @@ def test_a_pickle_holds_no_key_and_the_other_side_reads_its_own(monkeypatch):
     with pytest.raises(MissingKeyError):
         pickle.loads(pickled).get_query_embedding("q")
     monkeypatch.setenv("DEEPINFRA_TOKEN", "of the other side")
-    from bge_integrations.load import key_of
-
     assert key_of(pickle.loads(pickled).encoder) == "of the other side"
 
 

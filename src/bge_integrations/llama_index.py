@@ -23,6 +23,7 @@ from .cards import ModelCard, Pooling
 from .catalog import MODELS
 from .encoder import FutureEncoder, check_texts
 from .errors import ConfigError, SpaceMismatchError
+from .limiter import Limiter
 from .load import Options, check_encoder, engine_of, load_encoder, token_counter
 from .options import check_names
 
@@ -102,8 +103,10 @@ class BGEEmbedding(BaseEmbedding):
         self._encoder = load_encoder(name or None, **_options(self)) if encoder is None else encoder
         if encoder is not None:
             check_encoder(encoder, name, {**_options(self), "rate_limiter": None})
-        elif hasattr(engine_of(self._encoder), "rate_limiter"):
-            self.rate_limiter = None  # the engine asks it before each request; the base class would ask once more
+        asked_by_engine = encoder is None and hasattr(engine_of(self._encoder), "rate_limiter")
+        if self.rate_limiter is not None:
+            # An engine for hosts asks it before each request; the base class would ask once more.
+            self.rate_limiter = None if asked_by_engine else Limiter(self.rate_limiter)
         self._settle()
         self._remember(store)
 

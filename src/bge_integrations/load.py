@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from .cards import ModelCard, Provider
 from .catalog import check_served, find_model, find_provider, provider_at, who_serves
 from .errors import ConfigError, InstructionWarning, MissingKeyError, NotServedError
+from .limiter import Limiter
 from .options import Options, Secret, check_options
 
 if TYPE_CHECKING:
@@ -195,7 +196,14 @@ def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, op
     endpoint = Endpoint(provider=provider, base_url=url, wire_model=wire, key=_key(provider, url, options))
     engine = SpaceEngine if provider.protocol == "space" else OpenAIEngine
     limits = Limits(**_given(options, "timeout", "max_retries", "max_concurrency", "max_inputs", *_RATES))
-    return engine(card, endpoint, limits=limits, **_given(options, *_COMMON, "tokenizer", "rate_limiter"))
+    limiter = options.get("rate_limiter")
+    return engine(
+        card,
+        endpoint,
+        limits=limits,
+        rate_limiter=limiter and Limiter(limiter),
+        **_given(options, *_COMMON, "tokenizer"),
+    )
 
 
 def _local(card: ModelCard, options: Options) -> FutureEncoder:
