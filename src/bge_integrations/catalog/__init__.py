@@ -19,7 +19,9 @@ __all__ = [
     "check_served",
     "find_model",
     "find_provider",
+    "known_model",
     "provider_at",
+    "spellings",
     "who_serves",
 ]
 
@@ -44,6 +46,17 @@ def find_model(name: str) -> ModelCard:
     near = list(dict.fromkeys(_names()[match].id for match in close))
     hint = f"; near matches: {', '.join(near)}" if near else ""
     raise UnknownModelError(f"no model {name!r} in the catalogue, and no folder of that name with a config.json{hint}")
+
+
+def known_model(name: str) -> ModelCard | None:
+    """Return the catalogue's model of that name, or None; never looks for a folder, so that any host's word will do."""
+    return _names().get(name.lower().strip("/"))
+
+
+def spellings(card: ModelCard) -> list[str]:
+    """Return what hosts call a model, its id first."""
+    wires = [offer.wire for provider in PROVIDERS if (offer := provider.offer(card.id)) is not None]
+    return list(dict.fromkeys([card.id, *wires, *card.aliases]))
 
 
 @lru_cache

@@ -86,7 +86,7 @@ class Connection:
             return
         raise self._bad(f"{kind} came back instead of JSON: {quote(body, self._endpoint)!r}", broken=True)
 
-    def _bad(self, what: str, **details: bool) -> BadAnswerError:
+    def _bad(self, what: str, **details: Any) -> BadAnswerError:
         name, model = self._endpoint.name, self._card.id
         return BadAnswerError(f"{name}, {model!r}: {what}", provider=name, model=model, status=200, **details)
 
@@ -122,7 +122,7 @@ def _client_class(sdk: Any, key: str | None) -> Any:
     return type("Client", (sdk.AsyncOpenAI,), {"default_headers": property(lambda _: headers)})
 
 
-class _Refused(Exception):  # noqa: N818 - not an error of this package: it never leaves this module
+class _Refused(Exception):
     """An answer other than 2xx, read to a bound; the SDK would read it to its end, however long that is."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:

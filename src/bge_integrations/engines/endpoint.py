@@ -67,7 +67,8 @@ class Limits:
     """Bounds of one encoder.
 
     Attributes:
-        timeout: seconds for a whole call, waiting and retries included; None for no bound.
+        timeout: seconds for a whole call, waiting and retries included; None for as long as requests get finished.
+        patience: seconds without a finished request that end a call without ``timeout``.
         connect_timeout: seconds to connect.
         read_timeout: seconds without a byte.
         max_retries: times that one request is sent again.
@@ -80,7 +81,8 @@ class Limits:
         backoff: seconds before the first retry; doubles with each.
     """
 
-    timeout: float | None = 600.0
+    timeout: float | None = None
+    patience: float = 600.0
     connect_timeout: float = 5.0
     read_timeout: float = 60.0
     max_retries: int = 6

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..cards import Role
-from ..catalog import find_model
+from ..catalog import known_model
 from ..encoder import Vectors
-from ..errors import BadAnswerError, RequestRefusedError, UnknownModelError
+from ..errors import BadAnswerError, RequestRefusedError
 from .answer import embeddings_of, read_json, vectors_of
-from .call import Line
+from .line import Line
 from .remote import RemoteEngine
 
 __all__ = ["OpenAIEngine"]
@@ -63,11 +63,8 @@ class OpenAIEngine(RemoteEngine):
         """Refuse an answer that names another model of the catalogue; any other name is the host's own affair."""
         if not isinstance(named, str) or named == self.endpoint.wire_model:
             return
-        try:
-            served = find_model(named)
-        except (UnknownModelError, OSError):
-            return
-        if served.id != self.card.id and served.folder is None:
+        served = known_model(named)
+        if served is not None and served.id != self.card.id:
             raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self.card.id!r}")
 
 

@@ -2,53 +2,98 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+log = logging.getLogger("bge_integrations.remote")
+
+
+@dataclass
+class Caps:
+    """How much one request may hold; what a host refuses is learned.
+
+    Attributes:
+        inputs: texts per request.
+        bytes: bytes per request.
+        tokens: tokens per request.
+    """
+
+    inputs: int
+    bytes: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        self._given = (self.inputs, self.bytes)
+
+    def learn(self, texts: int, size: int, *, bulk: bool) -> None:
+        """Remember that a host refused so many texts of so many bytes; ``bulk`` where the bytes were too many."""
+        if bulk:
+            self.bytes = min(self.bytes, max(size // 2, 1))
+        else:
+            self.inputs = min(self.inputs, max(texts // 2, 1))
+        log.info("the host refused %d texts of %d bytes: %d texts, %d bytes at most", texts, size, *self.now)
+
+    def forget(self) -> None:
+        """Unlearn: it was a single text that no host would take, not the number of texts."""
+        self.inputs, self.bytes = self._given
+
+    @property
+    def now(self) -> tuple[int, int]:
+        """Texts and bytes per request."""
+        return self.inputs, self.bytes
 
 
 @dataclass
 class RequestPlan:
-    """Hands out the indices of the next request; bounds may shrink on the way.
+    """Hands out the indices of the next request.
 
     Attributes:
         sizes: bytes of each text.
         tokens: tokens of each text, or a guess.
-        max_bytes: bytes per request.
-        max_tokens: tokens per request.
+        caps: may shrink on the way.
     """
 
     sizes: Sequence[int]
     tokens: Sequence[int]
-    max_bytes: int
-    max_tokens: int
+    caps: Caps
     _next: int = 0
-    _again: list[list[int]] = field(default_factory=list)
+    _again: list[Sequence[int]] = field(default_factory=list)
 
-    def take(self, max_inputs: int, *, begun: bool = False) -> list[int] | None:
-        """Return the indices of the next request, or None when nothing is left.
+    def take(self, *, begun: bool = False) -> Sequence[int]:
+        """Return the indices of the next request; none when nothing is left.
 
         Args:
-            max_inputs: texts per request.
             begun: only parts of requests that were split.
         """
         if self._again:
-            part = self._again.pop()
-            if len(part) > max_inputs:
-                self._again.append(part[max_inputs:])
-            return part[:max_inputs]
+            waiting = self._again.pop()
+            part = waiting[: self._fitting(waiting)]
+            if len(part) < len(waiting):
+                self._again.append(waiting[len(part) :])
+            return part
         if begun:
-            return None
-        begin, size, tokens = self._next, 0, 0
-        end = begin
-        while end < len(self.sizes) and end - begin < max_inputs:
-            size, tokens = size + self.sizes[end], tokens + self.tokens[end]
-            if end > begin and (size > self.max_bytes or tokens > self.max_tokens):
-                break
-            end += 1
-        self._next = end
-        return list(range(begin, end)) or None
+            return ()
+        rest = range(self._next, len(self.sizes))
+        part = rest[: self._fitting(rest)]
+        self._next += len(part)
+        return part
 
-    def split(self, part: list[int]) -> None:
+    def _fitting(self, rest: Sequence[int]) -> int:
+        """Return how many of these texts one request may hold; at least one, where there is one."""
+        size = tokens = 0
+        rest = rest[: self.caps.inputs]
+        for count, i in enumerate(rest):
+            size, tokens = size + self.sizes[i], tokens + self.tokens[i]
+            if count and (size > self.caps.bytes or tokens > self.caps.tokens):
+                return count
+        return len(rest)
+
+    def size(self, part: Sequence[int]) -> int:
+        """Return the bytes of the texts of one request."""
+        return sum(self.sizes[i] for i in part)
+
+    def split(self, part: Sequence[int]) -> None:
         """Put the halves of a request back, the first half to be taken first."""
         middle = len(part) // 2
         self._again += [part[middle:], part[:middle]]

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import abstractmethod
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from ..background import BackgroundLoop
 from ..cards import ModelCard, Role
 from ..encoder import Blank, FutureEncoder, OnBatch, Truncate, Usage, Vectors, report_cut
-from ..errors import (
-    BadAnswerError,
-    DeadlineError,
-    HostError,
-    TooLargeError,
-)
-from .call import Call, Line, retrying
+from ..errors import BadAnswerError, HostError, TooLargeError
+from .call import Call
 from .cutter import TokenCutter, find_tokenizer
 from .endpoint import Endpoint, Limits
-from .plan_requests import RequestPlan
+from .line import Line
 
 __all__ = ["Endpoint", "Limits", "RemoteEngine"]
-
-log = logging.getLogger("bge_integrations.remote")
 
 
 class RemoteEngine(FutureEncoder):
@@ -100,8 +95,15 @@ class RemoteEngine(FutureEncoder):
         return self._cutter
 
     def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
-        """Begin to embed checked texts and return at once."""
-        return self._loop.run(self._embed(self.sent(texts, role), role, on_batch))
+        """Begin to embed checked texts and return at once.
+
+        Raises:
+            ConfigError: the model has no default query instruction and none was given.
+            MissingKeyError: the host needs a key and none was found.
+        """
+        self.format(texts[:1], role)
+        self.endpoint.key()
+        return self._loop.run(self._embed(texts, role, on_batch))
 
     def sent(self, texts: list[str], role: Role) -> list[str]:
         """Return what is sent for each text, before it is cut."""
@@ -117,23 +119,28 @@ class RemoteEngine(FutureEncoder):
         """Send one request and return its unit vectors and the tokens that the host counted."""
 
     async def _embed(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Vectors:
-        texts, tokens = self._cut(texts, role)
-        call = Call(texts, tokens, role, self.card.dimensions, self.limits, on_batch)
+        line = self._here()
+        sent, tokens = await self._cut(self.sent(texts, role), role)
+        call = Call(
+            line,
+            self.limits,
+            sent,
+            tokens,
+            self.card.dimensions,
+            partial(self._exchange, line, role),
+            on_batch=on_batch,
+            retried=partial(self.usage.add, retries=1),
+        )
         try:
-            async with asyncio.timeout(self.limits.timeout):
-                await self._work(call)
-        except TimeoutError as error:
-            if isinstance(error, HostError):
-                raise call.mark(error) from None
-            raise call.mark(self._late()) from None
+            return await call.run()
         except HostError as error:
-            raise call.mark(error) from None
-        return call.rows
+            await self.explain(line, error)
+            raise self._told(call, error) from None
 
-    def _cut(self, texts: list[str], role: Role) -> tuple[list[str], list[int]]:
+    async def _cut(self, texts: list[str], role: Role) -> tuple[list[str], list[int]]:
         if self.cutter is None:
             return texts, [len(text.encode()) // 4 + 2 for text in texts]
-        cut, long, counts = self.cutter.cut(texts, self.room(role))
+        cut, long, counts = await asyncio.to_thread(self.cutter.cut, texts, self.room(role))
         report_cut(long, model=self.card.id, max_tokens=self.card.max_tokens, truncate=self.truncate)
         return cut, counts
 
@@ -143,100 +150,41 @@ class RemoteEngine(FutureEncoder):
             self._loop.at_end(self._line.connection.close)
         return self._line
 
-    async def _work(self, call: Call) -> None:
-        line = self._here()
-        plan = RequestPlan(
-            [len(text.encode()) for text in call.texts], call.tokens, self.limits.max_bytes, self.limits.max_tokens
-        )
-        if not line.answered:
-            # One request goes ahead: a wrong key or a small cap is learned once, not by all at a time.
-            async with line.first:
-                if not line.answered:
-                    await self._step(line, call, plan)
-        workers = min(self.limits.max_concurrency, len(call.texts))
-        await asyncio.gather(*(self._worker(line, call, plan) for _ in range(workers)))
-        if call.failure is not None:
-            raise call.failure
-
-    async def _worker(self, line: Line, call: Call, plan: RequestPlan) -> None:
-        while await self._step(line, call, plan):
-            pass
-
-    async def _step(self, line: Line, call: Call, plan: RequestPlan) -> bool:
-        # After a failure, what is under way ends (it is paid for) and so do the neighbours of a text that cannot be
-        # embedded; a second failure says that it is the host, not the text.
-        part = plan.take(line.max_inputs, begun=call.failure is not None)
-        if part is None:
-            return False
-        try:
-            await self._send(line, call, plan, part)
-        except Exception as error:  # noqa: BLE001 - kept and raised when all workers are done
-            of_a_text = len(part) == 1 and isinstance(error, (BadAnswerError, TooLargeError))
-            if call.failure is not None or not of_a_text:
-                plan.forget()
-            call.failure = call.failure or error
-        return True
-
-    async def _send(self, line: Line, call: Call, plan: RequestPlan, part: list[int]) -> None:
-        try:
-            vectors = await self._retrying(line, call, part)
-        except TooLargeError as error:
-            self._shrink(line, plan, part, error)
-        except BadAnswerError as error:
-            if len(part) == 1 or not getattr(error, "broken", False):
-                raise self._placed(error, part) from None
-            plan.split(part)
-        except HostError as error:
-            raise self._placed(error, part) from None
-        else:
-            line.answered += 1
-            call.finish(part, vectors)
-
-    def _shrink(self, line: Line, plan: RequestPlan, part: list[int], error: HostError) -> None:
-        if len(part) == 1:
-            raise self._placed(error, part) from None
-        line.max_inputs = min(line.max_inputs, max(len(part) // 2, 1))
-        log.info(
-            "%s refused %d texts as too many: at most %d from now on", self.endpoint.name, len(part), line.max_inputs
-        )
-        plan.split(part)
-
-    def _placed(self, error: HostError, part: list[int]) -> HostError:
-        """Turn positions within a request into those of the caller."""
-        inside = [i for i in error.positions if i < len(part)] or range(len(part))
-        error.positions = tuple(part[i] for i in inside)
-        error.provider, error.model = self.endpoint.name, self.card.id
-        if isinstance(error, (BadAnswerError, TooLargeError)):
-            shown = ", ".join(map(str, error.positions[:5])) + (", …" if len(error.positions) > 5 else "")
-            prefix = "" if error.message.startswith(self.endpoint.name) else f"{self.endpoint.name}, {self.card.id!r}: "
-            error.message = f"{prefix}{error.message} (text {shown})"
-            error.args = (error.message,)
-        return error
-
-    async def _retrying(self, line: Line, call: Call, part: list[int]) -> Vectors:
-        texts = [call.texts[i] for i in part]
-        tokens = sum(call.tokens[i] for i in part)
-        attempts = retrying(line, call, self.limits, self.endpoint.name, lambda: self.usage.add(retries=1))
-        return await attempts(self._one, line, call, texts, tokens)
-
-    async def _one(self, line: Line, call: Call, texts: list[str], tokens: int) -> Vectors:
-        async with line.slots:
-            await line.gate.enter(tokens)
-            self.usage.add(requests=1)
-            vectors, counted = await self.ask(line, texts, call.role)
+    async def _exchange(self, line: Line, role: Role, texts: list[str], tokens: int) -> Vectors:
+        self.usage.add(requests=1)
+        vectors, counted = await self.ask(line, texts, role)
+        if not counted and self.cutter is not None:
+            counted = tokens
         self.usage.add(texts=len(texts), tokens=counted)
         if self._price:
             self.usage.add(usd=counted * self._price / 1e6)
         return vectors
 
-    def _late(self) -> DeadlineError:
-        return DeadlineError(
-            f"{self.endpoint.name} did not finish {self.card.id!r} within timeout={self.limits.timeout} s",
-            provider=self.endpoint.name,
-            model=self.card.id,
-        )
+    async def explain(self, line: Line, error: HostError) -> None:
+        """Add to an error what the host tells when it is asked; asks nothing by default."""
+
+    def _told(self, call: Call, error: HostError) -> HostError:
+        """Complete an error: who, which texts, how long to wait, what was finished."""
+        error.provider, error.model = self.endpoint.name, self.card.id
+        message = error.message
+        if not message.startswith(error.provider):
+            message = f"{error.provider}, {error.model!r}: {message}"
+        if isinstance(error, (BadAnswerError, TooLargeError)) and error.positions:
+            shown = ", ".join(map(str, error.positions[:5])) + (", …" if len(error.positions) > 5 else "")
+            message = f"{message} (text {shown})"
+        if error.retry_after:
+            message = f"{message}; it asks to wait {error.retry_after:.0f} s"
+        error.message = self.endpoint.scrub(message)
+        error.args = (error.message,)
+        error.finished = tuple(np.flatnonzero(call.done).tolist())
+        error.unfinished = tuple(np.flatnonzero(~call.done).tolist())
+        for internal in ("broken", "bulk"):
+            error.__dict__.pop(internal, None)
+        return error
 
     def close(self) -> None:
-        """Close the connections and the loop; a later call makes them anew."""
+        """Close the connections and the loop, and end the calls under way; a later call makes them anew."""
+        if self._line is not None:
+            self._line.closing = True
         self._line = None
         self._loop.close()

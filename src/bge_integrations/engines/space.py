@@ -5,16 +5,19 @@ The server adds the instruction when ``is_query`` is true; the client then must 
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ..cards import Role
 from ..encoder import Vectors
-from ..errors import BadAnswerError, BGEError, HostError, HostUnavailableError
+from ..errors import BadAnswerError, BGEError, DeadlineError, HostError, HostUnavailableError
 from .answer import read_json, vectors_of
-from .call import Line
+from .line import Line
 from .remote import RemoteEngine
 
 __all__ = ["SpaceEngine"]
+
+HEALTH_SECONDS = 5.0
 
 
 class SpaceEngine(RemoteEngine):
@@ -38,10 +41,7 @@ class SpaceEngine(RemoteEngine):
         """Send one request and return its unit vectors; a Space counts no tokens."""
         payload = {"texts": texts, "normalize": True, "is_query": self._server_adds(role)}
         bound = len(texts) * (self.card.dimensions * 40 + 2_000) + 100_000
-        try:
-            body = await line.connection.send("/embed", payload, bound)
-        except HostError as error:
-            raise await self._explained(line, error) from None
+        body = await line.connection.send("/embed", payload, bound)
         answer = read_json(body)
         return vectors_of(self._rows(answer, len(texts)), self.card.dimensions, body=body), 0
 
@@ -60,17 +60,16 @@ class SpaceEngine(RemoteEngine):
             )
         return rows
 
-    async def _explained(self, line: Line, error: HostError) -> HostError:
+    async def explain(self, line: Line, error: HostError) -> None:
         """Say of a Space that does not answer whether it sleeps."""
-        if not isinstance(error, (HostUnavailableError, BadAnswerError)):
-            return error
+        if not isinstance(error, (HostUnavailableError, BadAnswerError)) or isinstance(error, DeadlineError):
+            return
         try:
-            health = read_json(await line.connection.send("/health", None, 100_000))
-        except BGEError:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                health = read_json(await line.connection.send("/health", None, 100_000))
+        except (BGEError, TimeoutError):
             told = "its /health does not answer either: it may be asleep, building or paused; open its page to wake it"
         else:
             loaded = isinstance(health, dict) and health.get("model_loaded")
             told = "its /health says it is up" if loaded else "its /health says that the model is not loaded yet"
         error.message = f"{error.message}; {told}"
-        error.args = (error.message,)
-        return error
