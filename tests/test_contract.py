@@ -41,7 +41,7 @@ def make(name, demo_url, folder):
         "demo-quiet": lambda: load_encoder("demo", query_instruction="", show_progress=False),
         "sentence-transformers": lambda: load_encoder("demo", backend="sentence-transformers", device="cpu"),
         "remote": lambda: load_encoder("demo", **remote),
-        "remote-raw": lambda: load_encoder("demo", query_instruction="\n Find: ", max_inputs=4, **remote),
+        "remote-raw": lambda: load_encoder("demo", query_instruction="\n Find: ", max_inputs=8, **remote),
         "space": lambda: load_encoder("demo", provider="space", base_url=demo_url),
         "cached": lambda: load_encoder("demo", cache=folder / "local.sqlite"),
         "cached-remote": lambda: load_encoder("demo", cache=folder / "remote.sqlite", **remote),
