@@ -87,7 +87,7 @@ def verify(
         warnings.simplefilter("ignore", BGEWarning)
         try:
             results = compare(asked, values)
-            report = _with_golden(report, asked, results)
+            report = _with_golden(report, asked, results, alone=known is None)
             if known is not None:
                 report = _with_reference(report, asked, known, others)
             scores = [] if golden else compare_scores(asked, values)
@@ -138,16 +138,16 @@ def _counter(encoder: FutureEncoder | None) -> CountTokens | None:
     return count
 
 
-def _with_golden(report: Report, encoder: FutureEncoder, results: Sequence[GoldenResult]) -> Report:
+def _with_golden(report: Report, encoder: FutureEncoder, results: Sequence[GoldenResult], *, alone: bool) -> Report:
     verdict = verdict_of(results)
     if verdict is None:
         note = f"no values of {report.model} are known for {encoder.card.pooling} pooling: compare it with a reference"
-        return replace(report, notes=(*report.notes, note))
+        return replace(report, notes=(note,)) if alone else report
     notes = report.notes
     if verdict == "not this model" and (other := looks_like(encoder)) is not None:
         notes = (*notes, f"these are the published values of {other}")
     cosine = min(result.cosine for result in results)
-    if verdict == "same model at lower precision" and cosine < ACCEPTED:
+    if alone and verdict == "same model at lower precision" and cosine < ACCEPTED:
         notes = (*notes, "an int8 copy comes as near, and so may another pooling: a reference tells them apart")
     return replace(report, verdict=verdict, cosine=cosine, golden=tuple(results), notes=notes)
 

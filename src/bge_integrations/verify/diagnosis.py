@@ -188,7 +188,7 @@ def rank(answers: Vectors, right: Candidate, candidates: Sequence[Candidate]) ->
 
 def _cosines(one: Vectors, other: Vectors) -> _Cosines:
     cosines: _Cosines = np.einsum("ij,ij->i", one.astype(np.float64), other.astype(np.float64))
-    return cosines
+    return np.minimum(cosines, 1.0)  # float32 rows are a little longer than 1
 
 
 def _nearer(answers: Vectors, candidate: Candidate, right: Candidate) -> bool:

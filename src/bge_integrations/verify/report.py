@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..catalog.golden import ACCEPTED, Verdict
+
+_SHOWN = 4
 
 Outcome = Verdict | Literal["same model in another space", "not checked"]
 
@@ -127,6 +129,8 @@ class Report:
             text += f"; {self.cause.name} explains it (cosine {self.cause.cosine:.4f}"
             text += f"; next {self.runner_up.name}, {self.runner_up.cosine:.4f})" if self.runner_up else ")"
             text += f": {self.cause.remedy}"
+        elif self.verdict == "not this model" and self.runner_up is not None:
+            text += f"; nothing known explains it (nearest: {self.runner_up.name}, {self.runner_up.cosine:.4f})"
         return text
 
 
@@ -137,16 +141,13 @@ def table(report: Report) -> list[tuple[str, str, str]]:
 
 def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
     yield "ok" if report.ok else "!!", "verdict", report.summary()
-    for golden in report.golden:
-        kind = f"{golden.components} values of {golden.text!r:.40}"
-        seen = f"{golden.verdict}, cosine {golden.cosine:.5f}, largest deviation {golden.deviation:.1e}"
-        yield _mark(golden.verdict != "not this model"), kind, f"{seen} ({golden.source})"
+    yield from _golden_rows(report.golden)
     if report.probes:
         worst = min(report.probes, key=lambda probe: probe.cosine)
         mean = sum(probe.cosine for probe in report.probes) / len(report.probes)
         seen = f"mean cosine {mean:.5f}, lowest {worst.cosine:.5f} ({worst.kind} {worst.role} {worst.text!r:.40})"
         yield "", f"{len(report.probes)} probes against the reference", seen
-    for cause in report.causes[:4]:
+    for cause in report.causes[:4] if report.verdict != "same space" else ():
         yield "", f"explanation: {cause.name}", f"cosine {cause.cosine:.5f}, changes {cause.probes} probes"
     if report.indistinct:
         yield "", "no difference to this model", ", ".join(report.indistinct)
@@ -154,6 +155,16 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         yield _mark(finding.ok), finding.name, finding.says
     for note in report.notes:
         yield "", "note", note
+
+
+def _golden_rows(results: Sequence[GoldenResult]) -> Iterator[tuple[str, str, str]]:
+    shown = sorted(results, key=lambda golden: golden.cosine)[:_SHOWN]
+    for golden in shown:
+        kind = f"{golden.components} values of {golden.text!r:.40}"
+        seen = f"{golden.verdict}, cosine {golden.cosine:.5f}, largest deviation {golden.deviation:.1e}"
+        yield _mark(golden.verdict != "not this model"), kind, f"{seen} ({golden.source})"
+    if len(results) > _SHOWN:
+        yield "", f"{len(results) - _SHOWN} more texts", f"cosine {shown[-1].cosine:.5f} and above"
 
 
 def _mark(ok: bool | None) -> str:

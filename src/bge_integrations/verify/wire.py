@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 import numpy as np
 
 from ..cards import ModelCard, Provider
 from ..encoder import FutureEncoder, Vectors
+from ..engines.endpoint import is_loopback
 from ..errors import BGEError
 
 # A host that is busy says so for a while; what it says about a request comes after.
@@ -83,6 +85,9 @@ class Wire:
         self.wire_model: str = endpoint.wire_model
         self._url = f"{endpoint.base_url.rstrip('/')}/{'embed' if self.space else 'embeddings'}"
         self._key = endpoint.key
+        # A proxy of the network cannot reach this machine's own servers.
+        local = is_loopback(urlsplit(endpoint.base_url).hostname or "")
+        self._proxies = [ProxyHandler({})] if local else []
         self._timeout = timeout
 
     def post(self, texts: Sequence[str], *, encoding: str = "float") -> Answer:
@@ -105,7 +110,7 @@ class Wire:
         request = Request(self._url, json.dumps(payload).encode(), headers)
         start = time.perf_counter()
         try:
-            with build_opener(_Stay).open(request, timeout=self._timeout) as answer:
+            with build_opener(_Stay, *self._proxies).open(request, timeout=self._timeout) as answer:
                 status, raw = answer.status, answer.read()
         except HTTPError as error:
             status, raw = error.code, error.read()
