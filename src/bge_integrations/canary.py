@@ -159,7 +159,8 @@ def check_probe(golden: Golden, answer: Vectors, host: str, variant: str = "") -
     reason = "it looks like a coarser copy of that model, which is a space of its own" if lower else found.verdict
     raise SpaceMismatchError(
         f"{host} does not serve {golden.model!r} in its own vector space: {reason} (cosine {found.cosine:.4f} to the "
-        f"published vector of {golden.text!r}); `bge verify --against local` finds out what differs. None of your texts was sent",
+        f"published vector of {golden.text!r}); `bge verify --against local` finds out what differs. "
+        "None of your texts was sent",
         model=golden.model,
         verdict=found.verdict,
         cosine=found.cosine,
