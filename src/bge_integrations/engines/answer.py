@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import warnings
+from binascii import a2b_base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 import orjson
 
 from ..encoder import Vectors, check_vectors
-from ..errors import BadAnswerError, RepairWarning
+from ..errors import BadAnswerError
 
 
 def read_json(body: bytes) -> Any:
@@ -28,13 +26,13 @@ def read_json(body: bytes) -> Any:
         pass
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         shown = body[:200].decode("utf-8", "replace")
         raise BadAnswerError(f"the answer is not whole JSON: {shown!r}", broken=True) from None
 
 
-def embeddings_of(answer: Any, count: int) -> list[Any]:
-    """Return the embeddings of an OpenAI-style answer in the order of the inputs.
+def embeddings_of(answer: Any, count: int) -> tuple[list[Any], bool]:
+    """Return the embeddings of an OpenAI-style answer in the order of the inputs, and whether rows were numbered.
 
     Raises:
         BadAnswerError: an error object, no ``data``, a wrong number of rows, or an index that is no permutation.
@@ -42,29 +40,34 @@ def embeddings_of(answer: Any, count: int) -> list[Any]:
     if isinstance(answer, Mapping) and answer.get("error") and not answer.get("data"):
         raise BadAnswerError(f"the answer is an error: {str(answer['error'])[:200]}", positions=range(count))
     data = answer.get("data") if isinstance(answer, Mapping) else None
-    if not isinstance(data, list) or not all(isinstance(row, Mapping) and "embedding" in row for row in data):
+    if not isinstance(data, list) or not all(isinstance(row, dict) and "embedding" in row for row in data):
         raise BadAnswerError("the answer has no data[].embedding", positions=range(count), broken=True)
-    if len(data) != count:
-        raise BadAnswerError(f"{len(data)} vectors came back for {count} texts", positions=range(count), broken=True)
-    return [data[i]["embedding"] for i in _order(data)]
-
-
-def _order(data: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+    check_count(data, count)
     indices = [row.get("index") for row in data]
-    count = len(data)
     if all(index is None for index in indices):
-        if count > 1:
-            warnings.warn(
-                "the rows of the answer have no index: taken in the order they came", RepairWarning, stacklevel=2
-            )
-        return range(count)
+        return [row["embedding"] for row in data], False
+    return [data[i]["embedding"] for i in _places(indices)], True
+
+
+def check_count(rows: Sequence[Any], count: int) -> None:
+    """Refuse another number of rows than of texts.
+
+    Raises:
+        BadAnswerError: there is not one row for each text.
+    """
+    if len(rows) != count:
+        raise BadAnswerError(f"{len(rows)} vectors came back for {count} texts", positions=range(count), broken=True)
+
+
+def _places(indices: Sequence[Any]) -> Sequence[int]:
+    count = len(indices)
     if any(type(index) is not int for index in indices) or set(indices) != set(range(count)):
         raise BadAnswerError(
             f"the rows' indices are not 0 to {count - 1} once each", positions=range(count), broken=True
         )
     order = [0] * count
     for place, index in enumerate(indices):
-        order[index] = place  # type: ignore[index]
+        order[index] = place
     return order
 
 
@@ -77,17 +80,18 @@ def vectors_of(embeddings: list[Any], dimensions: int, *, body: bytes = b"") -> 
         body: what the rows were read from; only where it holds a JSON truth value are rows searched for one.
 
     Raises:
-        BadAnswerError: as ``check_vectors``, and for base64 that cannot be read.
+        BadAnswerError: as ``check_vectors``, and for base64 that cannot be read. ``broken`` is set unless all rows are
+            as long as another model's.
     """
     rows: Any = embeddings
-    if b"true" in body or b"false" in body:
-        rows = embeddings = [None if isinstance(row, list) and _holds_truth(row) else row for row in embeddings]
-    if any(isinstance(row, str) for row in embeddings):
-        rows = [_decode(row) if isinstance(row, str) else row for row in embeddings]
+    if all(isinstance(row, str) for row in embeddings):
+        rows = _decoded(embeddings, dimensions)
+    elif b"true" in body or b"false" in body:
+        rows = [None if isinstance(row, list) and _holds_truth(row) else row for row in embeddings]
     try:
         return check_vectors(rows, count=len(embeddings), dimensions=dimensions)
     except BadAnswerError as error:
-        error.broken = True  # type: ignore[attr-defined]
+        error.__dict__["broken"] = not _of_another_model(embeddings, dimensions)
         raise
 
 
@@ -95,8 +99,21 @@ def _holds_truth(row: list[Any]) -> bool:
     return any(isinstance(number, bool) for number in row)
 
 
-def _decode(text: str) -> np.ndarray[Any, Any] | None:
-    try:
-        return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
-    except (binascii.Error, ValueError):
-        return None
+def _of_another_model(rows: list[Any], dimensions: int) -> bool:
+    """Tell whether all rows have one length that is not the model's: sending again would not change that."""
+    lengths = {len(row) if isinstance(row, list) else -1 for row in rows}
+    return len(lengths) == 1 and not lengths & {dimensions, -1, 0}
+
+
+def _decoded(rows: Sequence[str], dimensions: int) -> Vectors:
+    vectors = np.empty((len(rows), dimensions), "<f4")
+    for i, row in enumerate(rows):
+        try:
+            raw = a2b_base64(row, strict_mode=True)
+        except ValueError:
+            raw = b""
+        if len(raw) != 4 * dimensions:
+            wrong = f"vector {i} is not {dimensions} numbers in base64"
+            raise BadAnswerError(wrong, positions=[i], broken=True)
+        vectors[i] = np.frombuffer(raw, "<f4")
+    return vectors

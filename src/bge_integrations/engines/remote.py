@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -80,12 +82,16 @@ class RemoteEngine(FutureEncoder):
 
     def describe(self) -> dict[str, Any]:
         """Return where and as what the model is asked for, without secrets."""
-        at = {
+        parts = urlsplit(self.endpoint.base_url)
+        learned = {"max_inputs": self._line.caps.inputs, "base64": self._line.base64} if self._line else {}
+        return {
+            **super().describe(),
             "provider": self.endpoint.name,
-            "base_url": self.endpoint.base_url,
+            "host": parts.hostname,
+            "base_url": parts._replace(query="").geturl(),
             "wire_model": self.endpoint.wire_model,
+            **learned,
         }
-        return {**super().describe(), **at}
 
     @property
     def cutter(self) -> TokenCutter | None:
@@ -93,6 +99,11 @@ class RemoteEngine(FutureEncoder):
         if not self._looked:
             self._cutter, self._looked = find_tokenizer(self.card, self.tokenizer), True
         return self._cutter
+
+    @property
+    def count_tokens(self) -> Callable[[Sequence[str]], list[int]] | None:
+        """What counts tokens as the model does, special tokens included; None where its tokenizer is not here."""
+        return self.cutter and self.cutter.count
 
     def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
         """Begin to embed checked texts and return at once.
@@ -180,6 +191,7 @@ class RemoteEngine(FutureEncoder):
         error.unfinished = tuple(np.flatnonzero(~call.done).tolist())
         for internal in ("broken", "bulk"):
             error.__dict__.pop(internal, None)
+        error.__context__ = None  # the tries before it, with what the host said to them
         return error
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from ..cards import Role
 from ..encoder import Vectors
 from ..errors import BadAnswerError, BGEError, DeadlineError, HostError, HostUnavailableError
-from .answer import read_json, vectors_of
+from .answer import check_no_error, read_json, vectors_of
 from .line import Line
 from .remote import RemoteEngine
 
@@ -40,19 +40,16 @@ class SpaceEngine(RemoteEngine):
     async def ask(self, line: Line, texts: list[str], role: Role) -> tuple[Vectors, int]:
         """Send one request and return its unit vectors; a Space counts no tokens."""
         payload = {"texts": texts, "normalize": True, "is_query": self._server_adds(role)}
-        bound = len(texts) * (self.card.dimensions * 40 + 2_000) + 100_000
-        body = await line.connection.send("/embed", payload, bound)
+        body = await line.connection.send("/embed", payload, answer_bound(len(texts), self.card.dimensions))
         answer = read_json(body)
         return vectors_of(self._rows(answer, len(texts)), self.card.dimensions, body=body), 0
 
     def _rows(self, answer: Any, count: int) -> list[Any]:
+        check_no_error(answer, count)
         rows = answer.get("embeddings") if isinstance(answer, dict) else None
         if not isinstance(rows, list):
             raise BadAnswerError("the answer has no embeddings", positions=range(count), broken=True)
-        if len(rows) != count:
-            raise BadAnswerError(
-                f"{len(rows)} vectors came back for {count} texts", positions=range(count), broken=True
-            )
+        check_count(rows, count)
         stated = answer.get("dimension")
         if isinstance(stated, int) and stated != self.card.dimensions:
             raise BadAnswerError(
