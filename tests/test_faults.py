@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ def face_of(request, tmp_path):
     made = []
 
     def make(host: Rig, **options: Any) -> Face:
-        options = {"base_url": host.url, "max_concurrency": 1, "max_retries": 3, **options}
+        where = {"provider": "space", "base_url": host.space_url} if options.pop("space", 0) else {"base_url": host.url}
+        options = {**where, "max_concurrency": 1, "max_retries": 3, **options}
         made.append(Face(request.param, tmp_path / "cache.sqlite", options))
         return made[-1]
 
@@ -119,9 +120,19 @@ def fatal() -> list[Case]:
         ("404 with the key in it", faults.echo_key(404), refused),
         ("quota exhausted", quota, errors.QuotaError),
         ("error object with 200", raw('{"error": {"message": "overloaded"}}'), errors.HostError),
+        ("error object with 200 and the key in it", faults.echo_key(200), errors.BadAnswerError),
+        ("400 with the texts in it", echo_texts, refused),
         ("redirect within the host", redirect_home, errors.HostError),
     ]
     return [Case(name, default=fault, error=error) for name, fault, error in table]
+
+
+def echo_texts(exchange: Any) -> None:
+    status(400, f"not understood: {exchange.texts}")(exchange)
+
+
+def echo_all(exchange: Any) -> None:
+    raw(f"cannot serve {exchange.request.headers['authorization']} {exchange.texts}")(exchange)
 
 
 def redirect_home(exchange: Any) -> None:
@@ -137,6 +148,7 @@ def lasting() -> list[Case]:
         Case("reset for ever", default=reset_peer(), options=few, error=down, requests=2),
         Case("500, no retries", default=status(500), options={"max_retries": 0}, error=down, requests=1),
         Case("empty for ever", default=raw(b""), options=few, error=bad, requests=(2, 16)),
+        Case("key and texts instead of JSON for ever", default=echo_all, options=few, error=bad, requests=(2, 16)),
         Case("HTML for ever", default=raw("<html>", "text/html"), options=few, error=bad, requests=(2, 16)),
         Case("no rows for ever", default=rows(lambda d: []), options=few, error=bad, requests=(2, 16)),
         Case("wrong dimension", default=rows(lambda d: [{**r, "embedding": [*r["embedding"], 1.0]} for r in d]),
@@ -195,11 +207,30 @@ def without_marked(exchange: Any) -> None:
     exchange.send(exchange.payload(data))
 
 
+OF_OPENAI_ALONE = ("index", "data", "base64", "true", "reverse", "seven", "JSON list")
+
+
+def at_a_space(cases: list[Case]) -> list[Case]:
+    apart = [case for case in cases if not any(word in case.name for word in OF_OPENAI_ALONE)]
+    return [replace(case, name=f"Space: {case.name}", options={**case.options, "space": True}) for case in apart]
+
+
 CASES = [*transient(), *fatal(), *lasting(), *harmless(), *poisoned()]
+AT_A_SPACE = at_a_space(CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fault(case, face_of, caplog):
+    hold(case, face_of, caplog)
+
+
+@pytest.mark.parametrize("case", AT_A_SPACE, ids=lambda case: case.name)
+@pytest.mark.parametrize("face_of", ["langchain", "llama-index-async"], indirect=True)
+def test_fault_at_a_space(case, face_of, caplog):
+    hold(case, face_of, caplog)
+
+
+def hold(case: Case, face_of: Callable[..., Face], caplog: Any) -> None:
     caplog.set_level(logging.DEBUG)
     with Rig(default=case.default) as host:
         face = face_of(host, **case.options)
@@ -221,7 +252,8 @@ def assert_as_told(case: Case, host: Rig, face: Face, outcome: Outcome) -> None:
         error, finished = outcome.error, case.finished
         assert isinstance(error, case.error), repr(error)
         assert "bge-small" in error.model
-        assert f"{host.port}" in f"{error.provider} {error}"
+        assert error.provider in (f"127.0.0.1:{host.port}", "space")
+        assert error.provider in str(error)
         assert set(error.finished) == finished
         assert set(error.unfinished) == set(range(len(case.texts))) - finished
         again = pickle.loads(pickle.dumps(error))
