@@ -25,8 +25,8 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --editable '.[all,test]'
 	touch $@
 
-system:
-	sh scripts/system-packages.sh
+system: $(VENV)/.test
+	sh scripts/system-packages.sh $(VENV)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
