@@ -37,8 +37,7 @@ def embeddings_of(answer: Any, count: int) -> tuple[list[Any], bool]:
     Raises:
         BadAnswerError: an error object, no ``data``, a wrong number of rows, or an index that is no permutation.
     """
-    if isinstance(answer, Mapping) and answer.get("error") and not answer.get("data"):
-        raise BadAnswerError(f"the answer is an error: {str(answer['error'])[:200]}", positions=range(count))
+    check_no_error(answer, count)
     data = answer.get("data") if isinstance(answer, Mapping) else None
     if not isinstance(data, list) or not all(isinstance(row, dict) and "embedding" in row for row in data):
         raise BadAnswerError("the answer has no data[].embedding", positions=range(count), broken=True)
@@ -47,6 +46,16 @@ def embeddings_of(answer: Any, count: int) -> tuple[list[Any], bool]:
     if all(index is None for index in indices):
         return [row["embedding"] for row in data], False
     return [data[i]["embedding"] for i in _places(indices)], True
+
+
+def check_no_error(answer: Any, count: int) -> None:
+    """Refuse an error that was sent as a success; sending again would not change it.
+
+    Raises:
+        BadAnswerError: the answer is an error object.
+    """
+    if isinstance(answer, Mapping) and answer.get("error") and not answer.get("data"):
+        raise BadAnswerError(f"the answer is an error: {str(answer['error'])[:200]}", positions=range(count))
 
 
 def check_count(rows: Sequence[Any], count: int) -> None:

@@ -15,6 +15,11 @@ _JSON = ("application/json", "text/json", "application/problem+json")
 _LONGEST_REFUSAL = 65_536
 
 
+def answer_bound(count: int, dimensions: int) -> int:
+    """Return how many bytes an honest answer may have: 64 for a number, pretty-printed, and a megabyte for the rest."""
+    return 64 * count * dimensions + 2**20
+
+
 class Connection:
     """Sends requests, once each: the SDK's own retries are off. Used on one event loop only."""
 

@@ -27,6 +27,7 @@ class Line:
         self.caps = Caps(min(inputs, endpoint.provider.max_inputs or inputs), limits.max_bytes, limits.max_tokens)
         self.base64 = endpoint.provider.base64
         self.answered = 0
+        self.told_unnumbered = False
         self.closing = False
         self._led = False
         self._opened = asyncio.Event()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from ..cards import Role
 from ..catalog import known_model
 from ..encoder import Vectors
-from ..errors import BadAnswerError, RequestRefusedError
+from ..errors import BadAnswerError, HostError, RepairWarning, RequestRefusedError, TooLargeError
 from .answer import embeddings_of, read_json, vectors_of
+from .connection import answer_bound
 from .line import Line
 from .remote import RemoteEngine
 
@@ -25,39 +27,59 @@ class OpenAIEngine(RemoteEngine):
         """Send one request and return its unit vectors and the tokens that the host counted."""
         del role
         if line.base64 is None and line.answered >= PROBE_AFTER and len(texts) > 1:
-            return await self._probe(line, texts)
-        body = await self._post(line, texts, base64=bool(line.base64))
-        vectors, tokens, packed = self._read(body, len(texts))
-        line.base64 = line.base64 and packed
-        return vectors, tokens
+            return await self._try_base64(line, texts)
+        if line.base64:
+            return await self._in_base64(line, texts)
+        return (await self._post(line, texts, "float"))[:2]
 
-    async def _probe(self, line: Line, texts: list[str]) -> tuple[Vectors, int]:
+    async def _try_base64(self, line: Line, texts: list[str]) -> tuple[Vectors, int]:
         line.base64 = False  # others go on in floats meanwhile
         try:
-            vectors, tokens, packed = self._read(await self._post(line, texts, base64=True), len(texts))
-        except (BadAnswerError, RequestRefusedError):
-            self.usage.add(requests=1)
-            return self._read(await self._post(line, texts, base64=False), len(texts))[:2]
+            vectors, tokens, packed = await self._post(line, texts, "base64")
+        except (BadAnswerError, RequestRefusedError) as error:
+            if isinstance(error, TooLargeError):
+                line.base64 = None  # says nothing about base64
+                raise
+            return await self._in_floats(line, texts)
+        except HostError:
+            line.base64 = None
+            raise
         line.base64 = packed
         return vectors, tokens
 
-    async def _post(self, line: Line, texts: list[str], *, base64: bool) -> bytes:
-        payload = {
-            "model": self.endpoint.wire_model,
-            "input": texts,
-            "encoding_format": "base64" if base64 else "float",
-        }
-        # A float in JSON takes up to some 25 bytes; the rest is room for what hosts add.
-        bound = len(texts) * (self.card.dimensions * 40 + 2_000) + 100_000
-        return await line.connection.send("/embeddings", payload, bound)
+    async def _in_base64(self, line: Line, texts: list[str]) -> tuple[Vectors, int]:
+        try:
+            vectors, tokens, packed = await self._post(line, texts, "base64")
+        except (BadAnswerError, RequestRefusedError) as error:
+            if isinstance(error, TooLargeError):
+                raise
+            found = await self._in_floats(line, texts)
+            line.base64 = False  # floats went well where base64 did not
+            return found
+        line.base64 = packed
+        return vectors, tokens
 
-    def _read(self, body: bytes, count: int) -> tuple[Vectors, int, bool]:
+    async def _in_floats(self, line: Line, texts: list[str]) -> tuple[Vectors, int]:
+        self.usage.add(requests=1)
+        return (await self._post(line, texts, "float"))[:2]
+
+    async def _post(self, line: Line, texts: list[str], encoding: str) -> tuple[Vectors, int, bool]:
+        payload = {"model": self.endpoint.wire_model, "input": texts, "encoding_format": encoding}
+        body = await line.connection.send("/embeddings", payload, answer_bound(len(texts), self.card.dimensions))
+        return self._read(line, body, len(texts))
+
+    def _read(self, line: Line, body: bytes, count: int) -> tuple[Vectors, int, bool]:
         """Return unit vectors, the tokens that were counted, and whether they came in base64."""
         answer = read_json(body)
-        rows = embeddings_of(answer, count)
+        rows, numbered = embeddings_of(answer, count)
         self._check_model(answer.get("model"))
         packed = all(isinstance(row, str) for row in rows)
-        return vectors_of(rows, self.card.dimensions, body=b"" if packed else body), _tokens(answer), packed
+        vectors = vectors_of(rows, self.card.dimensions, body=b"" if packed else body)
+        if not numbered and count > 1 and not line.told_unnumbered:
+            line.told_unnumbered = True
+            said = f"{self.endpoint.name} sends rows without an index: they are taken in the order they came"
+            warnings.warn(said, RepairWarning, stacklevel=2)
+        return vectors, _tokens(answer), packed
 
     def _check_model(self, named: object) -> None:
         """Refuse an answer that names another model of the catalogue; any other name is the host's own affair."""
@@ -70,5 +92,5 @@ class OpenAIEngine(RemoteEngine):
 
 def _tokens(answer: Any) -> int:
     usage = answer.get("usage")
-    counted = usage.get("prompt_tokens", usage.get("total_tokens")) if isinstance(usage, dict) else None
-    return counted if isinstance(counted, int) else 0
+    found = (usage.get("prompt_tokens"), usage.get("total_tokens")) if isinstance(usage, dict) else ()
+    return next((tokens for tokens in found if type(tokens) is int and tokens > 0), 0)

@@ -103,7 +103,7 @@ class RemoteEngine(FutureEncoder):
     @property
     def count_tokens(self) -> Callable[[Sequence[str]], list[int]] | None:
         """What counts tokens as the model does, special tokens included; None where its tokenizer is not here."""
-        return self.cutter and self.cutter.count
+        return self.cutter.count if self.cutter else None
 
     def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
         """Begin to embed checked texts and return at once.

@@ -11,7 +11,8 @@ from typing import Any
 from ..cards import Role
 from ..encoder import Vectors
 from ..errors import BadAnswerError, BGEError, DeadlineError, HostError, HostUnavailableError
-from .answer import check_no_error, read_json, vectors_of
+from .answer import check_count, check_no_error, read_json, vectors_of
+from .connection import answer_bound
 from .line import Line
 from .remote import RemoteEngine
 

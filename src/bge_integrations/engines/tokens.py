@@ -17,13 +17,9 @@ class TextTokenizer:
     """Reads ``tokenizer.json``; cuts at ``max_tokens`` where it is given."""
 
     def __init__(self, folder: Path, max_tokens: int | None = None) -> None:
-        self._tokenizer = _read(folder)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer, side = open_tokenizer(folder / "tokenizer.json")
         if max_tokens is not None:
-            self._tokenizer.enable_truncation(max_tokens, direction=_side(folder))
-        if _json(folder / "sentence_bert_config.json").get("do_lower_case"):
-            _lower(self._tokenizer)
+            self._tokenizer.enable_truncation(max_tokens, direction=side)
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """Return the token ids of each text as int32 arrays, special tokens included."""
@@ -37,7 +33,22 @@ class TextTokenizer:
         return [len(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
 
-def _read(folder: Path) -> Any:
+def open_tokenizer(file: Path) -> tuple[Any, str]:
+    """Return the tokenizer of a ``tokenizer.json``, neither padding nor cutting, and the side on which it would cut.
+
+    Raises:
+        MissingExtraError: tokenizers is not installed.
+        ModelLoadError: the file cannot be read.
+    """
+    tokenizer = _read(file)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if _json(file.parent / "sentence_bert_config.json").get("do_lower_case"):
+        _lower(tokenizer)
+    return tokenizer, str(_json(file.parent / "tokenizer_config.json").get("truncation_side", "right"))
+
+
+def _read(file: Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -45,13 +56,9 @@ def _read(folder: Path) -> Any:
             'a local model needs tokenizers: pip install "bge-integrations[local]" or "bge-integrations[onnx]"'
         ) from error
     try:
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exception
-        raise ModelLoadError(f"{str(folder / 'tokenizer.json')!r} cannot be read: {error}") from error
-
-
-def _side(folder: Path) -> str:
-    return str(_json(folder / "tokenizer_config.json").get("truncation_side", "right"))
+        raise ModelLoadError(f"{str(file)!r} cannot be read: {error}") from error
 
 
 def _lower(tokenizer: Any) -> None:
