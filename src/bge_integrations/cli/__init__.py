@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"bge: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        return 0
     except KeyboardInterrupt:
         print("bge: stopped", file=sys.stderr)
         return 130

@@ -33,37 +33,46 @@ def run(parsed: argparse.Namespace) -> int:
     """Index the folder in both frameworks, ask with and without the instruction, then the same over HTTP."""
     encoder = make_encoder(parsed)
     questions = parsed.ask or list(_QUESTIONS)
-    chunks = _chunks(parsed.folder or _own_documentation(), encoder, parsed.chunk)
-    print(f"{len(chunks)} chunks, embedded by {encoder.describe()}\n")
+    files = _files_of(parsed.folder) if parsed.folder else _own_documentation()
+    chunks = _chunks(files, encoder, parsed.chunk)
+    print(f"{len(files)} files, {len(chunks)} chunks of up to {parsed.chunk} tokens; the model is {encoder.card.id!r}")
+    print(f"a query is sent as   {encoder.card.format('...', 'query', encoder.query_instruction)!r}")
+    print("a document is sent as it is\n")
     _ask_langchain(encoder, make_encoder(parsed, query_instruction=""), chunks, questions, parsed.k)
     _ask_llama_index(encoder, chunks, questions, parsed.k)
     _compare_remote(parsed, encoder, chunks, questions)
     return 0
 
 
-def _own_documentation() -> Path:
-    inside = Path(__file__).parent.parent / "demo" / "docs"
-    return inside if inside.is_dir() else Path(__file__).parents[3]
+def _own_documentation() -> list[Path]:
+    """The files that the wheel carries, or those of the repository that this runs from."""
+    inside, root = Path(__file__).parent.parent / "demo" / "docs", Path(__file__).parents[3]
+    return sorted(inside.glob("*.md")) or [*sorted(root.glob("*.md")), *sorted(root.glob("docs/**/*.md"))]
 
 
-def _chunks(folder: Path, encoder: FutureEncoder, size: int) -> list[tuple[str, str]]:
-    from ..langchain import BGEEmbeddings
-
+def _files_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ConfigError(f"{str(folder)!r} is not a folder")
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in _ENDINGS and _visible(path, folder)]
-    splitter = BGEEmbeddings(encoder=encoder).splitter(chunk_size=size)
-    texts = ((path, path.read_text("utf-8", errors="replace")) for path in files)
-    chunks = [(path.name, chunk) for path, text in texts for chunk in splitter.split_text(text) if chunk.strip()]
-    if not chunks:
+    if not files:
         raise ConfigError(f"no text in {str(folder)!r}: it needs files that end in {', '.join(_ENDINGS)}")
-    print(f"{len(files)} files of {folder}")
-    return chunks
+    return files
 
 
 def _visible(path: Path, folder: Path) -> bool:
     parts = path.relative_to(folder).parts
-    return not any(part.startswith((".", "_")) or part in ("node_modules", "site-packages", "tests") for part in parts)
+    return not any(part.startswith(".") or part in ("node_modules", "site-packages") for part in parts)
+
+
+def _chunks(files: Sequence[Path], encoder: FutureEncoder, size: int) -> list[tuple[str, str]]:
+    from ..langchain import BGEEmbeddings
+
+    splitter = BGEEmbeddings(encoder=encoder).splitter(chunk_size=size)
+    texts = ((path, path.read_text("utf-8", errors="replace")) for path in files)
+    chunks = [(path.name, chunk) for path, text in texts for chunk in splitter.split_text(text) if chunk.strip()]
+    if not chunks:
+        raise ConfigError(f"the {len(files)} files hold no text")
+    return chunks
 
 
 def _ask_langchain(
@@ -75,7 +84,8 @@ def _ask_langchain(
 
     store = InMemoryVectorStore(BGEEmbeddings(encoder=encoder))
     store.add_texts([text for _, text in chunks], metadatas=[{"file": name} for name, _ in chunks])
-    print("LangChain, InMemoryVectorStore: hits with the instruction | without")
+    print("LangChain, InMemoryVectorStore")
+    print(f"    {'with the instruction':68} | without it")
     without = BGEEmbeddings(encoder=plain)
     for question in questions:
         right = store.similarity_search_with_score(question, k=k)
@@ -101,6 +111,8 @@ def _ask_llama_index(encoder: FutureEncoder, chunks: list[tuple[str, str]], ques
     for node in nodes:
         node.excluded_embed_metadata_keys = ["file"]
     index = VectorStoreIndex(nodes, embed_model=BGEEmbedding(encoder=encoder))
+    if encoder.card.id == "demo":
+        print("\n  (The demo model misses the instruction far more than a real BGE model does; its README says why.)")
     print("\nLlamaIndex, VectorStoreIndex")
     retriever = index.as_retriever(similarity_top_k=k)
     for question in questions:
