@@ -14,6 +14,7 @@ import numpy as np
 
 from ..background import BackgroundLoop
 from ..cards import ModelCard, Role
+from ..catalog import known_model
 from ..encoder import Blank, FutureEncoder, OnBatch, Truncate, Usage, Vectors, report_cut
 from ..errors import BadAnswerError, HostError, TooLargeError
 from .call import Call
@@ -170,6 +171,18 @@ class RemoteEngine(FutureEncoder):
         if self._price:
             self.usage.add(usd=counted * self._price / 1e6)
         return vectors
+
+    def check_model(self, named: object) -> None:
+        """Refuse an answer that names another model of the catalogue; any other name is the host's own affair.
+
+        Raises:
+            BadAnswerError: it names another model.
+        """
+        if not isinstance(named, str) or named == self.endpoint.wire_model:
+            return
+        served = known_model(named)
+        if served is not None and served.id != self.card.id:
+            raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self.card.id!r}")
 
     async def explain(self, line: Line, error: HostError) -> None:
         """Add to an error what the host tells when it is asked; asks nothing by default."""

@@ -51,6 +51,7 @@ class SpaceEngine(RemoteEngine):
         if not isinstance(rows, list):
             raise BadAnswerError("the answer has no embeddings", positions=range(count), broken=True)
         check_count(rows, count)
+        self.check_model(answer.get("model"))
         stated = answer.get("dimension")
         if isinstance(stated, int) and stated != self.card.dimensions:
             raise BadAnswerError(
