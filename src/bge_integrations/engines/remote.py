@@ -24,6 +24,9 @@ from .line import Line
 
 __all__ = ["Endpoint", "Limits", "RemoteEngine"]
 
+_LEFT_BEHIND: list[Line] = []
+"""After a fork: the parent's connections, which the child must neither use nor close."""
+
 
 class RemoteEngine(FutureEncoder):
     """An encoder at a host; subclasses say what is sent and how the answer is read.
@@ -158,6 +161,8 @@ class RemoteEngine(FutureEncoder):
 
     def _here(self) -> Line:
         if self._line is None or self._line.loop is not asyncio.get_running_loop():
+            if self._line is not None:
+                _LEFT_BEHIND.append(self._line)
             self._line = Line(self.endpoint, self.limits, self.card, self.rate_limiter)
             self._loop.at_end(self._line.connection.close)
         return self._line
