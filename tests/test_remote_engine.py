@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import openai
 import pytest
 
 from bge_integrations import errors
@@ -27,7 +28,22 @@ from bge_integrations.cards import Offer, Provider
 from bge_integrations.catalog import find_model, find_provider
 from bge_integrations.engines.openai import OpenAIEngine
 from bge_integrations.engines.remote import Endpoint, Limits
-from rig import Rig, cap, latency, ok, raw, refuse_marked, reset_peer, rows, spoilt, status
+from rig import (
+    Rig,
+    cap,
+    cut,
+    gzip_bomb,
+    latency,
+    ok,
+    raw,
+    refuse_marked,
+    reset_peer,
+    rows,
+    slicer,
+    spoilt,
+    status,
+    timeout,
+)
 
 KEY = "sk-canary-77ab"
 CARD = find_model("bge-small")
@@ -69,6 +85,20 @@ def engine_of():
         engine.close()
 
 
+@pytest.fixture(params=["aiohttp", "httpx"])
+def transport(request, monkeypatch):
+    """Both ways to the host: the SDK's client on aiohttp is there only where aiohttp is installed."""
+    if request.param == "httpx":
+
+        def missing(**_):
+            raise RuntimeError("not installed")
+
+        monkeypatch.setattr(openai, "DefaultAioHttpClient", missing)
+
+
+both = pytest.mark.usefixtures("transport")
+
+
 def right(host, engine, texts=TEXTS) -> bool:
     return bool(np.allclose(engine.encode(texts, role="document"), host.truth(texts), atol=1e-6))
 
@@ -76,6 +106,7 @@ def right(host, engine, texts=TEXTS) -> bool:
 # Where it is called from
 
 
+@both
 def test_sixteen_threads_share_one_engine(engine_of):
     with Rig(default=latency(0.002)) as host:
         engine = engine_of(host, limits={"max_inputs": 4})
@@ -107,6 +138,7 @@ async def test_the_callers_loop_is_never_blocked(engine_of):
         assert ticks >= 5
 
 
+@both
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_after_fork(engine_of):
     with Rig() as host:
@@ -141,6 +173,7 @@ def test_pickle_and_deepcopy_take_the_settings_and_leave_the_key(engine_of):
         assert right(host, engine)
 
 
+@both
 def test_nothing_shows_the_key(engine_of, caplog):
     caplog.set_level(logging.DEBUG)
     with Rig().script(status(500, f"no, {KEY}"), raw(f"plain {KEY}", "text/plain"), status(429)) as host:
@@ -155,6 +188,7 @@ def test_nothing_shows_the_key(engine_of, caplog):
         assert "text number" not in " ".join(r.getMessage() for r in caplog.records if "bge" in r.name)
 
 
+@both
 def test_closing_ends_calls_under_way_and_the_next_call_works(engine_of):
     with Rig(default=latency(20)) as host:
         engine = engine_of(host)
@@ -169,6 +203,7 @@ def test_closing_ends_calls_under_way_and_the_next_call_works(engine_of):
         assert right(host, engine)
 
 
+@both
 def test_an_engine_that_is_forgotten_leaves_no_connection_open():
     with Rig() as host, warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -183,6 +218,7 @@ def test_an_engine_that_is_forgotten_leaves_no_connection_open():
         gc.collect()
 
 
+@both
 def test_a_cancelled_call_stops_sending(engine_of):
     with Rig(default=latency(0.05)) as host:
         engine = engine_of(host, limits={"max_inputs": 1, "max_concurrency": 2})
@@ -196,9 +232,36 @@ def test_a_cancelled_call_stops_sending(engine_of):
         assert right(host, engine)
 
 
+BREAKS = {
+    "reset before the head": reset_peer(),
+    "reset in the body": reset_peer(100),
+    "short body": cut(),
+    "hang": timeout(20),
+    "gzip bomb": gzip_bomb(64),
+    "drip": slicer(1, 0.05),
+    "no HTTP": lambda exchange: (exchange.write(b"SSH-2.0-OpenSSH\r\n\r\n"), exchange.reset()),
+}
+
+
+@both
+@pytest.mark.parametrize("name", BREAKS)
+def test_connections_that_break(engine_of, name):
+    with Rig(default=BREAKS[name]) as host:
+        engine = engine_of(host, limits={"timeout": 1.0, "max_retries": 1})
+        began = time.monotonic()
+        with pytest.raises(errors.HostError) as caught:
+            engine.encode(["a"], role="document")
+        assert type(caught.value).__module__ == "bge_integrations.errors"
+        assert time.monotonic() - began < 10
+        engine.limits = replace(engine.limits, timeout=30.0)
+        host.forget().default = None
+        assert right(host, engine)
+
+
 # What a host refuses, and how it says so
 
 
+@both
 @pytest.mark.parametrize("code", [401, 429, 400])
 def test_a_packed_refusal_is_read(engine_of, code):
     said = gzip.compress(json.dumps({"error": {"message": "said in few bytes", "code": "insufficient_quota"}}).encode())
@@ -209,6 +272,7 @@ def test_a_packed_refusal_is_read(engine_of, code):
         assert len(host.sent) == 1
 
 
+@both
 def test_a_refusal_without_end_is_not_read_to_it(engine_of):
     def endless(exchange):
         exchange.write(exchange.head(401, 10**12))
@@ -567,6 +631,7 @@ def test_a_busy_moment_says_nothing_about_base64(engine_of):
 # What a call brings and costs
 
 
+@both
 def test_every_part_is_handed_over_before_the_next_failure(engine_of):
     with Rig() as host:
         engine, seen = engine_of(host, limits={"max_inputs": 10, "max_concurrency": 1, "max_retries": 1}), {}
