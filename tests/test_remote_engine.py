@@ -408,7 +408,7 @@ def test_a_call_that_finds_the_gate_closed_for_too_long_is_told_at_once(engine_o
 
 def test_one_fatal_answer_ends_the_call_while_others_wait_to_try_again(engine_of):
     with Rig() as host:
-        engine = engine_of(host, limits={"max_inputs": 1, "max_concurrency": 4, "backoff": 60.0})
+        engine = engine_of(host, limits={"max_inputs": 1, "max_concurrency": 4, "backoff": 60.0, "timeout": None})
         assert right(host, engine, ["first"])
         host.script(status(500), status(500), status(500), latency(0.2, status(403)))
         began = time.monotonic()

@@ -126,7 +126,6 @@ class Call:
             self._place(error, part)
         if self.failure is not None or not of_a_text:  # a second failure says that it is the host, not the text
             self._stopping = True
-            self._plan.forget()
             for worker in self._workers - self._sending - {asyncio.current_task()}:
                 worker.cancel()
         self.failure = self.failure or error

@@ -97,7 +97,3 @@ class RequestPlan:
         """Put the halves of a request back, the first half to be taken first."""
         middle = len(part) // 2
         self._again += [part[middle:], part[:middle]]
-
-    def forget(self) -> None:
-        """Leave the parts of requests that were split."""
-        self._again.clear()
