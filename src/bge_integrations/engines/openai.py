@@ -73,7 +73,7 @@ class OpenAIEngine(RemoteEngine):
         rows, numbered = embeddings_of(answer, count)
         self.check_model(answer.get("model"))
         packed = all(isinstance(row, str) for row in rows)
-        vectors = vectors_of(rows, self.card.dimensions, body=b"" if packed else body)
+        vectors = vectors_of(rows, self.card.dimensions)
         if not numbered and count > 1 and not line.told_unnumbered:
             line.told_unnumbered = True
             said = f"{self.endpoint.name} sends rows without an index: they are taken in the order they came"

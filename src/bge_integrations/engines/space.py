@@ -43,7 +43,7 @@ class SpaceEngine(RemoteEngine):
         payload = {"texts": texts, "normalize": True, "is_query": self._server_adds(role)}
         body = await line.connection.send("/embed", payload, answer_bound(len(texts), self.card.dimensions))
         answer = read_json(body)
-        return vectors_of(self._rows(answer, len(texts)), self.card.dimensions, body=body), 0
+        return vectors_of(self._rows(answer, len(texts)), self.card.dimensions), 0
 
     def _rows(self, answer: Any, count: int) -> list[Any]:
         check_no_error(answer, count)
