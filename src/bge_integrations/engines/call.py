@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 
@@ -120,7 +120,7 @@ class Call:
             finally:
                 self._line.open()
 
-    def _fail(self, part: Sequence[int], error: Exception) -> None:
+    def _fail(self, part: range, error: Exception) -> None:
         of_a_text = len(part) == 1 and isinstance(error, HostError) and _about_texts(error)
         if isinstance(error, HostError):
             self._place(error, part)
@@ -130,7 +130,7 @@ class Call:
                 worker.cancel()
         self.failure = self.failure or error
 
-    async def _send(self, part: Sequence[int]) -> None:
+    async def _send(self, part: range) -> None:
         suspect = not self._suspects.isdisjoint(part)
         attempts = Attempts(
             self._limits, self._line.gate, self._in_time, suspect=suspect, retried=self._retried
@@ -147,14 +147,14 @@ class Call:
         else:
             self._finish(part, vectors)
 
-    async def _once(self, part: Sequence[int]) -> Vectors:
-        tokens = sum(self._tokens[i] for i in part)
+    async def _once(self, part: range) -> Vectors:
+        tokens = sum(self._tokens[part.start : part.stop])
         async with self._line.slots:
             await self._line.gate.enter(tokens, self._in_time)
             worker = asyncio.current_task()
             self._sending.add(worker)
             try:
-                return await self._send_texts([self._texts[i] for i in part], tokens)
+                return await self._send_texts(self._texts[part.start : part.stop], tokens)
             finally:
                 self._sending.discard(worker)
                 self._line.open()
@@ -163,27 +163,27 @@ class Call:
         # A host that answers others but fails at this request may fail at one text: Ollama's bge-m3 says 500 to some.
         return getattr(error, "broken", False) or (error.status == 500 and self._line.answered > 0)
 
-    def _learn(self, part: Sequence[int], error: TooLargeError) -> None:
+    def _learn(self, part: range, error: TooLargeError) -> None:
         if len(part) == 1:
             self._line.caps.forget()
             raise error
         self._line.caps.learn(len(part), self._plan.size(part), bulk=getattr(error, "bulk", False))
         self._split(part)
 
-    def _split(self, part: Sequence[int]) -> None:
+    def _split(self, part: range) -> None:
         self._plan.split(part)
         self._hire(len(part))
 
-    def _finish(self, part: Sequence[int], vectors: Vectors) -> None:
+    def _finish(self, part: range, vectors: Vectors) -> None:
         self._line.answered += 1
-        self.rows[part] = vectors
-        self.done[part] = True
+        self.rows[part.start : part.stop] = vectors
+        self.done[part.start : part.stop] = True
         if not self._limits.timeout:
             self._wind(self._limits.patience)
         if self._on_batch is not None:
             self._on_batch(part, vectors)
 
-    def _place(self, error: HostError, part: Sequence[int]) -> None:
+    def _place(self, error: HostError, part: range) -> None:
         """Turn positions within a request into those of the caller, and take its texts out of the message."""
         inside = [i for i in error.positions if i < len(part)] or range(len(part))
         error.positions = tuple(part[i] for i in inside)

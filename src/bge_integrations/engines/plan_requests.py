@@ -58,9 +58,9 @@ class RequestPlan:
     tokens: Sequence[int]
     caps: Caps
     _next: int = 0
-    _again: list[Sequence[int]] = field(default_factory=list)
+    _again: list[range] = field(default_factory=list)
 
-    def take(self, *, begun: bool = False) -> Sequence[int]:
+    def take(self, *, begun: bool = False) -> range:
         """Return the indices of the next request; none when nothing is left.
 
         Args:
@@ -73,13 +73,13 @@ class RequestPlan:
                 self._again.append(waiting[len(part) :])
             return part
         if begun:
-            return ()
+            return range(0)
         rest = range(self._next, len(self.sizes))
         part = rest[: self._fitting(rest)]
         self._next += len(part)
         return part
 
-    def _fitting(self, rest: Sequence[int]) -> int:
+    def _fitting(self, rest: range) -> int:
         """Return how many of these texts one request may hold; at least one, where there is one."""
         size = tokens = 0
         rest = rest[: self.caps.inputs]
@@ -89,11 +89,11 @@ class RequestPlan:
                 return count
         return len(rest)
 
-    def size(self, part: Sequence[int]) -> int:
+    def size(self, part: range) -> int:
         """Return the bytes of the texts of one request."""
-        return sum(self.sizes[i] for i in part)
+        return sum(self.sizes[part.start : part.stop])
 
-    def split(self, part: Sequence[int]) -> None:
+    def split(self, part: range) -> None:
         """Put the halves of a request back, the first half to be taken first."""
         middle = len(part) // 2
         self._again += [part[middle:], part[:middle]]
