@@ -1,0 +1,404 @@
+"""Our local engine and its peers, side by side in one run.
+
+    python benchmarks/local.py                               # everything; 2,000 passages take an hour on two cores
+    python benchmarks/local.py --passages 160 --repeats 3    # a few minutes
+    python benchmarks/local.py --only "ours torch" --only sentence-transformers
+
+Every engine lives in a process of its own and is asked in turn, so that all see the same machine. Samples during which
+other processes took more than a tenth of it are thrown away. The model is made here: the shape of bge-small-en-v1.5
+with random weights (speed does not depend on them). Text comes from the standard library's documentation and the
+licences on the machine. Peers whose versions clash with ours live in ``.venv-peers``, built by ``make bench-peers``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pydoc_data.topics
+import random
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path[:0] = [str(HERE), str(ROOT / "tests")]
+
+BASELINE = "sentence-transformers"
+ENVIRONMENTS = {
+    "LangChain HuggingFaceEmbeddings": "frameworks",
+    "LlamaIndex HuggingFaceEmbedding": "frameworks",
+    "FlagEmbedding": "flag",
+    "fastembed": "fastembed",
+    "sentence-transformers openvino": "openvino",
+}
+SETS = ("mixed", "slab", "short", "query", "concurrent")
+IMPORTS = {
+    "ours": "import bge_integrations",
+    "ours, torch engine": "import bge_integrations.engines.packed, torch, tokenizers, safetensors.torch",
+    "ours, onnx engine": "import bge_integrations.engines.onnx, onnxruntime, tokenizers",
+    "sentence-transformers": "import sentence_transformers",
+    "LangChain HuggingFaceEmbeddings": "import langchain_huggingface, sentence_transformers",
+    "LlamaIndex HuggingFaceEmbedding": "import llama_index.embeddings.huggingface",
+}
+DISTURBED = 0.1
+
+
+def main() -> None:
+    parsed = arguments()
+    folder = make_model()
+    texts = make_texts(parsed.passages, folder)
+    engines = start_engines(parsed.only, folder)
+    rates = matrix_rates()
+    parity = compare_vectors(engines, texts["mixed"][:120])
+    samples = measure(engines, texts, parsed.repeats)
+    report = {
+        "machine": machine(),
+        "passages": parsed.passages,
+        "repeats": parsed.repeats,
+        "tokens": {name: sum(count_tokens(folder, texts[name])) for name in ("mixed", "slab", "short")},
+        "gflops": rates,
+        "imports_seconds": import_seconds(),
+        "engines": {
+            engine.name: summary(engine, samples[engine.name], samples.get(BASELINE), parity) for engine in engines
+        },
+    }
+    report["floor_seconds"] = floors(folder, texts, rates)
+    for engine in engines:
+        engine.close()
+    add_fractions(report)
+    parsed.out.parent.mkdir(parents=True, exist_ok=True)
+    parsed.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    parsed.out.with_suffix(".svg").write_text(chart(report), "utf-8")
+    print(table(report))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--passages", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", action="append", help="an engine; may be given more than once")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "local.json")
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    import platform
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return {"cpu": name, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+
+
+# The model and the texts
+
+
+def make_model() -> Path:
+    import models
+    from bge_integrations.catalog import find_model
+    from bge_integrations.engines.export import export_onnx
+
+    folder = models.folder("bge-small", layers=12)
+    export_onnx(find_model(str(folder)), folder)
+    return folder
+
+
+def make_texts(passages: int, folder: Path) -> dict[str, list[str]]:
+    """Return the sets of texts; lengths in tokens, found by counting."""
+    numbers = random.Random(7)
+    words = corpus()
+
+    def passage(tokens: float) -> str:
+        length = max(3, round(tokens / per_word))
+        start = numbers.randrange(len(words) - 1000)
+        return " ".join(words[start : start + length])
+
+    per_word = 1.0
+    sample = " ".join(words[:4000])
+    per_word = sum(count_tokens(folder, [sample])) / 4000
+    skewed = [passage(min(520, numbers.lognormvariate(4.66, 0.85))) for _ in range(passages)]
+    groups = (32, 96, 160, 256, 420)
+    slab = [passage(length) for length in groups for _ in range(passages // len(groups))]
+    return {
+        "mixed": skewed,
+        "slab": slab,
+        "short": [passage(14) for _ in range(min(2000, max(100, passages * 3)))],
+        "query": [passage(8) for _ in range(40)],
+        "concurrent": [passage(8) for _ in range(64)],
+    }
+
+
+def corpus() -> list[str]:
+    licences = [path.read_text("utf-8", "replace") for path in sorted(Path("/usr/share/common-licenses").glob("*"))]
+    return " ".join([*pydoc_data.topics.topics.values(), *licences]).split()
+
+
+def count_tokens(folder: Path, texts: list[str]) -> list[int]:
+    from bge_integrations.engines.tokens import TextTokenizer
+
+    return TextTokenizer(folder, 512).tokenize(texts).lengths.tolist() if len(texts) > 1 else _uncut(folder, texts)
+
+
+def _uncut(folder: Path, texts: list[str]) -> list[int]:
+    from bge_integrations.engines.tokens import TextTokenizer
+
+    return TextTokenizer(folder).count(texts)
+
+
+# The engines
+
+
+@dataclass
+class Peer:
+    """An engine in its own process."""
+
+    name: str
+    process: subprocess.Popen[str]
+    load_seconds: float = 0.0
+    failed: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def ask(self, job: str, texts: list[str] | None = None) -> dict[str, Any] | None:
+        if self.failed:
+            return None
+        try:
+            self.process.stdin.write(json.dumps({"job": job, "texts": texts or []}) + "\n")
+            self.process.stdin.flush()
+            answer = json.loads(self.process.stdout.readline())
+        except (ValueError, OSError) as error:
+            self.failed = f"died: {error}"
+            return None
+        if answer and "error" in answer:
+            print(f"{self.name}, {job}: {answer['error']}", file=sys.stderr)
+            return None
+        return answer
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def start_engines(only: list[str] | None, folder: Path) -> list[Peer]:
+    import peers
+
+    engines = []
+    for name in only or peers.MAKERS:
+        environment = ENVIRONMENTS.get(name)
+        python = ROOT / ".venv-peers" / environment / "bin" / "python" if environment else Path(sys.executable)
+        if not python.exists():
+            print(f"{name}: no {python.relative_to(ROOT)}; run `make bench-peers`", file=sys.stderr)
+            continue
+        engines.append(start(name, python, folder))
+    return [engine for engine in engines if not engine.failed]
+
+
+def start(name: str, python: Path, folder: Path) -> Peer:
+    quiet = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(
+        [str(python), str(HERE / "peers.py"), name, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if "--quiet" in sys.argv else None,
+        text=True,
+        env=quiet,
+    )
+    peer = Peer(name, process)
+    line = process.stdout.readline()
+    if line:
+        peer.load_seconds = json.loads(line)["load_seconds"]
+        print(f"{name}: ready after {peer.load_seconds:.1f} s", file=sys.stderr)
+    else:
+        peer.failed = "did not start"
+        print(f"{name}: did not start", file=sys.stderr)
+    return peer
+
+
+# Measuring
+
+
+def measure(engines: list[Peer], texts: dict[str, list[str]], repeats: int) -> dict[str, dict[str, list[Any]]]:
+    samples: dict[str, dict[str, list[Any]]] = {engine.name: {name: [] for name in SETS} for engine in engines}
+    for engine in engines:  # caches, thread pools, kernels
+        engine.ask("mixed", texts["mixed"][:8])
+        engine.ask("query", texts["query"])
+    for turn in range(repeats):
+        for name in SETS:
+            for engine in engines[turn % len(engines) :] + engines[: turn % len(engines)]:
+                answer = engine.ask(name, texts[name])
+                if answer is not None:
+                    samples[engine.name][name].append(answer)
+                    print(f"{turn} {name:10} {engine.name:32} {answer['seconds']:.4f} s", file=sys.stderr)
+    for engine in engines:
+        engine.extra = engine.ask("memory") or {}
+    return samples
+
+
+def typical(samples: list[dict[str, Any]]) -> tuple[float, bool] | None:
+    """Return the median of undisturbed samples, and whether there were any."""
+    if not samples:
+        return None
+    cores = len(os.sched_getaffinity(0))
+    calm = [s["seconds"] for s in samples if s["others"] <= DISTURBED * cores * max(s["seconds"], 0.05)]
+    return statistics.median(calm or [s["seconds"] for s in samples]), bool(calm)
+
+
+def summary(
+    engine: Peer, samples: dict[str, list[Any]], baseline: dict[str, list[Any]] | None, parity: dict[str, Any]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {"load_seconds": engine.load_seconds, **engine.extra, **parity.get(engine.name, {})}
+    for name in SETS:
+        found = typical(samples[name])
+        if found is None:
+            continue
+        seconds, calm = found
+        result[name] = {"seconds": seconds, "calm": calm, "samples": [s["seconds"] for s in samples[name]]}
+        compared = typical(baseline[name]) if baseline else None
+        if compared:
+            result[name]["times_faster"] = compared[0] / seconds
+    return result
+
+
+def compare_vectors(engines: list[Peer], texts: list[str]) -> dict[str, dict[str, float]]:
+    """Return each engine's cosines with sentence-transformers' vectors in float32."""
+    import numpy as np
+
+    answers = {engine.name: engine.ask("vectors", texts) for engine in engines}
+    rows = {name: np.array(answer["vectors"]) for name, answer in answers.items() if answer}
+    rows = {name: array / np.linalg.norm(array, axis=1, keepdims=True) for name, array in rows.items()}
+    if BASELINE not in rows:
+        return {}
+    cosines = {name: (array * rows[BASELINE]).sum(1) for name, array in rows.items()}
+    return {name: {"cosine_min": float(c.min()), "cosine_mean": float(c.mean())} for name, c in cosines.items()}
+
+
+def import_seconds() -> dict[str, float]:
+    found = {}
+    for name, code in IMPORTS.items():
+        environment = ENVIRONMENTS.get(name)
+        python = ROOT / ".venv-peers" / environment / "bin" / "python" if environment else Path(sys.executable)
+        if python.exists():
+            found[name] = statistics.median(_seconds([str(python), "-c", code]) for _ in range(3))
+    empty = statistics.median(_seconds([sys.executable, "-c", "pass"]) for _ in range(3))
+    return {name: seconds - empty for name, seconds in found.items()}
+
+
+def _seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+# The floor: what the machine's matrix unit needs for the products alone
+
+
+def matrix_rates() -> dict[str, float]:
+    """Return the best rate of matrix products of the model's own shapes, in GFLOP per second."""
+    import torch
+    from torch.nn.functional import linear
+
+    rates = {}
+    for precision in ("float32", "bfloat16"):
+        best = 0.0
+        for rows, columns in ((1536, 384), (384, 1536), (1152, 384), (1024, 1024)):
+            x = torch.randn(2048, columns, dtype=getattr(torch, precision))
+            weight = torch.randn(rows, columns, dtype=getattr(torch, precision))
+            seconds = []
+            for _ in range(30):
+                start = time.perf_counter()
+                linear(x, weight)
+                seconds.append(time.perf_counter() - start)
+            best = max(best, 2 * 2048 * rows * columns / min(seconds) / 1e9)
+        rates[precision] = best
+    return rates
+
+
+def flops(lengths: list[int], hidden: int = 384, inner: int = 1536, layers: int = 12) -> float:
+    """Return the products that CLS pooling needs: the last layer's keys and values, all of the others."""
+    tokens, texts = sum(lengths), len(lengths)
+    whole = 2 * (4 * hidden * hidden + 2 * hidden * inner)
+    last = 2 * 2 * hidden * hidden
+    attention = sum(4 * length * length * hidden for length in lengths) * (layers - 1)
+    first = texts * 2 * (2 * hidden * hidden + 2 * hidden * inner)
+    return tokens * (whole * (layers - 1) + last) + attention + first
+
+
+def floors(folder: Path, texts: dict[str, list[str]], rates: dict[str, float]) -> dict[str, dict[str, float]]:
+    work = {name: flops(count_tokens(folder, texts[name])) for name in ("mixed", "slab", "short")}
+    return {p: {name: n / rate / 1e9 for name, n in work.items()} for p, rate in rates.items()}
+
+
+def add_fractions(report: dict[str, Any]) -> None:
+    for name, result in report["engines"].items():
+        precision = "bfloat16" if "bf16" in name or "openvino" in name else "float32"
+        if "int8" in name:
+            continue
+        for texts, floor in report["floor_seconds"][precision].items():
+            if texts in result:
+                result[texts]["of_the_matrix_rate"] = floor / result[texts]["seconds"]
+
+
+# Showing
+
+
+def table(report: dict[str, Any]) -> str:
+    lines = [
+        "| engine | mixed × | of rate | slab × | short × | query ms | × | 64 at once ms | cosine min | MB | load s |"
+    ]
+    lines.append("|---" * 11 + "|")
+    for name, result in report["engines"].items():
+        cells = [
+            name,
+            cell(result, "mixed", "times_faster"),
+            cell(result, "mixed", "of_the_matrix_rate"),
+            cell(result, "slab", "times_faster"),
+            cell(result, "short", "times_faster"),
+            cell(result, "query", "seconds", 1000),
+            cell(result, "query", "times_faster"),
+            cell(result, "concurrent", "seconds", 1000),
+            f"{result.get('cosine_min', float('nan')):.5f}",
+            f"{result.get('peak_mb', 0):.0f}",
+            f"{result['load_seconds']:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(result: dict[str, Any], name: str, key: str, scale: float = 1) -> str:
+    if key not in result.get(name, {}):
+        return "–"
+    mark = "" if result[name]["calm"] else "?"
+    return f"{result[name][key] * scale:.2f}{mark}"
+
+
+def chart(report: dict[str, Any]) -> str:
+    """Return bars of how many times faster than the baseline each engine is on ``mixed``, as SVG."""
+    rows = [
+        (n, r["mixed"]["times_faster"]) for n, r in report["engines"].items() if "times_faster" in r.get("mixed", {})
+    ]
+    rows.sort(key=lambda row: row[1])
+    longest = max((value for _, value in rows), default=1.0)
+    bar, left, width = 24, 250, 420
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 70}" height="{bar * len(rows) + 44}" '
+        'font-family="sans-serif" font-size="13">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="8" y="20" font-weight="bold">Passages per second, {BASELINE} = 1 '
+        f"({report['machine']['cpu']}, {report['machine']['cores']} cores)</text>",
+    ]
+    for i, (name, value) in enumerate(rows):
+        y = 34 + i * bar
+        colour = "#2563eb" if name.startswith("ours") else "#9ca3af"
+        size = value / longest * width
+        parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{name}</text>')
+        parts.append(f'<rect x="{left}" y="{y}" width="{size:.1f}" height="{bar - 6}" fill="{colour}"/>')
+        parts.append(f'<text x="{left + size + 6:.1f}" y="{y + 14}">{value:.2f}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+if __name__ == "__main__":
+    main()
