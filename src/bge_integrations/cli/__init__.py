@@ -17,6 +17,7 @@ _COMMANDS = {
     "models": "list the models, the instruction each wants, and who serves it",
     "serve": "serve a model over HTTP, with a page to try it on",
     "verify": "tell whether a host really serves a model, in its vector space",
+    "embed": "embed the rows of files into shards; a killed job goes on where it was",
     "cache": "look at the cache of vectors, shrink or empty it",
     "export": "write an ONNX file from a torch model",
 }
