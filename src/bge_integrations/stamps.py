@@ -10,7 +10,7 @@ from typing import Any
 from .errors import ConfigError, SpaceMismatchError
 from .stores import find_slot
 
-__all__ = ["check_store", "read_stamp", "stamp_store"]
+__all__ = ["check_stamp", "check_store", "read_stamp", "stamp_store"]
 
 _DOCUMENTS = ("model", "revision", "dimensions", "pooling", "variant")
 _STAMPED = (*_DOCUMENTS, "query_instruction")
@@ -67,10 +67,23 @@ def check_store(store: Any, encoder: Any) -> dict[str, Any]:
             f"this {_kind(store)} has no stamp, so nobody knows of which space its vectors are; where you know "
             "that this encoder made them, stamp_store(store, encoder) says so"
         )
+    check_stamp(written, encoder)
+    return written
+
+
+def check_stamp(written: Mapping[str, Any], encoder: Any) -> None:
+    """Refuse an encoder whose vectors do not belong to those that a stamp was written for.
+
+    Args:
+        written: a stamp.
+        encoder: whatever has a ``stamp()``, or a face of LangChain or LlamaIndex that holds such a thing.
+
+    Raises:
+        SpaceMismatchError: as ``check_store`` does.
+    """
     stamp = _stamp(encoder)
     if _differences(written, stamp):
         raise _mismatch(written, stamp)
-    return written
 
 
 def read_stamp(store: Any) -> dict[str, Any]:

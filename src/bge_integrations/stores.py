@@ -27,6 +27,8 @@ def find_slot(store: Any) -> Slot:
     Raises:
         ConfigError: no such kind of store, or one that cannot keep it.
     """
+    if isinstance(store, Slot):
+        return store
     if isinstance(store, (str, Path)):
         return _folder(Path(store))
     for kind in type(store).__mro__:
@@ -126,7 +128,7 @@ def _pg_llama_index(store: Any) -> Slot:
         with store._engine.begin() as connection:  # noqa: SLF001
             return work(connection)
 
-    return _comment(run, table.name, table.schema)
+    return comment_slot(run, table.name, table.schema)
 
 
 def _pg_langchain(store: Any) -> Slot:
@@ -136,14 +138,20 @@ def _pg_langchain(store: Any) -> Slot:
         async with engine._pool.begin() as connection:  # noqa: SLF001
             return await connection.run_sync(work)
 
-    return _comment(lambda work: engine._run_as_sync(begin(work)), inner.table_name, inner.schema_name)  # noqa: SLF001
+    return comment_slot(lambda work: engine._run_as_sync(begin(work)), inner.table_name, inner.schema_name)  # noqa: SLF001
 
 
 _LINE = re.compile(rf"^{KEY}: (\{{.*\}})$", re.MULTILINE)
 
 
-def _comment(run: Callable[[Callable[[Any], str | None]], str | None], table: str, schema: str | None) -> Slot:
-    """Keep the stamp as one line of the table's comment, beside what else stands there."""
+def comment_slot(run: Callable[[Callable[[Any], str | None]], str | None], table: str, schema: str | None) -> Slot:
+    """Return the slot that is one line of a PostgreSQL table's comment, beside what else stands there.
+
+    Args:
+        run: does work with a SQLAlchemy connection, in a transaction.
+        table: its name.
+        schema: where it is not in the search path.
+    """
 
     def text(connection: Any) -> str:
         from sqlalchemy import inspect
