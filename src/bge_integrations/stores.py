@@ -69,9 +69,13 @@ def _chroma(collection: Any) -> Slot:
 
 
 def _qdrant(store: Any) -> Slot:
-    client, name = store.client, store.collection_name
-    if client is None:
+    if store.client is None:
         raise ConfigError("the store has only an asynchronous Qdrant client: give it a synchronous one too")
+    return qdrant_slot(store.client, store.collection_name)
+
+
+def qdrant_slot(client: Any, name: str) -> Slot:
+    """Return the slot that is in the metadata of a Qdrant collection."""
 
     def metadata() -> dict[str, Any]:
         return dict(getattr(client.get_collection(name).config, "metadata", None) or {})
