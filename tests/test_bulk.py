@@ -19,7 +19,7 @@ from encoders import HashEncoder
 from bge_integrations.bulk import embed_files, plan_files
 from bge_integrations.bulk.sources import Columns
 from bge_integrations.cli import main
-from bge_integrations.errors import ConfigError, HostUnavailableError, InputError
+from bge_integrations.errors import ConfigError, HostUnavailableError, InputError, SpaceMismatchError
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -91,7 +91,7 @@ def test_a_failure_keeps_finished_shards_and_the_same_call_embeds_only_the_rest(
 
 def test_changed_input_and_another_space_are_refused(rows, tmp_path):
     embed_files(str(rows), tmp_path / "out", HashEncoder(), shard_rows=20)
-    with pytest.raises(ConfigError, match="stamp"):
+    with pytest.raises(SpaceMismatchError, match="stamp"):
         embed_files(str(rows), tmp_path / "out", HashEncoder(variant="int8"), shard_rows=20)
     rows.write_text(rows.read_text().replace("text 3", "other"))
     with pytest.raises(ConfigError, match="inputs"):

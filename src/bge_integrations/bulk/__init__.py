@@ -1,5 +1,6 @@
 """Embed any number of rows into files, in bounded memory, so that a killed job goes on where it was."""
 
 from .job import Report, embed_files, plan_files
+from .shards import Part, read_shards, stamp_of
 
-__all__ = ["Report", "embed_files", "plan_files"]
+__all__ = ["Part", "Report", "embed_files", "plan_files", "read_shards", "stamp_of"]

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from ..encoder import FutureEncoder, Vectors
 from ..errors import ConfigError, InputError
 from ..load import engine_of, token_counter
-from .shards import Manifest, digest_rows, fingerprint, need_pyarrow, write_shard
-from .sources import Columns, Row, find_inputs, read_rows
+from .manifest import Manifest
+from .shards import Layout, need_pyarrow
+from .sources import Columns, Row, digest_rows, find_inputs, fingerprint, read_rows
 
 OnError = Literal["stop", "record"]
 
@@ -77,16 +78,16 @@ def embed_files(
     options = {"columns": vars(columns), "shard_rows": shard_rows, "half": half}
     report = Report()
     try:
-        manifest = Manifest(
-            folder, {"inputs": [fingerprint(f) for f in files], "options": options, "stamp": encoder.stamp()}
-        )
-        for shard, vectors in _embedded(_left(files, columns, shard_rows, manifest, report), encoder, on_error):
-            name = f"part-{shard.number:06}.parquet"
-            write_shard(folder / name, shard.good, vectors, columns=columns, stamp=encoder.stamp(), half=half)
-            manifest.finish(_line(shard, name), [_error(row) for row in shard.bad])
-            _count(report, manifest.shards[-1])
-            if on_shard:
-                on_shard(report)
+        job = {"inputs": [fingerprint(f) for f in files], "options": options, "stamp": encoder.stamp()}
+        with Manifest(folder, job) as manifest:
+            for shard, vectors in _embedded(_left(files, columns, shard_rows, manifest, report), encoder, on_error):
+                layout = Layout(columns, encoder.stamp(), half=half, kinds=(None,) * len(columns.keep))
+                size = layout.write(folder, shard.number, shard.good, vectors)
+                line = {**_line(shard, layout.name(shard.number)), "bytes": size}
+                manifest.finish(line, [_error(row) for row in shard.bad])
+                _count(report, manifest.shards[-1])
+                if on_shard:
+                    on_shard(report)
     except OSError as error:
         raise ConfigError(
             f"{str(folder)!r}: {error}; finished shards stay, the same call goes on from there"

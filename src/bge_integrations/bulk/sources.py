@@ -6,6 +6,7 @@ import bz2
 import csv
 import glob
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -40,6 +41,26 @@ class Row:
     text: str
     kept: tuple[str | None, ...] = ()
     reason: str = ""
+
+
+def fingerprint(file: str) -> dict[str, Any]:
+    """Return what tells whether a file has changed: its size and a digest of its two ends."""
+    if file == STDIN:
+        return {"path": STDIN}
+    about = Path(file).stat()
+    with Path(file).open("rb") as stream:
+        digest = hashlib.sha256(stream.read(65536))
+        stream.seek(max(0, about.st_size - 65536))
+        digest.update(stream.read())
+    return {"path": file, "bytes": about.st_size, "ends": digest.hexdigest()}
+
+
+def digest_rows(rows: Sequence[Row]) -> str:
+    """Return a digest of all that a shard is made of."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.id, row.text, row.kept, row.reason]).encode())
+    return digest.hexdigest()
 
 
 def find_inputs(inputs: Sequence[str]) -> list[str]:
