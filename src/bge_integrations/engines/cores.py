@@ -7,6 +7,13 @@ from pathlib import Path
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
+_granted: int | None = None
+
+
+def limit_cores(count: int | None) -> None:
+    """Bound the cores of models loaded from now on in this process to what a scheduler granted it; None lifts that."""
+    global _granted
+    _granted = count
 
 
 def usable_cores(cpus: Path = _CPUS, cgroup: Path = _CGROUP) -> int:
@@ -15,8 +22,7 @@ def usable_cores(cpus: Path = _CPUS, cgroup: Path = _CGROUP) -> int:
     Two hyperthreads of one core share its multipliers, so a second one only adds contention.
     """
     cores = len({_siblings(cpus, cpu) for cpu in _affinity()})
-    quota = _quota(cgroup)
-    return max(1, min(cores, quota) if quota else cores)
+    return max(1, min(bound for bound in (cores, _quota(cgroup), _granted) if bound))
 
 
 def _affinity() -> set[int]:
