@@ -135,6 +135,8 @@ def report_cut(positions: Sequence[int], *, model: str, max_tokens: int, truncat
     listener = on_cut.get()
     if listener and truncate == "warn":  # an error is put right by the wrapper as all others are
         positions = listener(positions)
+        if not positions:  # it tells of them itself
+            return
     shown = ", ".join(map(str, positions[:10])) + (", …" if len(positions) > 10 else "")
     message = (
         f"{len(positions)} text(s) are longer than the {max_tokens} tokens that {model!r} reads (positions {shown})"

@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..encoder import FutureEncoder, Vectors
-from ..errors import ConfigError, InputError
-from ..load import engine_of, token_counter
+from ..encoder import FutureEncoder
+from ..errors import BGEError, ConfigError, InputError, TruncationWarning
+from .embedding import Conveyor, Embedded, OnError, stopped_at
 from .manifest import Manifest
-from .shards import Layout, need_pyarrow
-from .sources import Columns, Row, digest_rows, find_inputs, fingerprint, read_rows
+from .readers import kept_kinds, read_rows
+from .rows import Columns, Row, Rules, Shard, cut_shards
+from .shards import ENDINGS, Format, Layout, need_pyarrow
+from .sources import STDIN, Tally, find_inputs, fingerprint
 
-OnError = Literal["stop", "record"]
+SHARD_ROWS = 10_000
+_HOPELESS = 100  # rows, none of them good, in the first shard: the wrong column
 
 
 @dataclass
 class Report:
-    """What a job has come to.
+    """What a job has come to; the same object all along, so that it can be watched.
 
     Attributes:
-        rows: rows read, bad ones included.
+        rows: rows in finished shards, bad ones included.
         errors: rows that could not be embedded.
-        shards: shards in the folder.
+        shards: finished shards in the folder.
         resumed: shards that were there already.
+        resumed_rows: rows in them.
+        cut: texts that were cut to what the model reads, where that is known, by this call.
+        embedded: rows embedded by this call.
+        read: rows read from the inputs.
+        bytes: size of the inputs; None where it is not known.
+        tally: what of that has been read.
     """
 
     rows: int = 0
     errors: int = 0
     shards: int = 0
     resumed: int = 0
+    resumed_rows: int = 0
+    cut: int = 0
+    embedded: int = 0
+    read: int = 0
+    bytes: int | None = None
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def total(self) -> int | None:
+        """Rows of the whole input, by the size of those read so far; None where that is not known."""
+        if not self.bytes or not self.tally.read:
+            return None
+        return max(self.read, round(self.read * self.bytes / self.tally.read))
 
 
-@dataclass(frozen=True)
-class _Shard:
-    number: int
-    good: list[Row]
-    bad: list[Row]
-    digest: str
+OnProgress = Callable[[Report], None]
 
 
 def embed_files(
@@ -50,127 +67,186 @@ def embed_files(
     encoder: FutureEncoder,
     *,
     columns: Columns | None = None,
-    shard_rows: int = 10_000,
+    shard_rows: int = SHARD_ROWS,
+    format: Format = "parquet",
     half: bool = False,
     on_error: OnError = "record",
-    on_shard: Callable[[Report], None] | None = None,
+    on_shard: OnProgress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
-    """Embed the rows of files as documents into Parquet shards; the same call again goes on where it was.
+    """Embed the rows of files as documents into shards; the same call again goes on where it was.
+
+    Killed at any moment and called again, on the same machine, the folder ends with the bytes of an undisturbed run.
+    At most three shards of rows and their vectors are in memory. Rows are not compared: one that stands twice in the
+    input stands twice in the shards.
 
     Args:
-        inputs: files, globs or folders, or ``"-"`` for JSONL on standard input.
+        inputs: files, globs or folders (JSON lines, CSV, TSV, Parquet, text; also packed by gzip, bzip2, xz, zstd), or
+            ``"-"`` for JSON lines on standard input. A text file is one row with the fields text and path.
         folder: of the shards ``part-000000.parquet``, ``manifest.jsonl`` and ``errors.jsonl``.
         encoder: what embeds; its stamp goes into each shard's schema.
-        columns: which columns are text, id and kept (kept values become strings).
-        shard_rows: rows of the input per shard; two shards are in memory at a time.
+        columns: which columns are text, id and kept. Kept values become strings (JSON where they are none), unless all
+            inputs are Parquet and agree on a simple type.
+        shard_rows: rows of the input per shard; fewer where they come to 64 million characters.
+        format: ``"numpy"`` writes ``.npy`` with a ``.rows.jsonl`` beside it, ``"jsonl"`` a line for each row.
         half: float16 instead of float32.
         on_error: note rows that cannot be embedded in ``errors.jsonl``, or stop at the first.
         on_shard: called after each shard.
+        on_progress: called as rows are finished, from the encoder's thread.
 
     Raises:
-        ConfigError: an input cannot be read or has changed, another job's shards lie there, or the disk is full.
-        InputError: a bad row and ``on_error="stop"``.
+        ConfigError: an input cannot be read or has changed, another job's shards lie in the folder, another process is
+            at work there, or the disk is full. Finished shards stay.
+        SpaceMismatchError: the folder holds vectors of another space.
+        InputError: a bad row and ``on_error="stop"``, or not one good row among the first.
         HostError: the host failed; finished shards stay.
     """
-    need_pyarrow()
-    columns, folder = columns or Columns(), Path(folder)
-    files = find_inputs([inputs] if isinstance(inputs, str) else inputs)
-    options = {"columns": vars(columns), "shard_rows": shard_rows, "half": half}
-    report = Report()
+    job = _Job(inputs, Path(folder), encoder, columns or Columns(), shard_rows, format, half, on_error)
+    job.watch(on_shard, on_progress)
+    job.run()
+    if job.report.cut:
+        told = f"{job.report.cut} of {job.report.embedded} texts are longer than the {encoder.card.max_tokens} tokens"
+        warnings.warn(f"{told} that {encoder.card.id!r} reads: the rest was cut", TruncationWarning, stacklevel=2)
+    return job.report
+
+
+class _Job:
+    def __init__(
+        self,
+        inputs: str | Sequence[str],
+        folder: Path,
+        encoder: FutureEncoder,
+        columns: Columns,
+        shard_rows: int,
+        format: Format,
+        half: bool,
+        on_error: OnError,
+    ) -> None:
+        _check(shard_rows, format, on_error)
+        self.folder, self.encoder, self.on_error, self.shard_rows = folder, encoder, on_error, shard_rows
+        self.files = find_inputs(inputs, besides=folder)
+        self.inputs = fingerprint(self.files)
+        kinds = kept_kinds(self.files, columns) if format == "parquet" else (None,) * len(columns.keep)
+        self.rules = Rules(columns, kinds, blank=encoder.blank == "keep")
+        self.layout = Layout(columns, encoder.stamp(), format, half, kinds)
+        self.report = Report(bytes=None if STDIN in self.files else self.inputs["bytes"])
+        self.watch(None, None)
+
+    def watch(self, on_shard: OnProgress | None, on_progress: OnProgress | None) -> None:
+        self._on_shard, self._on_progress = on_shard, on_progress
+
+    def described(self) -> dict[str, Any]:
+        """Return all that decides the bytes of the shards."""
+        options = {
+            "columns": vars(self.rules.columns),
+            "kinds": [kind and str(kind) for kind in self.rules.kinds],
+            "blank": self.rules.blank,
+            "shard_rows": self.shard_rows,
+            "format": self.layout.format,
+            "half": self.layout.half,
+        }
+        return {"inputs": self.inputs, "options": options, "stamp": self.layout.stamp}
+
+    def run(self) -> None:
+        with _told(self.folder):
+            manifest = Manifest(self.folder, self.described())
+        with manifest, Conveyor(self.encoder, self.on_error, on_rows=self._embedded, on_long=self._long) as conveyor:
+            for done in conveyor.run(self._left(manifest)):
+                self._keep(manifest, done)
+            self._check_unchanged()
+            with _told(self.folder):
+                manifest.end()
+
+    def _keep(self, manifest: Manifest, done: Embedded) -> None:
+        shard, layout = done.shard, Layout(**{**vars(self.layout), "stamp": manifest.job["stamp"]})
+        with _told(self.folder):
+            size = layout.write(self.folder, shard.number, shard.good, done.vectors)
+            if shard.number >= len(manifest.shards):
+                line = {"file": layout.name(shard.number), "bytes": size, "digest": self._digests.pop(shard.number)}
+                counts = {"rows": len(shard.good), "errors": len(shard.bad)}
+                manifest.finish({**line, **counts}, [row.error() for row in shard.bad])
+        self._count(manifest.shards[shard.number])
+        if self._on_shard:
+            self._on_shard(self.report)
+
+    def _left(self, manifest: Manifest) -> Iterator[Shard]:
+        """Read all rows, compare those of finished shards with what they were, and yield the rest."""
+        self._digests: dict[int, str] = {}
+        finished, number = list(manifest.shards), -1
+        for shard in cut_shards(self._rows(), self.shard_rows):
+            number, digest = shard.number, shard.digest()
+            if number < len(finished) and finished[number]["digest"] != digest:
+                raise ConfigError(
+                    f"the rows of shard {number} in {str(self.folder)!r} are others now than when they were embedded: "
+                    "name another folder"
+                )
+            if manifest.holds(number):
+                self.report.resumed += 1
+                self.report.resumed_rows += len(shard.rows)
+                self._count(finished[number])
+                continue
+            self._check_hope(shard)
+            self._digests[number] = digest
+            yield shard
+        if number + 1 < len(finished):
+            raise ConfigError(
+                f"the inputs have rows for {number + 1} shards now, {str(self.folder)!r} holds {len(finished)}: they "
+                "have changed; name another folder"
+            )
+
+    def _rows(self) -> Iterator[Row]:
+        for row in read_rows(self.files, self.rules, self.report.tally):
+            if row.reason and self.on_error == "stop":
+                raise stopped_at(row)
+            self.report.read += 1
+            yield row
+
+    def _check_hope(self, shard: Shard) -> None:
+        if shard.number == 0 and len(shard.rows) >= _HOPELESS and not shard.good:
+            first = shard.rows[0]
+            raise InputError(
+                f"none of the first {len(shard.rows)} rows can be embedded (line {first.line} of {first.source!r}: "
+                f"{first.reason}): is it the right column?"
+            )
+
+    def _check_unchanged(self) -> None:
+        if self.report.bytes is not None and fingerprint(self.files) != self.inputs:
+            raise ConfigError("the inputs were changed while they were read: start anew in another folder")
+
+    def _count(self, line: dict[str, Any]) -> None:
+        self.report.shards += 1
+        self.report.rows += line["rows"] + line["errors"]
+        self.report.errors += line["errors"]
+
+    def _embedded(self, rows: int) -> None:
+        self.report.embedded += rows
+        if self._on_progress:
+            self._on_progress(self.report)
+
+    def _long(self, texts: int) -> None:
+        self.report.cut += texts
+
+
+def _check(shard_rows: int, format: str, on_error: str) -> None:
+    if shard_rows < 1:
+        raise ConfigError(f"shard_rows must be at least 1, not {shard_rows}")
+    if format not in ENDINGS:
+        raise ConfigError(f"format must be one of {', '.join(ENDINGS)}, not {format!r}")
+    if on_error not in ("stop", "record"):
+        raise ConfigError(f"on_error must be 'stop' or 'record', not {on_error!r}")
+    if format == "parquet":
+        need_pyarrow()
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Turn an error of the file system into one that says what stays."""
     try:
-        job = {"inputs": [fingerprint(f) for f in files], "options": options, "stamp": encoder.stamp()}
-        with Manifest(folder, job) as manifest:
-            for shard, vectors in _embedded(_left(files, columns, shard_rows, manifest, report), encoder, on_error):
-                layout = Layout(columns, encoder.stamp(), half=half, kinds=(None,) * len(columns.keep))
-                size = layout.write(folder, shard.number, shard.good, vectors)
-                line = {**_line(shard, layout.name(shard.number)), "bytes": size}
-                manifest.finish(line, [_error(row) for row in shard.bad])
-                _count(report, manifest.shards[-1])
-                if on_shard:
-                    on_shard(report)
+        yield
+    except BGEError:
+        raise
     except OSError as error:
         raise ConfigError(
-            f"{str(folder)!r}: {error}; finished shards stay, the same call goes on from there"
+            f"cannot write into {str(folder)!r}: {error.strerror or error}; finished shards stay, and the same call "
+            "goes on from there"
         ) from error
-    return report
-
-
-def _left(files: Sequence[str], columns: Columns, size: int, manifest: Manifest, report: Report) -> Iterator[_Shard]:
-    finished = list(manifest.shards)
-    number = -1
-    for number, shard in enumerate(_cut(read_rows(files, columns), size)):
-        if number >= len(finished):
-            yield shard
-            continue
-        if finished[number]["digest"] != shard.digest:
-            raise ConfigError(f"rows of shard {number} have changed since it was embedded: name another folder")
-        report.resumed += 1
-        _count(report, finished[number])
-    if number + 1 < len(finished):
-        raise ConfigError(f"the input has {number + 1} shards of rows now, the folder {len(finished)}: it has changed")
-
-
-def _cut(rows: Iterator[Row], size: int) -> Iterator[_Shard]:
-    number = 0
-    while part := list(islice(rows, size)):
-        good, bad = [row for row in part if not row.reason], [row for row in part if row.reason]
-        yield _Shard(number, good, bad, digest_rows(part))
-        number += 1
-
-
-def _embedded(shards: Iterator[_Shard], encoder: FutureEncoder, on_error: OnError) -> Iterator[tuple[_Shard, Vectors]]:
-    waiting: tuple[_Shard, Future[Vectors]] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="bge-bulk") as pool:
-        for shard in shards:
-            if shard.bad and on_error == "stop":
-                raise _stop(shard.bad[0])
-            begun = shard, pool.submit(encoder.encode, [row.text for row in shard.good], role="document")
-            if waiting:
-                yield waiting[0], waiting[1].result()
-            waiting = begun
-        if waiting:
-            yield waiting[0], waiting[1].result()
-
-
-def _stop(row: Row) -> InputError:
-    return InputError(f"line {row.line} of {row.source!r}: {row.reason}; on_error='record' goes on without such rows")
-
-
-def _line(shard: _Shard, name: str) -> dict[str, Any]:
-    return {"file": name, "rows": len(shard.good), "errors": len(shard.bad), "digest": shard.digest}
-
-
-def _error(row: Row) -> dict[str, Any]:
-    return {"source": row.source, "line": row.line, "id": row.id, "reason": row.reason}
-
-
-def _count(report: Report, line: dict[str, Any]) -> None:
-    report.shards += 1
-    report.rows += line["rows"] + line["errors"]
-    report.errors += line["errors"]
-
-
-def plan_files(
-    inputs: str | Sequence[str], encoder: FutureEncoder, *, columns: Columns | None = None
-) -> dict[str, float | None]:
-    """Count rows, tokens, texts that would be cut, and the price, before anything is sent.
-
-    Raises:
-        ConfigError: an input cannot be read, or the model's tokenizer is not on this machine.
-    """
-    files = find_inputs([inputs] if isinstance(inputs, str) else inputs)
-    count, limit = token_counter(encoder), encoder.card.max_tokens
-    rows = errors = tokens = cut = 0
-    for shard in _cut(read_rows(files, columns or Columns()), 1000):
-        counts = count([row.text for row in shard.good]) if shard.good else []
-        rows, errors = rows + len(counts) + len(shard.bad), errors + len(shard.bad)
-        tokens += sum(min(number, limit) for number in counts)
-        cut += sum(number > limit for number in counts)
-    price = _price(encoder)
-    return {"rows": rows, "errors": errors, "tokens": tokens, "cut": cut, "usd": price and price * tokens / 1e6}
-
-
-def _price(encoder: FutureEncoder) -> float | None:
-    endpoint = getattr(engine_of(encoder), "endpoint", None)
-    offer = endpoint and endpoint.provider.offer(encoder.card.id)
-    return offer.usd_per_million_tokens if offer else None

@@ -98,7 +98,7 @@ class Manifest:
         if number >= len(self.shards):
             return False
         path = self.folder / self.shards[number]["file"]
-        return path.is_file() and path.stat().st_size == self.shards[number]["bytes"]
+        return path.is_file() and bool(path.stat().st_size == self.shards[number]["bytes"])
 
     def finish(self, shard: Mapping[str, Any], errors: Sequence[Mapping[str, Any]]) -> None:
         """Note a shard that is on the disk, its bad rows first."""

@@ -16,7 +16,7 @@ from ..encoder import Vectors
 from ..errors import ConfigError, MissingExtraError
 from ..stores import KEY
 from .manifest import read_manifest
-from .sources import Columns, Row
+from .rows import Columns, Row
 
 Format = Literal["parquet", "numpy", "jsonl"]
 ENDINGS: dict[Format, str] = {"parquet": ".parquet", "numpy": ".npy", "jsonl": ".jsonl"}

@@ -1,207 +1,177 @@
-"""Rows out of files: JSONL, CSV, Parquet, text; one row at a time, whatever the size."""
+"""Inputs: which files names, globs and folders stand for, and their bytes, unpacked."""
 
 from __future__ import annotations
 
 import bz2
-import csv
 import glob
 import gzip
 import hashlib
 import io
-import json
 import lzma
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from ..errors import ConfigError, MissingExtraError
+from .rows import Columns, Row
+
+__all__ = ["STDIN", "Columns", "Row", "Tally", "find_inputs", "fingerprint", "input_kind", "open_input"]
 
 STDIN = "-"
+LINES, TABLES, TEXTS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".txt", ".md", ".rst")
+KINDS = (*LINES, *TABLES, ".parquet", *TEXTS)
+PACKINGS = (".gz", ".bz2", ".xz", ".zst")
+_BUFFER = 1 << 20
+_END = 65536
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a row are its text, its id and kept; without ``id``, the number of the row is its id."""
+@dataclass
+class Tally:
+    """How many bytes of the inputs have been read, before they are unpacked."""
 
-    text: str = "text"
-    id: str | None = None
-    keep: tuple[str, ...] = ()
+    read: int = 0
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row; where ``reason`` is not empty it cannot be embedded."""
+def find_inputs(inputs: str | Sequence[str], besides: Path | None = None) -> list[str]:
+    """Return the files that names, globs and folders stand for, sorted within each, each once.
 
-    source: str
-    line: int
-    id: str | int
-    text: str
-    kept: tuple[str | None, ...] = ()
-    reason: str = ""
-
-
-def fingerprint(file: str) -> dict[str, Any]:
-    """Return what tells whether a file has changed: its size and a digest of its two ends."""
-    if file == STDIN:
-        return {"path": STDIN}
-    about = Path(file).stat()
-    with Path(file).open("rb") as stream:
-        digest = hashlib.sha256(stream.read(65536))
-        stream.seek(max(0, about.st_size - 65536))
-        digest.update(stream.read())
-    return {"path": file, "bytes": about.st_size, "ends": digest.hexdigest()}
-
-
-def digest_rows(rows: Sequence[Row]) -> str:
-    """Return a digest of all that a shard is made of."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row.id, row.text, row.kept, row.reason]).encode())
-    return digest.hexdigest()
-
-
-def find_inputs(inputs: Sequence[str]) -> list[str]:
-    """Return the files that names, globs and folders stand for, sorted within each.
+    Args:
+        inputs: files, globs, folders, ``"-"``.
+        besides: a folder whose files are passed over where a folder or a glob contains it.
 
     Raises:
         ConfigError: nothing is there, or a file is of no known kind.
     """
-    files = [file for given in inputs for file in _expand(given)]
+    given = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    files = list(dict.fromkeys(file for name in given for file in _expand(os.fspath(name), besides)))
     if not files:
         raise ConfigError("no input: name files, globs or folders, or - for standard input")
     for file in files:
-        _reader(file)
+        input_kind(file)
     return files
 
 
-def _expand(given: str) -> list[str]:
-    if given == STDIN:
+def _expand(given: str, besides: Path | None) -> list[str]:
+    path = Path(given)
+    if given == STDIN or path.is_file():
         return [given]
-    if Path(given).is_dir():
-        found = sorted(str(path) for path in Path(given).rglob("*") if path.is_file() and _kind(path.name) in _READERS)
+    if path.is_dir():
+        found = [str(file) for file in sorted(path.rglob("*")) if _is_known(file) and _is_visible(file, path)]
+    elif path.exists():
+        raise ConfigError(f"{given!r} is not a file: pipe it into standard input, named -")
     else:
-        found = [given] if Path(given).is_file() else sorted(glob.glob(given, recursive=True))  # noqa: PTH207
+        found = [name for name in sorted(glob.glob(given, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+    found = [name for name in found if not _is_inside(name, besides)]
     if not found:
-        raise ConfigError(f"no input at {given!r}")
+        raise ConfigError(f"no input at {given!r}; read are {_known()}")
     return found
 
 
-def read_rows(files: Sequence[str], columns: Columns) -> Iterator[Row]:
-    """Yield the rows of all files in order, the ones that cannot be embedded too.
+def _is_known(file: Path) -> bool:
+    return _endings(file.name)[0] in KINDS and file.is_file()
+
+
+def _is_visible(file: Path, folder: Path) -> bool:
+    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _is_inside(name: str, folder: Path | None) -> bool:
+    return folder is not None and folder.resolve() in Path(name).resolve().parents
+
+
+def _known() -> str:
+    return f"{', '.join(KINDS)}, also with {', '.join(PACKINGS)}"
+
+
+def _endings(name: str) -> tuple[str, str]:
+    path = Path(name.lower())
+    packing = path.suffix if path.suffix in PACKINGS else ""
+    return Path(path.stem if packing else path.name).suffix, packing
+
+
+def input_kind(file: str) -> str:
+    """Return the ending that says how a file is read.
+
+    Raises:
+        ConfigError: it is of no known kind.
+    """
+    if file == STDIN:
+        return ".jsonl"
+    kind, packing = _endings(Path(file).name)
+    if kind not in KINDS:
+        raise ConfigError(f"{file!r} is of no known kind; read are {_known()}")
+    if kind == ".parquet" and packing:
+        raise ConfigError(f"{file!r}: Parquet is packed inside, unpack the file")
+    return kind
+
+
+@contextmanager
+def open_input(file: str, tally: Tally) -> Iterator[IO[bytes]]:
+    """Open a file for its bytes, unpacked.
+
+    Raises:
+        OSError: it cannot be read.
+        MissingExtraError: it is packed with zstd, which this Python cannot unpack.
+    """
+    if file == STDIN:
+        yield sys.stdin.buffer
+        return
+    with io.BufferedReader(_Counted(file, tally), _BUFFER) as raw, _unpacked(raw, _endings(file)[1]) as stream:
+        yield stream
+
+
+class _Counted(io.FileIO):
+    """A file that tells how much of it has been read."""
+
+    def __init__(self, file: str, tally: Tally) -> None:
+        super().__init__(file)
+        self._tally = tally
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer) or 0
+        self._tally.read += count
+        return count
+
+
+def _unpacked(raw: IO[bytes], packing: str) -> Any:
+    unpack: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
+    return unpack[packing](raw) if packing else raw
+
+
+def _zstd(raw: IO[bytes]) -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        raise MissingExtraError(".zst needs pyarrow: pip install 'bge-integrations[bulk]'") from None
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
+
+
+def fingerprint(files: Sequence[str]) -> dict[str, Any]:
+    """Return what tells whether inputs have changed: how many, how large, and a digest of their two ends.
+
+    The middle is not read here: the digest of each shard's rows sees it.
 
     Raises:
         ConfigError: a file cannot be read.
     """
-    number = 0
+    digest, total = hashlib.sha256(), 0
     for file in files:
-        try:
-            for line, fields in _reader(file)(file):
-                yield _row(file, line, number, fields, columns)
-                number += 1
-        except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-            if isinstance(error, (ConfigError, MissingExtraError)):
-                raise
-            raise ConfigError(f"{file!r} cannot be read: {error}") from error
+        if file != STDIN:
+            total += _add(file, digest)
+    return {"files": len(files), "first": files[0], "bytes": total, "ends": digest.hexdigest()}
 
 
-def _row(file: str, line: int, number: int, fields: Any, columns: Columns) -> Row:
-    if not isinstance(fields, dict):
-        return Row(file, line, number, "", reason="the line is not a JSON object")
-    text = fields.get(columns.text)
-    named = fields.get(columns.id) if columns.id else number
-    reason = _reason(text, columns.text)
-    if named is None:
-        reason = f"no id in {columns.id!r}"
-    shown = str(named) if columns.id else number
-    return Row(
-        file, line, shown, text if not reason else "", tuple(_plain(fields.get(c)) for c in columns.keep), reason
-    )
-
-
-def _reason(text: object, column: str) -> str:
-    if text is None:
-        return f"no {column!r}"
-    if not isinstance(text, str):
-        return f"{column!r} is {type(text).__name__}, not text"
-    return "" if text.strip() else f"{column!r} is blank"
-
-
-def _plain(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-
-
-@contextmanager
-def _open(file: str) -> Iterator[TextIO]:
-    if file == STDIN:
-        yield io.TextIOWrapper(sys.stdin.buffer, "utf-8", newline="")
-        return
-    with _opener(file)(file, "rt", encoding="utf-8-sig", newline="") as stream:
-        yield stream
-
-
-def _opener(file: str) -> Callable[..., Any]:
-    return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(file).suffix.lower(), open)
-
-
-def _jsonl(file: str) -> Iterator[tuple[int, Any]]:
-    with _open(file) as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError:
-                    yield number, None
-
-
-def _csv(file: str) -> Iterator[tuple[int, Any]]:
-    with _open(file) as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if _kind(file) == ".tsv" else ",")
-        for fields in reader:
-            yield reader.line_num, fields
-
-
-def _parquet(file: str) -> Iterator[tuple[int, Any]]:
+def _add(file: str, digest: Any) -> int:
     try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise MissingExtraError("Parquet needs pyarrow: pip install 'bge-integrations[bulk]'") from None
-    number = 0
-    with parquet.ParquetFile(file) as opened:
-        for batch in opened.iter_batches(batch_size=1024):
-            for number, fields in enumerate(batch.to_pylist(), number + 1):
-                yield number, fields
-
-
-def _text(file: str) -> Iterator[tuple[int, Any]]:
-    with _open(file) as stream:
-        yield 1, {"text": stream.read(), "path": file}
-
-
-_READERS: dict[str, Callable[[str], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".parquet": _parquet,
-    ".txt": _text,
-    ".md": _text,
-}
-
-
-def _kind(file: str) -> str:
-    path = Path(file)
-    return Path(path.stem if path.suffix.lower() in (".gz", ".bz2", ".xz") else path.name).suffix.lower()
-
-
-def _reader(file: str) -> Callable[[str], Iterator[tuple[int, Any]]]:
-    if file == STDIN:
-        return _jsonl
-    reader = _READERS.get(_kind(file))
-    if reader is None:
-        raise ConfigError(f"{file!r} is of no known kind: {', '.join(_READERS)}, also with .gz, .bz2 or .xz")
-    return reader
+        with Path(file).open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            digest.update(f"{size}\n".encode() + stream.read(_END))
+            stream.seek(max(0, size - _END))
+            digest.update(stream.read(_END))
+    except OSError as error:
+        raise ConfigError(f"{file!r} cannot be read: {error.strerror or error}") from error
+    return size

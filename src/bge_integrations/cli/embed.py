@@ -1,54 +1,100 @@
-"""``bge embed``: rows of files into Parquet shards."""
+"""``bge embed``: rows of files into shards."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
+from typing import TYPE_CHECKING
 
+from .embed_progress import watch
 from .options import add_encoder_arguments, make_encoder
+
+if TYPE_CHECKING:
+    from ..bulk import Columns, Plan, Report
+    from ..encoder import FutureEncoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge embed``."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, glob or folder; - is JSONL on standard input")
+    kinds = "JSON lines, CSV, TSV, Parquet or text; also .gz, .bz2, .xz, .zst"
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help=f"file, glob or folder ({kinds}); - is JSON lines on standard input"
+    )
     parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="of the shards; a job there goes on")
     parser.add_argument("--text", default="text", metavar="COLUMN", help="the column to embed (default: text)")
     parser.add_argument("--id", metavar="COLUMN", help="the column of ids (default: the row's number)")
-    parser.add_argument("--keep", nargs="*", default=[], metavar="COLUMN", help="columns to keep, as strings")
-    parser.add_argument("--shard-rows", type=int, default=10_000, metavar="N")
+    parser.add_argument("--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="columns to keep")
+    parser.add_argument("--format", choices=("parquet", "numpy", "jsonl"), default="parquet", help="of the shards")
     parser.add_argument("--half", action="store_true", help="write float16")
-    parser.add_argument("--on-error", choices=("record", "stop"), default="record", help="what to do with bad rows")
-    parser.add_argument("--dry-run", action="store_true", help="count rows, tokens, cut texts and cost; send nothing")
+    parser.add_argument("--shard-rows", type=int, default=10_000, metavar="N", help="rows per shard (default: 10000)")
+    parser.add_argument(
+        "--on-error", choices=("record", "stop"), default="record", help="bad rows: into errors.jsonl, or stop"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="count rows, tokens, cut texts, time and cost; send nothing"
+    )
     add_encoder_arguments(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Embed, and print what it came to."""
-    from ..bulk import Report, embed_files, plan_files
-    from ..bulk.sources import Columns
+    """Embed, and print what it came to; 1 where rows came in and not one could be embedded."""
+    from ..bulk import Columns, plan_files
 
-    columns, began = Columns(parsed.text, parsed.id, tuple(parsed.keep)), time.monotonic()
-
-    def told(report: Report) -> None:
-        rate = report.rows / (time.monotonic() - began)
-        print(f"{report.rows} rows, {rate:.0f} rows/s, {report.errors} bad, {report.shards} shards", file=sys.stderr)
-
+    columns = Columns(parsed.text, parsed.id, tuple(parsed.keep))
     with make_encoder(parsed, show_progress=False) as encoder:
         if parsed.dry_run:
-            for name, value in plan_files(parsed.inputs, encoder, columns=columns).items():
-                print(f"{name:10} {'unknown' if value is None else value}")
+            _show_plan(plan_files(parsed.inputs, encoder, columns=columns))
             return 0
-        report = embed_files(
+        report = _embed(parsed, encoder, columns)
+        _show_report(report, encoder, parsed.out)
+    return int(report.rows > 0 and report.errors == report.rows)
+
+
+def _embed(parsed: argparse.Namespace, encoder: FutureEncoder, columns: Columns) -> Report:
+    from ..bulk import embed_files
+
+    with watch(encoder) as (on_shard, on_progress):
+        return embed_files(
             parsed.inputs,
             parsed.out,
             encoder,
             columns=columns,
             shard_rows=parsed.shard_rows,
+            format=parsed.format,
             half=parsed.half,
             on_error=parsed.on_error,
-            on_shard=told,
+            on_shard=on_shard,
+            on_progress=on_progress,
         )
-    for name, value in vars(report).items():
-        print(f"{name:10} {value}")
-    return 0
+
+
+def _show_plan(plan: Plan) -> None:
+    _print("rows", f"{plan.rows:,}")
+    _print("bad rows", f"{plan.errors:,}")
+    _print("characters", f"{plan.characters:,}")
+    _print("tokens", _or_unknown(plan.tokens, ",", "the model's tokenizer is not here: --tokenizer"))
+    _print("cut texts", _or_unknown(plan.cut, ",", "the model's tokenizer is not here: --tokenizer"))
+    _print("seconds", f"{_or_unknown(plan.seconds, ',.0f')} ({plan.how})")
+    _print("cost in $", _or_unknown(plan.usd, ".4f", "no price is known"))
+
+
+def _or_unknown(value: float | None, shown: str, why: str = "") -> str:
+    if value is None:
+        return f"unknown ({why})" if why else "unknown"
+    return format(value, shown)
+
+
+def _show_report(report: Report, encoder: FutureEncoder, folder: str) -> None:
+    _print("rows", f"{report.rows:,}")
+    _print("bad rows", f"{report.errors:,}" + (f" (see {folder}/errors.jsonl)" if report.errors else ""))
+    _print("shards", f"{report.shards:,}" + (f" ({report.resumed:,} were there)" if report.resumed else ""))
+    usage = encoder.usage
+    if usage.tokens:
+        _print("tokens", f"{usage.tokens:,}")
+    if usage.retries:
+        _print("retries", f"{usage.retries:,}")
+    if usage.usd is not None:
+        _print("cost in $", f"{usage.usd:.4f}")
+
+
+def _print(name: str, value: str) -> None:
+    print(f"{name:10} {value}")

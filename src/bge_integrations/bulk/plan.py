@@ -1,0 +1,149 @@
+"""What a job would come to, before anything is sent."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..encoder import FutureEncoder, on_cut
+from ..errors import ConfigError
+from ..load import engine_of, token_counter
+from .readers import read_rows
+from .rows import Columns, Rules, cut_shards
+from .sources import find_inputs
+
+_SAMPLE = 256
+_SAMPLE_SECONDS = 3.0
+
+
+@dataclass
+class Plan:
+    """What a job would come to; None where that cannot be known.
+
+    Attributes:
+        rows: rows of the input, bad ones included.
+        errors: rows that cannot be embedded.
+        characters: of the texts.
+        tokens: that the model would read, special tokens included.
+        cut: texts that are longer than the model reads.
+        seconds: time to embed them.
+        how: where ``seconds`` comes from.
+        usd: price of the tokens at the host's stated rate.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    characters: int = 0
+    tokens: int | None = 0
+    cut: int | None = 0
+    seconds: float | None = None
+    how: str = ""
+    usd: float | None = None
+
+
+def plan_files(inputs: str | Sequence[str], encoder: FutureEncoder, *, columns: Columns | None = None) -> Plan:
+    """Count rows, tokens, texts that would be cut, time and price; nothing is sent to any host.
+
+    An engine on this machine embeds some texts of the input to see how fast it is.
+
+    Raises:
+        ConfigError: an input cannot be read.
+    """
+    count, plan, sample = _counter(encoder), Plan(), _Sample()
+    rules = Rules(columns or Columns(), blank=encoder.blank == "keep")
+    for shard in cut_shards(read_rows(find_inputs(inputs), rules), 1000):
+        texts = [row.text for row in shard.good]
+        plan.rows, plan.errors = plan.rows + len(shard.rows), plan.errors + len(shard.bad)
+        plan.characters += sum(map(len, texts))
+        sample.add(texts)
+        _add_tokens(plan, count, texts, encoder.card.max_tokens)
+    if count is None:
+        plan.tokens = plan.cut = None
+    _add_time(plan, encoder, sample.texts)
+    price = _price(encoder)
+    plan.usd = price * plan.tokens / 1e6 if price is not None and plan.tokens is not None else None
+    return plan
+
+
+def _counter(encoder: FutureEncoder) -> Callable[[Sequence[str]], list[int]] | None:
+    try:
+        return token_counter(encoder)
+    except ConfigError:
+        return None
+
+
+def _add_tokens(plan: Plan, count: Callable[[Sequence[str]], list[int]] | None, texts: list[str], limit: int) -> None:
+    if count is None or not texts:
+        return
+    counts = count(texts)
+    plan.tokens = (plan.tokens or 0) + sum(min(number, limit) for number in counts)
+    plan.cut = (plan.cut or 0) + sum(number > limit for number in counts)
+
+
+class _Sample:
+    """Texts from all over the input, each with the same chance."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._seen, self._random = 0, random.Random(0)
+
+    def add(self, texts: Sequence[str]) -> None:
+        for text in texts:
+            self._seen += 1
+            if len(self.texts) < _SAMPLE:
+                self.texts.append(text)
+            elif (place := self._random.randrange(self._seen)) < _SAMPLE:
+                self.texts[place] = text
+
+
+def _add_time(plan: Plan, encoder: FutureEncoder, sample: Sequence[str]) -> None:
+    engine = engine_of(encoder)
+    limits = getattr(engine, "limits", None)
+    if limits is not None:
+        plan.seconds, plan.how = _paced(plan, limits)
+    elif not sample:
+        plan.seconds, plan.how = 0.0, "nothing to embed"
+    else:
+        rate, texts = _measured(engine, sample)
+        plan.seconds = (plan.characters / rate) if rate else None
+        plan.how = f"from {texts} texts of it, embedded on this machine"
+
+
+def _paced(plan: Plan, limits: Any) -> tuple[float | None, str]:
+    good = plan.rows - plan.errors
+    requests = -(-good // (limits.max_inputs or 64))
+    times = []
+    if limits.requests_per_minute:
+        times.append(requests / limits.requests_per_minute * 60)
+    if limits.tokens_per_minute and plan.tokens is not None:
+        times.append(plan.tokens / limits.tokens_per_minute * 60)
+    if not times:
+        return None, "the host's speed is not known before it is asked"
+    return max(times), "at the pace that was set; the host may be slower"
+
+
+def _measured(engine: FutureEncoder, sample: Sequence[str]) -> tuple[float, int]:
+    """Return characters per second on this machine, and by how many texts that is known."""
+    token = on_cut.set(lambda _: ())
+    try:
+        engine.encode(sample[:4], role="document")  # loads the model
+        done = size = 0
+        spent = 0.0
+        while done < len(sample) and spent < _SAMPLE_SECONDS:
+            part = sample[done : done + max(16, done)]
+            began = time.perf_counter()
+            engine.encode(part, role="document")
+            spent += time.perf_counter() - began
+            done, size = done + len(part), size + sum(map(len, part))
+        return size / spent, done
+    finally:
+        on_cut.reset(token)
+
+
+def _price(encoder: FutureEncoder) -> float | None:
+    endpoint = getattr(engine_of(encoder), "endpoint", None)
+    offer = endpoint and endpoint.provider.offer(encoder.card.id)
+    return offer.usd_per_million_tokens if offer else None

@@ -1,0 +1,240 @@
+"""Rows out of files, a few at a time, whatever the size of the file or of a line in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import BGEError, ConfigError
+from .rows import Columns, Row, Rules
+from .shards import need_pyarrow
+from .sources import LINES, TABLES, TEXTS, Tally, input_kind, open_input
+
+ROW_BYTES = 1 << 24
+"""A line or text file of more is not held in memory: it is a bad row."""
+
+_BLOCK = 1 << 20
+_TOO_LONG = f"longer than {ROW_BYTES >> 20} MiB"
+_BOM = b"\xef\xbb\xbf"
+_LAST = "\0the end\0"
+_CANNOT = (OSError, EOFError, ValueError, NotImplementedError, lzma.LZMAError, zlib.error, csv.Error)
+
+Fields = Mapping[str, Any] | str
+Numbered = Iterator[tuple[int, Fields]]
+
+
+def read_rows(files: Sequence[str], rules: Rules, tally: Tally | None = None) -> Iterator[Row]:
+    """Yield the rows of all files in order, those that cannot be embedded too.
+
+    Raises:
+        ConfigError: a file cannot be read, or has no such column.
+    """
+    number, tally = 0, tally or Tally()
+    for file in files:
+        try:
+            for line, fields in _READERS[input_kind(file)](file, rules.columns, tally):
+                yield rules.row(file, line, number, fields)
+                number += 1
+        except BGEError:
+            raise
+        except _CANNOT as error:
+            raise ConfigError(f"{file!r} cannot be read: {error}") from error
+
+
+def read_lines(stream: IO[bytes], limit: int = ROW_BYTES) -> Iterator[bytes | None]:
+    """Yield the lines of a stream without their newlines, and None for each that is longer than ``limit`` bytes."""
+    rest, skipping, head = b"", False, _BOM
+    while block := stream.read(_BLOCK):
+        lines = (rest + block.removeprefix(head)).split(b"\n")
+        rest, head = lines.pop(), b""
+        for line in lines:
+            yield None if skipping or len(line) > limit else line
+            skipping = False
+        if skipping or len(rest) > limit:
+            rest, skipping = b"", True
+    if rest or skipping:
+        yield None if skipping else rest
+
+
+# JSON lines
+
+
+def _jsonl(file: str, columns: Columns, tally: Tally) -> Numbered:
+    import orjson
+
+    del columns
+    with open_input(file, tally) as stream:
+        for number, line in enumerate(read_lines(stream), 1):
+            if line is None:
+                yield number, _TOO_LONG
+                continue
+            try:
+                fields = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                if not line.strip():
+                    continue
+                fields = _loosely(line)
+            if number == 1 and isinstance(fields, (list, str)) and line.lstrip()[:1] == b"[":
+                raise ConfigError(
+                    f"{file!r} begins with a JSON array, not with an object per line: jq -c '.[]' makes lines"
+                )
+            yield number, fields if isinstance(fields, (dict, str)) else "not a JSON object"
+
+
+def _loosely(line: bytes) -> Any:
+    """Read what orjson does not: NaN becomes None, a lone surrogate U+FFFD as everywhere in this package."""
+    import orjson
+
+    try:
+        text = json.dumps(json.loads(line, parse_constant=lambda _: None), ensure_ascii=False)
+        return orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except (ValueError, RecursionError):
+        return "not JSON"
+
+
+# Tables of text
+
+
+def _csv(file: str, columns: Columns, tally: Tally) -> Numbered:
+    csv.field_size_limit(max(csv.field_size_limit(), ROW_BYTES))
+    with open_input(file, tally) as stream:
+        lines = _Decoded(file, read_lines(stream))
+        reader = csv.reader(lines, delimiter="\t" if input_kind(file) == ".tsv" else ",")
+        header = next(reader)
+        if header == [_LAST]:
+            return
+        _check_columns(file, header, columns)
+        begins = reader.line_num + 1
+        for cells in reader:
+            if cells == [_LAST]:
+                return
+            if cells:
+                yield begins, _cells(header, cells, broken=lines.broken >= begins)
+            begins = reader.line_num + 1
+
+
+class _Decoded:
+    """Lines of text; knows the last one that was not UTF-8. A mark behind the end shows that no quote stands open."""
+
+    def __init__(self, file: str, lines: Iterator[bytes | None]) -> None:
+        self._file, self._lines = file, lines
+        self._number = self.broken = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self._number += 1
+            if line is None:
+                raise ConfigError(f"{self._file!r}: line {self._number} is {_TOO_LONG}: is it CSV?")
+            yield self._text(line)
+        yield _LAST
+
+    def _text(self, line: bytes) -> str:
+        try:
+            return line.decode() + "\n"
+        except UnicodeDecodeError:
+            self.broken = self._number
+            return line.decode("utf-8", "replace") + "\n"
+
+
+def _cells(header: Sequence[str], cells: Sequence[str], *, broken: bool) -> Fields:
+    if broken:
+        return "not UTF-8"
+    if cells[-1].endswith(_LAST):
+        return "a quote that opens here is never closed"
+    if len(cells) > len(header):
+        return f"{len(cells)} cells where the header has {len(header)}"
+    return dict(zip(header, cells, strict=False))
+
+
+def _check_columns(file: str, present: Sequence[str], columns: Columns) -> None:
+    missing = [name for name in columns.wanted if name not in present]
+    if missing:
+        shown = ", ".join(present[:20]) + (", …" if len(present) > 20 else "")
+        raise ConfigError(f"{file!r} has no column {missing[0]!r}; it has {shown}")
+
+
+# Parquet
+
+
+def _parquet(file: str, columns: Columns, tally: Tally) -> Numbered:
+    need_pyarrow()
+    import pyarrow.parquet as parquet
+
+    # The buffer keeps whole columns of a large row group out of memory.
+    with parquet.ParquetFile(file, buffer_size=_BLOCK) as opened:
+        _check_columns(file, opened.schema_arrow.names, columns)
+        begin, bytes_per_row = 0, Path(file).stat().st_size / max(opened.metadata.num_rows, 1)
+        for batch in opened.iter_batches(batch_size=1024, columns=columns.wanted):
+            values = [column.to_pylist() for column in batch.columns]
+            for line, cells in enumerate(zip(*values, strict=True), begin + 1):
+                yield line, dict(zip(batch.schema.names, cells, strict=True))
+            begin += batch.num_rows
+            tally.read += round(batch.num_rows * bytes_per_row)
+
+
+def kept_kinds(files: Sequence[str], columns: Columns) -> tuple[Any, ...]:
+    """Return the Arrow type that each kept column has in all files, or None where it is kept as strings.
+
+    Raises:
+        ConfigError: a Parquet file cannot be read.
+    """
+    if not columns.keep or any(input_kind(file) != ".parquet" for file in files):
+        return (None,) * len(columns.keep)
+    schemas = [_schema(file) for file in files]
+    for file, schema in zip(files, schemas, strict=True):
+        _check_columns(file, schema.names, columns)
+    return tuple(_common([schema.field(name).type for schema in schemas]) for name in columns.keep)
+
+
+def _schema(file: str) -> Any:
+    need_pyarrow()
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.read_schema(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file!r} cannot be read: {error}") from error
+
+
+def _common(kinds: Sequence[Any]) -> Any:
+    import pyarrow.types as types
+
+    first = kinds[0]
+    simple = (types.is_boolean, types.is_integer, types.is_floating, types.is_decimal, types.is_date, types.is_binary)
+    exact = types.is_timestamp(first) and first.unit != "ns"  # Python's own datetime ends at microseconds
+    return first if all(kind == first for kind in kinds) and (exact or any(is_(first) for is_ in simple)) else None
+
+
+# Text files
+
+
+def _text(file: str, columns: Columns, tally: Tally) -> Numbered:
+    with open_input(file, tally) as stream:
+        raw = stream.read(ROW_BYTES + 1)
+    yield 1, _content(raw.removeprefix(_BOM), file, columns)
+
+
+def _content(raw: bytes, file: str, columns: Columns) -> Fields:
+    if len(raw) > ROW_BYTES:
+        return _TOO_LONG
+    if b"\0" in raw:
+        return "holds NUL bytes: not text"
+    try:
+        return {"path": file, columns.text: raw.decode()}
+    except UnicodeDecodeError:
+        return "not UTF-8"
+
+
+_READERS: dict[str, Callable[[str, Columns, Tally], Numbered]] = {
+    **dict.fromkeys(LINES, _jsonl),
+    **dict.fromkeys(TABLES, _csv),
+    ".parquet": _parquet,
+    **dict.fromkeys(TEXTS, _text),
+}

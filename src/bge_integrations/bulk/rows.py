@@ -1,0 +1,162 @@
+"""One row of an input: its text, its id, what is kept of it, or why it cannot be embedded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError
+
+RESERVED = ("id", "text", "embedding")
+SHARD_CHARACTERS = 64_000_000
+"""A shard of long texts ends before it has ``shard_rows`` of them, so that memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a row are its text, its id and kept; without ``id``, the number of the row is its id.
+
+    Raises:
+        ConfigError: a kept column would bear the name of one of the shard's own.
+    """
+
+    text: str = "text"
+    id: str | None = None
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        taken = [name for name in self.keep if name in RESERVED]
+        if taken or len(set(self.keep)) < len(self.keep):
+            raise ConfigError(f"keep={self.keep!r}: each column once, and none of {', '.join(RESERVED)}")
+
+    @property
+    def wanted(self) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.keep]))
+
+
+class Row(NamedTuple):
+    """One row; where ``reason`` is not empty it cannot be embedded.
+
+    Attributes:
+        source: the file.
+        line: where in it: a line; a row of Parquet; 1 for a text file.
+        id: from the column of ids, or the number of the row in the whole input.
+        text: empty where there is a reason.
+        kept: a value for each kept column: a string, unless the column keeps its Arrow type.
+        reason: why it cannot be embedded.
+    """
+
+    source: str
+    line: int
+    id: str | int
+    text: str
+    kept: tuple[Any, ...] = ()
+    reason: str = ""
+
+    def error(self) -> dict[str, Any]:
+        """Return the line of ``errors.jsonl``."""
+        return {"source": self.source, "line": self.line, "id": self.id, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How fields become a row.
+
+    Attributes:
+        columns: which fields.
+        kinds: the Arrow type of each kept column; None for a string.
+        blank: whether blank texts are embedded.
+    """
+
+    columns: Columns
+    kinds: tuple[Any, ...] = ()
+    blank: bool = False
+
+    def row(self, source: str, line: int, number: int, fields: Mapping[str, Any] | str) -> Row:
+        """Return the row; ``fields`` that are a string are the reason why there are none."""
+        columns = self.columns
+        if isinstance(fields, str):
+            return Row(source, line, number, "", reason=fields)
+        text = fields.get(columns.text)
+        reason = "" if type(text) is str and text.strip() else self._wrong(text)
+        name: str | int = number
+        if columns.id is not None:
+            found = fields.get(columns.id)
+            if isinstance(found, (str, int)) and not isinstance(found, bool) and found != "":
+                name = str(found)
+            else:
+                reason = reason or f"its id in {columns.id!r} is {_kind(found)}"
+        if reason or not isinstance(text, str):
+            return Row(source, line, name, "", reason=reason)
+        return Row(source, line, name, text, self._kept(fields) if columns.keep else ())
+
+    def _wrong(self, text: object) -> str:
+        if isinstance(text, str):
+            return "" if self.blank else f"{self.columns.text!r} is blank"
+        return f"{self.columns.text!r} is {_kind(text)}"
+
+    def _kept(self, fields: Mapping[str, Any]) -> tuple[Any, ...]:
+        kinds = self.kinds or (None,) * len(self.columns.keep)
+        values = [fields.get(name) for name in self.columns.keep]
+        return tuple(_plain(value) if kind is None else value for value, kind in zip(values, kinds, strict=True))
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "missing"
+    return "blank" if value == "" else f"of type {type(value).__name__}"
+
+
+def _plain(value: Any) -> str | None:
+    import orjson
+
+    if value is None or isinstance(value, str):
+        return value
+    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS).decode()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows that become one shard, the bad ones among them."""
+
+    number: int
+    rows: list[Row]
+
+    @property
+    def good(self) -> list[Row]:
+        """Rows that can be embedded."""
+        return [row for row in self.rows if not row.reason]
+
+    @property
+    def bad(self) -> list[Row]:
+        """Rows that cannot."""
+        return [row for row in self.rows if row.reason]
+
+    def digest(self) -> str:
+        """Return a digest of all that the shard is made of."""
+        return digest_rows(self.rows)
+
+
+def digest_rows(rows: Sequence[Row]) -> str:
+    """Return a digest of ids, texts, kept values and reasons."""
+    import orjson
+
+    columns = [[row.id for row in rows], [row.text for row in rows], [row.reason for row in rows]]
+    kept = [row.kept for row in rows]
+    return hashlib.sha256(orjson.dumps([columns, kept], default=str, option=orjson.OPT_NON_STR_KEYS)).hexdigest()
+
+
+def cut_shards(rows: Iterable[Row], size: int, characters: int = SHARD_CHARACTERS) -> Iterator[Shard]:
+    """Yield shards of ``size`` rows, or of fewer where texts are long; the same rows are always cut alike."""
+    number, part, room = 0, list[Row](), characters
+    for row in rows:
+        part.append(row)
+        room -= len(row.text) + sum(len(value) for value in row.kept if isinstance(value, (str, bytes)))
+        if len(part) >= size or room <= 0:
+            yield Shard(number, part)
+            number, part, room = number + 1, [], characters
+    if part:
+        yield Shard(number, part)
