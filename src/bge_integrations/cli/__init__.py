@@ -18,6 +18,8 @@ _COMMANDS = {
     "serve": "serve a model over HTTP, with a page to try it on",
     "verify": "tell whether a host really serves a model, in its vector space",
     "embed": "embed the rows of files into shards; a killed job goes on where it was",
+    "search": "ask the shards of a folder, exactly",
+    "load": "put the shards of a folder into a vector store, with their stamp",
     "cache": "look at the cache of vectors, shrink or empty it",
     "export": "write an ONNX file from a torch model",
 }

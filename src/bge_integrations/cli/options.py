@@ -35,10 +35,10 @@ _FLAGS = {
 }
 
 
-def add_encoder_arguments(parser: argparse.ArgumentParser, *, model: str | None = None) -> None:
-    """Add ``--model`` and every keyword of ``load_encoder``."""
+def add_encoder_arguments(parser: argparse.ArgumentParser, *, model: str | None = None, told: str = "small") -> None:
+    """Add ``--model``, whose default's name is ``told`` where it is None, and every keyword of ``load_encoder``."""
     group = parser.add_argument_group("the encoder")
-    group.add_argument("--model", default=model, help=f"name of the catalogue or folder (default: {model or 'small'})")
+    group.add_argument("--model", default=model, help=f"name of the catalogue or folder (default: {model or told})")
     for name, text in _TEXT.items():
         group.add_argument(_flag(name), dest=name, metavar="TEXT", help=text)
     for name, kind in _NUMBERS.items():

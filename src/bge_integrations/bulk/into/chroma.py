@@ -1,0 +1,79 @@
+"""Chroma, in a layout that LangChain and LlamaIndex both read: documents and flat metadata, compared by cosine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from .target import Batch, Place, check_dimensions, need
+
+BATCH_ROWS = 1000
+TAKES = ("url", "path", "client")
+
+
+class _Target:
+    def __init__(self, client: Any, collection: Any) -> None:
+        self.stamped = self.collection = collection
+        self.most = min(BATCH_ROWS, client.get_max_batch_size())
+
+    def count(self) -> int:
+        return int(self.collection.count())
+
+    def put(self, batch: Batch) -> None:
+        for first in range(0, len(batch.ids), self.most):
+            part = slice(first, first + self.most)
+            self.collection.upsert(
+                ids=batch.ids[part],
+                embeddings=batch.vectors[part],
+                documents=batch.texts[part],
+                metadatas=[_flat(metadata) for metadata in batch.metadata[part]],
+            )
+
+
+def _flat(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+        for name, value in metadata.items()
+    }
+
+
+@contextmanager
+def open_target(place: Place) -> Iterator[_Target]:
+    """Open the collection, made where it is missing.
+
+    Raises:
+        MissingExtraError: there is no chromadb.
+        ConfigError: the collection has vectors of another size.
+    """
+    chroma = need("chromadb", "chromadb")
+    client = place.client or _client(chroma, place)
+    collection = client.get_or_create_collection(
+        place.collection, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
+    )
+    seen = collection.peek(1)["embeddings"]
+    check_dimensions(len(seen[0]) if seen is not None and len(seen) else None, place)
+    yield _Target(client, collection)
+
+
+def _client(chroma: Any, place: Place) -> Any:
+    if place.path:
+        return chroma.PersistentClient(place.path)
+    url = urlsplit(place.url or "")
+    ssl = url.scheme == "https"
+    headers = {"x-chroma-token": place.key} if place.key else None
+    return chroma.HttpClient(host=url.hostname, port=url.port or (443 if ssl else 8000), ssl=ssl, headers=headers)
+
+
+def how_to_open(place: Place, model: str) -> str:
+    """Return Python that opens the collection."""
+    url = urlsplit(place.url or "")
+    where = f"persist_directory={place.path!r}" if place.path else f"host={url.hostname!r}, port={url.port or 8000}"
+    client = f"PersistentClient({place.path!r})" if place.path else f"HttpClient({url.hostname!r}, {url.port or 8000})"
+    return (
+        f"Chroma({place.collection!r}, BGEEmbeddings({model!r}), {where})  # langchain_chroma\n"
+        f"ChromaVectorStore(chromadb.{client}.get_collection({place.collection!r}))"
+        "  # llama_index.vector_stores.chroma"
+    )

@@ -1,0 +1,104 @@
+"""A FAISS index in a folder, as LangChain saves it: exact, by distance, with the texts in a pickle beside it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import ConfigError
+from .target import Batch, Place, check_dimensions, need
+
+BATCH_ROWS = 10_000
+TAKES = ("path",)
+_KNOWN = {
+    ("langchain_community.docstore.in_memory", "InMemoryDocstore"),
+    ("langchain_core.documents.base", "Document"),
+}
+
+
+class _Texts(pickle.Unpickler):
+    """Reads what LangChain saved and nothing else, since a pickle may run anything."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"it holds a {module}.{name}")
+        return super().find_class(module, name)
+
+
+class _Target:
+    def __init__(self, folder: Path, index: Any, documents: dict[str, Any], ids: list[str]) -> None:
+        self.stamped, self.index, self.documents, self.ids = folder, index, documents, ids
+
+    def count(self) -> int:
+        return len(self.ids)
+
+    def put(self, batch: Batch) -> None:
+        from langchain_core.documents import Document
+
+        self._remove({key for key in batch.ids if key in self.documents})
+        self.index.add(np.ascontiguousarray(batch.vectors))
+        self.ids += batch.ids
+        for key, text, metadata in zip(batch.ids, batch.texts, batch.metadata, strict=True):
+            self.documents[key] = Document(id=key, page_content=text, metadata=metadata)
+
+    def _remove(self, replaced: set[str]) -> None:
+        if replaced:
+            self.index.remove_ids(np.array([i for i, key in enumerate(self.ids) if key in replaced], np.int64))
+            self.ids = [key for key in self.ids if key not in replaced]
+
+    def save(self, name: str) -> None:
+        import faiss
+        from langchain_community.docstore.in_memory import InMemoryDocstore
+
+        index, texts = self.stamped / f"{name}.faiss", self.stamped / f"{name}.pkl"
+        faiss.write_index(self.index, f"{index}.partial")
+        with Path(f"{texts}.partial").open("wb") as file:
+            pickle.dump((InMemoryDocstore(self.documents), dict(enumerate(self.ids))), file)
+        for path in (index, texts):
+            Path(f"{path}.partial").replace(path)
+
+
+@contextmanager
+def open_target(place: Place) -> Iterator[_Target]:
+    """Open the index, made where it is missing, and save it at the end; all of it is in memory meanwhile.
+
+    Raises:
+        MissingExtraError: there is no FAISS or langchain-community.
+        ConfigError: the folder's index cannot be read, or is of another size.
+    """
+    faiss = need("faiss", "faiss-cpu langchain-community")
+    need("langchain_community.docstore.in_memory", "langchain-community")
+    folder = Path(str(place.path))
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / f"{place.collection}.faiss").exists():
+        target = _read(faiss, folder, place)
+    else:
+        target = _Target(folder, faiss.IndexFlatL2(place.dimensions), {}, [])
+    yield target
+    target.save(place.collection)
+
+
+def _read(faiss: Any, folder: Path, place: Place) -> _Target:
+    try:
+        index = faiss.read_index(str(folder / f"{place.collection}.faiss"))
+        with (folder / f"{place.collection}.pkl").open("rb") as file:
+            texts, ids = _Texts(file).load()
+        documents, ids = dict(texts._dict), [ids[i] for i in range(index.ntotal)]  # noqa: SLF001
+    except (OSError, pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"the index in {str(folder)!r} cannot be read ({error}): name an empty folder") from error
+    check_dimensions(index.d, place)
+    return _Target(folder, index, documents, ids)
+
+
+def how_to_open(place: Place, model: str) -> str:
+    """Return Python that opens the index."""
+    return (
+        f"FAISS.load_local({place.path!r}, BGEEmbeddings({model!r}), {place.collection!r}, "
+        "allow_dangerous_deserialization=True)  # langchain_community.vectorstores\n"
+        "LlamaIndex's FaissVectorStore keeps texts elsewhere and does not read this one."
+    )

@@ -1,0 +1,84 @@
+"""LanceDB, in LangChain's layout: ``vector``, ``id``, ``text`` and a struct ``metadata``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ...errors import ConfigError
+from ..pieces import kept_kinds
+from ..shards import Part
+from .target import Batch, Place, check_dimensions, need
+
+# A commit is a version and some files of its own, so few and large ones.
+BATCH_ROWS = 10_000
+TAKES = ("path", "url", "client")
+
+
+class _Target:
+    def __init__(self, table: Any) -> None:
+        self.stamped = self.table = table
+        self.kinds = {field.name: field.type for field in table.schema.field("metadata").type}
+
+    def count(self) -> int:
+        return int(self.table.count_rows())
+
+    def put(self, batch: Batch) -> None:
+        rows = _layout(batch, self.kinds)
+        self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+
+def _layout(batch: Batch, kinds: dict[str, Any]) -> Any:
+    import pyarrow as pa
+
+    vectors = np.ascontiguousarray(batch.vectors)
+    columns = {"id": batch.part.ids, **batch.part.kept}
+    unknown = sorted(columns.keys() - kinds.keys())
+    if unknown:
+        raise ConfigError(f"the table's metadata has no {', '.join(map(repr, unknown))}: name another --collection")
+    metadata = [pa.array(columns.get(name, [None] * len(batch.ids)), kind) for name, kind in kinds.items()]
+    return pa.table(
+        {
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
+            "id": pa.array(batch.ids, pa.string()),
+            "text": pa.array(batch.texts, pa.string()),
+            "metadata": pa.StructArray.from_arrays(metadata, list(kinds)),
+        }
+    )
+
+
+@contextmanager
+def open_target(place: Place) -> Iterator[_Target]:
+    """Open the table, made where it is missing.
+
+    Raises:
+        MissingExtraError: there is no lancedb.
+        ConfigError: the table has vectors of another size.
+    """
+    lancedb = need("lancedb", "lancedb")
+    given = {"api_key": place.key} if place.key else {}
+    connection = place.client or lancedb.connect(place.path or place.url, **given)
+    table = _table(connection, place)
+    check_dimensions(getattr(table.schema.field("vector").type, "list_size", None), place)
+    yield _Target(table)
+
+
+def _table(connection: Any, place: Place) -> Any:
+    try:
+        return connection.open_table(place.collection)
+    except (ValueError, FileNotFoundError):  # so it is told that there is none
+        none = Batch(Part([], [], np.empty((0, place.dimensions), np.float32), {}))
+        return connection.create_table(place.collection, schema=_layout(none, kept_kinds(place.shard)).schema)
+
+
+def how_to_open(place: Place, model: str) -> str:
+    """Return Python that opens the table."""
+    uri, name = place.path or place.url, place.collection
+    return (
+        f"LanceDB(lancedb.connect({uri!r}), BGEEmbeddings({model!r}), table_name={name!r})"
+        "  # langchain_community.vectorstores\n"
+        f"LanceDBVectorStore({uri!r}, {name!r}, doc_id_key='id')  # llama_index.vector_stores.lancedb"
+    )

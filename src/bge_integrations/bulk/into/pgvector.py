@@ -1,0 +1,113 @@
+"""PostgreSQL with pgvector, in the layout of LangChain's ``PGVectorStore``, with ids as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+
+from ...stores import comment_slot
+from .target import Batch, Place, check_dimensions, need
+
+BATCH_ROWS = 2000
+TAKES = ("url", "client")
+_SCHEMA = "public"
+_COLUMNS = '"langchain_id", "content", "embedding", "langchain_metadata"'
+
+_COPY = f"COPY bge_rows ({_COLUMNS}) FROM STDIN"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
+
+
+class _Target:
+    def __init__(self, engine: Any, place: Place) -> None:
+        self.engine, self.table = engine, f"{_SCHEMA}.{_quoted(place.collection)}"
+        self.stamped = comment_slot(self._run, place.collection, _SCHEMA)
+
+    def _run(self, work: Callable[[Any], str | None]) -> str | None:
+        with self.engine.begin() as connection:
+            return work(connection)
+
+    def count(self) -> int:
+        with self.engine.connect() as connection:
+            return int(connection.exec_driver_sql(f"SELECT count(*) FROM {self.table}").scalar())
+
+    def put(self, batch: Batch) -> None:
+        with self.engine.begin() as connection:
+            # A table of the target's own types takes the rows, since COPY itself cannot replace any.
+            connection.exec_driver_sql(f"CREATE TEMP TABLE bge_rows (LIKE {self.table}) ON COMMIT DROP")
+            with (
+                connection.connection.cursor() as cursor,
+                cursor.copy(f"COPY bge_rows ({_COLUMNS}) FROM STDIN") as copy,
+            ):
+                for row in _rows(batch):
+                    copy.write_row(row)
+            connection.exec_driver_sql(
+                f"INSERT INTO {self.table} ({_COLUMNS}) SELECT {_COLUMNS} FROM bge_rows "
+                'ON CONFLICT ("langchain_id") DO UPDATE SET "content" = excluded."content", '
+                '"embedding" = excluded."embedding", "langchain_metadata" = excluded."langchain_metadata"'
+            )
+
+
+def _rows(batch: Batch) -> Iterator[tuple[str, str, str, str]]:
+    for key, text, vector, metadata in zip(batch.ids, batch.texts, batch.vectors, batch.metadata, strict=True):
+        # PostgreSQL's text cannot hold a NUL.
+        yield (
+            key,
+            text.replace("\0", "\ufffd"),
+            orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY).decode(),
+            orjson.dumps(metadata).decode(),
+        )
+
+
+@contextmanager
+def open_target(place: Place) -> Iterator[_Target]:
+    """Open the table, made where it is missing, and the extension with it.
+
+    Raises:
+        MissingExtraError: there is no SQLAlchemy or psycopg.
+        ConfigError: the table has vectors of another size.
+    """
+    sqlalchemy = need("sqlalchemy", "sqlalchemy 'psycopg[binary]'")
+    need("psycopg", "sqlalchemy 'psycopg[binary]'")
+    engine = place.client or sqlalchemy.create_engine(
+        sqlalchemy.make_url(place.url).set(drivername="postgresql+psycopg")
+    )
+    try:
+        target = _Target(engine, place)
+        with engine.begin() as connection:
+            _ready(connection, target.table, place)
+        yield target
+    finally:
+        if place.client is None:
+            engine.dispose()
+
+
+def _ready(connection: Any, table: str, place: Place) -> None:
+    connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS vector")
+    connection.exec_driver_sql(
+        f'CREATE TABLE IF NOT EXISTS {table} ("langchain_id" TEXT PRIMARY KEY, "content" TEXT NOT NULL, '
+        f'"embedding" vector({place.dimensions}) NOT NULL, "langchain_metadata" JSON)'
+    )
+    # pgvector keeps the size as the type's modifier.
+    found = connection.exec_driver_sql(
+        "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'embedding'",
+        (table.replace("%%", "%"),),
+    ).scalar()
+    check_dimensions(found if found and found > 0 else None, place)
+
+
+def how_to_open(place: Place, model: str) -> str:
+    """Return Python that opens the table."""
+    from sqlalchemy import make_url
+
+    url = make_url(place.url or "").set(drivername="postgresql+psycopg").render_as_string(hide_password=True)
+    return (
+        f"PGVectorStore.create_sync(PGEngine.from_connection_string({url!r}), BGEEmbeddings({model!r}), "
+        f"{place.collection!r})  # langchain_postgres\n"
+        "LlamaIndex's PGVectorStore wants a table of its own layout and does not read this one."
+    )

@@ -1,0 +1,94 @@
+"""Qdrant, in LangChain's layout: an unnamed cosine vector, ``page_content`` and ``metadata`` in the payload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from ...errors import ConfigError
+from ...stores import qdrant_slot
+from .target import Batch, Place, check_dimensions, need
+
+BATCH_ROWS = 256
+TAKES = ("url", "path", "client")
+# A request may have 32 MB, and a number is up to 22 characters of it.
+_NUMBERS = 300_000
+
+
+def point_id(value: str | int) -> str | int:
+    """Return the id of a Qdrant point, which is a whole number or a UUID, for an id that may be anything.
+
+    Numbers and UUIDs stay; any other text gives the same UUID each time. The row's own id is in ``metadata["id"]``.
+    """
+    if isinstance(value, int) and value >= 0:
+        return value
+    try:
+        return str(UUID(str(value)))
+    except ValueError:
+        return str(uuid5(NAMESPACE_URL, f"bge:{value}"))
+
+
+class _Target:
+    def __init__(self, client: Any, place: Place) -> None:
+        self.client, self.place = client, place
+        self.stamped = qdrant_slot(client, place.collection)
+
+    def count(self) -> int:
+        return int(self.client.count(self.place.collection).count)
+
+    def put(self, batch: Batch) -> None:
+        from qdrant_client.models import Batch as Points
+
+        step = max(1, min(BATCH_ROWS, _NUMBERS // self.place.dimensions))
+        for first in range(0, len(batch.ids), step):
+            part = slice(first, first + step)
+            rows = zip(batch.texts[part], batch.metadata[part], strict=True)
+            points = Points(
+                ids=[point_id(row["id"]) for row in batch.metadata[part]],
+                vectors=batch.vectors[part].tolist(),
+                payloads=[{"page_content": text, "metadata": metadata} for text, metadata in rows],
+            )
+            self.client.upsert(self.place.collection, points=points, wait=True)
+
+
+@contextmanager
+def open_target(place: Place) -> Iterator[_Target]:
+    """Open the collection, made where it is missing.
+
+    Raises:
+        MissingExtraError: there is no qdrant-client.
+        ConfigError: the collection has another layout.
+    """
+    qdrant = need("qdrant_client", "qdrant-client")
+    given = {"path": place.path} if place.path else {"url": place.url, "api_key": place.key}
+    client = place.client or qdrant.QdrantClient(**given)
+    try:
+        _ready(client, place, qdrant.models)
+        yield _Target(client, place)
+    finally:
+        if place.client is None:
+            client.close()
+
+
+def _ready(client: Any, place: Place, models: Any) -> None:
+    if not client.collection_exists(place.collection):
+        config = models.VectorParams(size=place.dimensions, distance=models.Distance.COSINE)
+        client.create_collection(place.collection, vectors_config=config)
+        return
+    vectors = client.get_collection(place.collection).config.params.vectors
+    if not hasattr(vectors, "size"):
+        raise ConfigError(f"{place.collection!r} has named vectors, LangChain's default is one without a name")
+    check_dimensions(vectors.size, place)
+
+
+def how_to_open(place: Place, model: str) -> str:
+    """Return Python that opens the collection."""
+    where = f"path={place.path!r}" if place.path else f"url={place.url!r}"
+    return (
+        f"QdrantVectorStore(QdrantClient({where}), {place.collection!r}, BGEEmbeddings({model!r}))"
+        "  # langchain_qdrant\n"
+        f"QdrantVectorStore({place.collection!r}, client=QdrantClient({where}), text_key='page_content')"
+        "  # llama_index.vector_stores.qdrant"
+    )

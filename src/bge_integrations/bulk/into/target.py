@@ -1,0 +1,120 @@
+"""What every store is to the loader: somewhere that takes batches of rows, twice the same without doubling them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...errors import ConfigError, MissingExtraError
+from ..shards import Part
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows go.
+
+    Attributes:
+        collection: name of the collection, table or index.
+        dimensions: of the vectors.
+        url: of a server.
+        path: of a folder on this machine.
+        key: of the server, where it wants one.
+        client: a ready client, instead of all three.
+        shard: the first shard, for what a store has to know of its columns.
+    """
+
+    collection: str
+    dimensions: int
+    shard: Path
+    url: str | None = None
+    path: str | None = None
+    key: str | None = None
+    client: Any = None
+
+
+class Batch:
+    """Rows of a shard, each id once."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.ids = [str(value) for value in part.ids]
+        self.texts, self.vectors = part.texts, part.vectors
+
+    @cached_property
+    def metadata(self) -> list[dict[str, Any]]:
+        """What is remembered beside each text: its id, and the kept columns that are not empty; plain JSON values."""
+        columns = {"id": self.part.ids, **self.part.kept}
+        return [
+            {name: _plain(values[i]) for name, values in columns.items() if values[i] is not None}
+            for i in range(len(self.ids))
+        ]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return str(value)
+
+
+class Target(Protocol):
+    """A collection that is there and takes rows."""
+
+    stamped: Any
+    """What ``stamp_store`` takes."""
+
+    def count(self) -> int:
+        """Return the number of rows that are there."""
+        ...
+
+    def put(self, batch: Batch) -> None:
+        """Write rows; a row of the same id is replaced."""
+        ...
+
+
+class Store(Protocol):
+    """A kind of store: a module of this package."""
+
+    BATCH_ROWS: int
+    TAKES: tuple[str, ...]
+
+    def open_target(self, place: Place) -> AbstractContextManager[Target]:
+        """Make the collection where it is missing; leaving without an error makes all that was put last."""
+        ...
+
+    def how_to_open(self, place: Place, model: str) -> str:
+        """Return Python that opens the collection."""
+        ...
+
+
+def need(module: str, packages: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MissingExtraError(f"this needs {module.partition('.')[0]}: pip install {packages}") from None
+
+
+def check_dimensions(found: int | None, place: Place) -> None:
+    """Refuse a collection of other vectors.
+
+    Raises:
+        ConfigError: its vectors have another size.
+    """
+    if found is not None and found != place.dimensions:
+        raise ConfigError(
+            f"{place.collection!r} holds vectors of {found} dimensions, the shards have {place.dimensions}: "
+            "name another collection"
+        )

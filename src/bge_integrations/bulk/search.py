@@ -1,0 +1,186 @@
+"""Exact search over the shards of a folder: all vectors are looked at, none are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+
+from ..cards import ModelCard
+from ..catalog import find_model
+from ..encoder import FutureEncoder, Vectors
+from ..errors import ConfigError, UnknownModelError
+from ..load import Options, load_encoder
+from ..stamps import check_stamp
+from .pieces import read_pieces
+from .shards import shard_files, stamp_of
+
+_PIECE = 8192
+_Best: TypeAlias = tuple[Any, Any]
+"""Scores and row numbers, each of shape (queries, at most k), best first."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row that was found.
+
+    Attributes:
+        score: cosine of the angle between query and row.
+        id: of the row.
+        text: of the row.
+        kept: its kept columns.
+    """
+
+    score: float
+    id: str | int
+    text: str
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
+def search_files(
+    folder: str | Path, queries: str | Sequence[str], encoder: Any = None, *, k: int = 10
+) -> list[list[Hit]]:
+    """Return the rows that are nearest to each query, exactly, best first.
+
+    Shards are read piece by piece, so memory does not grow with the folder; FAISS does the counting where it is
+    installed, else NumPy.
+
+    Args:
+        folder: of ``embed_files``.
+        queries: questions without any instruction; they get the model's.
+        encoder: an encoder or a face that holds one; made from the folder's stamp when None, on this machine or
+            where ``BGE_PROVIDER`` and ``BGE_BASE_URL`` say.
+        k: rows for each query.
+
+    Returns:
+        For each query, at most ``k`` hits.
+
+    Raises:
+        ConfigError: no shards, or no ``encoder`` can be made from their stamp.
+        SpaceMismatchError: the encoder's vectors are of another space than the shards'.
+        InputError: a query is blank.
+
+    Example:
+        >>> search_files("out/", "how do I list files?", k=3)[0][0].text  # doctest: +SKIP
+        'ls lists a folder'
+    """
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, not {k!r}")
+    asked = [queries] if isinstance(queries, str) else list(queries)
+    written, files = stamp_of(folder), shard_files(folder)
+    if encoder is not None:
+        check_stamp(written, encoder)
+        return _search(files, getattr(encoder, "encoder", encoder).encode(asked, role="query"), k)
+    with encoder_of(folder) as made:
+        vectors = made.encode(asked, role="query")
+    return _search(files, vectors, k)
+
+
+def encoder_of(folder: str | Path, model: str | None = None, **options: Any) -> FutureEncoder:
+    """Return an encoder of the space that the shards in a folder are of.
+
+    Args:
+        folder: of ``embed_files``.
+        model: instead of the stamp's, where that was a folder.
+        **options: of ``load_encoder``; what the stamp says is the default.
+
+    Raises:
+        ConfigError: the stamp's model is not in the catalogue and no ``model`` was given.
+        SpaceMismatchError: ``model`` or ``options`` are of another space.
+    """
+    written = stamp_of(folder)
+    given = {name: value for name, value in options.items() if value is not None}
+    name = model or _model(written, folder)
+    options = {"show_progress": False, **_of_stamp(written, find_model(name)), **given}
+    made = load_encoder(name, **cast("Options", options))
+    try:
+        check_stamp(written, made)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _model(stamp: dict[str, Any], folder: str | Path) -> str:
+    name = str(stamp["model"])
+    try:
+        return find_model(name).id
+    except UnknownModelError:
+        raise ConfigError(
+            f"the shards in {str(folder)!r} are of {name!r}, which is not in the catalogue: pass the model's folder"
+        ) from None
+
+
+def _of_stamp(stamp: dict[str, Any], card: ModelCard) -> dict[str, Any]:
+    options: dict[str, Any] = {"query_instruction": stamp.get("query_instruction")}
+    if stamp.get("variant") == "int8":
+        options["precision"] = "int8"
+    if stamp.get("pooling") != card.pooling:
+        options["accept_space"] = stamp.get("pooling")
+    return options
+
+
+def _search(files: Sequence[Path], queries: Vectors, k: int) -> list[list[Hit]]:
+    nearest = _faiss if find_spec("faiss") else _numpy
+    best: _Best = (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
+    row, starts = 0, []
+    for path in files if len(queries) else ():
+        starts.append(row)
+        for piece in read_pieces(path, _PIECE, rows=False):
+            if len(piece.vectors):
+                scores, numbers = nearest(queries, piece.vectors, min(k, len(piece.vectors)))
+                best = _merged(best, (scores, numbers + row), k)
+            row += len(piece.vectors)
+    rows = _rows(files, starts, set(best[1].ravel().tolist()))
+    return [
+        [Hit(score, *rows[number]) for score, number in zip(scores, numbers, strict=True)]
+        for scores, numbers in zip(best[0].tolist(), best[1].tolist(), strict=True)
+    ]
+
+
+def _faiss(queries: Vectors, vectors: Vectors, k: int) -> _Best:
+    import faiss
+
+    found: _Best = faiss.knn(
+        np.ascontiguousarray(queries), np.ascontiguousarray(vectors), k, metric=faiss.METRIC_INNER_PRODUCT
+    )
+    return found
+
+
+def _numpy(queries: Vectors, vectors: Vectors, k: int) -> _Best:
+    scores = queries @ vectors.T
+    numbers = np.argpartition(scores, len(vectors) - k, axis=1)[:, len(vectors) - k :] if k < len(vectors) else None
+    if numbers is None:
+        numbers = np.broadcast_to(np.arange(len(vectors)), scores.shape)
+    return np.take_along_axis(scores, numbers, axis=1), numbers
+
+
+def _merged(first: _Best, second: _Best, k: int) -> _Best:
+    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(first, second, strict=True))
+    # Among equals the earlier row comes first.
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def _rows(files: Sequence[Path], starts: Sequence[int], wanted: set[int]) -> dict[int, tuple[Any, str, dict[str, Any]]]:
+    found: dict[int, tuple[Any, str, dict[str, Any]]] = {}
+    ends = chain(starts[1:], [max(wanted, default=0) + 1])
+    for path, start, end in zip(files, starts, ends, strict=False):
+        if any(start <= number < end for number in wanted):
+            found |= _rows_of(path, start, wanted)
+    return found
+
+
+def _rows_of(path: Path, start: int, wanted: set[int]) -> dict[int, tuple[Any, str, dict[str, Any]]]:
+    found = {}
+    for piece in read_pieces(path, _PIECE, vectors=False):
+        for i, (name, text) in enumerate(zip(piece.ids, piece.texts, strict=True)):
+            if start + i in wanted:
+                found[start + i] = (name, text, {column: values[i] for column, values in piece.kept.items()})
+        start += len(piece.ids)
+    return found

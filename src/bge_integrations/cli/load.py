@@ -1,0 +1,59 @@
+"""``bge load``: the shards of a folder into a vector store."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+from ..load import keys_from
+
+_STORES = ("qdrant", "chroma", "lancedb", "pgvector", "faiss")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bge load``."""
+    parser.epilog = (
+        "Rows are laid out for LangChain's store classes. LlamaIndex reads Chroma's as it is, Qdrant's with "
+        "text_key='page_content', LanceDB's with doc_id_key='id', pgvector's and FAISS's not. A row whose id is there "
+        "already is replaced: loading again doubles nothing."
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="of bge embed")
+    parser.add_argument("--into", required=True, choices=_STORES, help="the kind of store")
+    parser.add_argument("--url", help="of the server: qdrant, chroma, lancedb; postgresql://... for pgvector")
+    parser.add_argument("--path", help="a folder on this machine: qdrant, chroma, lancedb, faiss")
+    parser.add_argument("--collection", metavar="NAME", help="or table (default: the folder's name; faiss: index)")
+    parser.add_argument("--key-env", metavar="VARIABLE", help="environment variable that holds the server's key")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Load, and print what it came to and how to open it."""
+    from ..bulk.into import load_files
+
+    keys = keys_from(parsed.key_env)
+    loaded = load_files(
+        parsed.folder,
+        parsed.into,
+        collection=parsed.collection,
+        url=parsed.url,
+        path=parsed.path,
+        key=keys[0] if keys else None,
+        on_batch=_telling(),
+    )
+    print(f"{loaded.rows} rows written, {loaded.total} in {loaded.collection!r}; stamp {loaded.stamp['space']}")
+    print(loaded.opens)
+    return 0
+
+
+def _telling() -> Callable[[int], None]:
+    began = told = time.monotonic()
+
+    def tell(rows: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= 1:
+            print(f"{rows} rows, {rows / (now - began):.0f} rows/s", file=sys.stderr)
+            told = now
+
+    return tell

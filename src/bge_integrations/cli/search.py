@@ -1,0 +1,78 @@
+"""``bge search``: ask the shards of a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .options import add_encoder_arguments, encoder_options
+
+if TYPE_CHECKING:
+    from ..bulk.search import Hit
+
+_ID = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bge search``."""
+    parser.add_argument("folder", metavar="FOLDER", help="of bge embed")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="without any: one per line on standard input")
+    parser.add_argument("-k", type=int, default=10, metavar="N", help="rows for each question (default: 10)")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each question, with texts in full")
+    add_encoder_arguments(parser, told="the one that made the shards")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print what was found; 1 where nothing was asked."""
+    from ..bulk.search import encoder_of, search_files
+
+    questions = parsed.questions or [line.strip() for line in sys.stdin if line.strip()]
+    if not questions:
+        print("bge: no question: name it, or write one per line to standard input", file=sys.stderr)
+        return 1
+    with encoder_of(parsed.folder, parsed.model, **encoder_options(parsed)) as encoder:
+        found = search_files(parsed.folder, questions, encoder, k=parsed.k)
+    for question, hits in zip(questions, found, strict=True):
+        if parsed.json:
+            print(
+                json.dumps({"question": question, "hits": [vars(hit) for hit in hits]}, ensure_ascii=False, default=str)
+            )
+        else:
+            _show(question if len(questions) > 1 else "", hits)
+    return 0
+
+
+def _show(title: str, hits: Sequence[Hit]) -> None:
+    if sys.stdout.isatty() and _show_table(title, hits):
+        return
+    if title:
+        print(f"# {title}")
+    for hit in hits:
+        print(f"{hit.score:.4f}\t{hit.id}\t{_beginning(hit.text)}")
+
+
+def _beginning(text: str, most: int = 120) -> str:
+    line = " ".join(text[: 4 * most].split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def _show_table(title: str, hits: Sequence[Hit]) -> bool:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(title=Text(title) if title else None, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("score", justify="right")
+    table.add_column("id", overflow="fold", max_width=_ID)
+    table.add_column("text")
+    console, longest = Console(), max((len(str(hit.id)) for hit in hits), default=0)
+    most = max(20, console.width - 12 - min(longest, _ID))
+    for hit in hits:
+        table.add_row(f"{hit.score:.4f}", Text(str(hit.id)), Text(_beginning(hit.text, most)))
+    console.print(table)
+    return True
