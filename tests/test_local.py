@@ -120,6 +120,22 @@ def test_a_query_passes_a_long_job_between_batches(engine):
     assert after > 5  # most of the job came after the query that was asked after its first batch
 
 
+def test_a_query_passes_calls_of_a_batch_each(engine):
+    engine.encode(["warm"], role="query")
+    _, go = stall(engine)
+    order = []
+    passage = "with some words " * 20
+    calls = [
+        engine.submit([f"{i} {j} {passage}" for j in range(32)], role="document", on_batch=lambda *_: order.append(0))
+        for i in range(6)
+    ]
+    query = engine.submit(["a question"], role="query", on_batch=lambda *_: order.append("query"))
+    go.set()
+    for call in [*calls, query]:
+        call.result(60)
+    assert order.index("query") <= 1
+
+
 def test_a_cancelled_call_is_not_computed(engine):
     _, go = stall(engine)
     before = passes(engine)

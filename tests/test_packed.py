@@ -19,6 +19,7 @@ from bge_integrations.catalog import find_model
 from bge_integrations.engines.architecture import read_architecture
 from bge_integrations.engines.cores import usable_cores
 from bge_integrations.engines.local import LocalEngine
+from bge_integrations.engines.packed import rows as matrix_rows
 from bge_integrations.engines.plan import cut_batches, slice_end
 from bge_integrations.errors import BGEWarning, ModelLoadError
 
@@ -188,6 +189,38 @@ assert np.abs(rows[1] - engine.encode(["short"], role="document")[0]).max() < 1e
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=110, capture_output=True)
     # Scores of 8,192 × 8,192 for 16 heads would be 4.3 GB; what is needed grows with the tokens alone.
     assert int(run.stdout) < 1_200_000
+
+
+def test_many_lengths_come_to_few_sizes_of_matrix():
+    sizes = {matrix_rows(tokens) for tokens in range(1, 2049)}
+    assert len(sizes) < 60
+    assert all(
+        tokens <= matrix_rows(tokens) <= max(16 * (tokens // 16 + 1), tokens * 1.125) for tokens in range(1, 5000)
+    )
+
+
+def test_memory_does_not_grow_with_the_lengths_that_were_seen():
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(models.__file__).parent)!r})
+import models
+from bge_integrations.catalog import find_model
+from bge_integrations.engines.local import LocalEngine
+engine = LocalEngine(find_model(str(models.folder("bge-small"))), backend="torch")
+def kilobytes():
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
+def embed(words):
+    engine.encode(["word " * words] * (1 + 200 // words), role="document")
+for words in (1, 200):
+    embed(words)
+before = kilobytes()
+for words in range(1, 200):
+    embed(words)
+print(kilobytes() - before)
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=110, capture_output=True)
+    assert int(run.stdout) < 150_000  # 570,000 with a matrix as long as its tokens
 
 
 # The gate

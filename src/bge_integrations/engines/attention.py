@@ -33,7 +33,7 @@ class Run:
 
 
 def attend(qkv: Tensor, runs: list[Run], heads: int) -> Tensor:
-    """Return what each token gathers from the tokens of its own text.
+    """Return what each token gathers from the tokens of its own text; tokens of no text gather nothing.
 
     Args:
         qkv: queries, keys and values side by side, shape (tokens, 3 × hidden).
@@ -42,6 +42,7 @@ def attend(qkv: Tensor, runs: list[Run], heads: int) -> Tensor:
     """
     tokens, width = qkv.shape
     out = qkv.new_empty(tokens, width // 3)
+    out[runs[-1].end :] = 0
     size = width // 3 // heads
     for run in runs:
         # (3, texts, heads, tokens, size)

@@ -48,6 +48,8 @@ class Batch:
     """Where the texts of a batch stand in the packed matrix.
 
     Attributes:
+        tokens: of all texts, then some that fill the matrix up to one of a few sizes and belong to none.
+        positions: of each token in its text.
         starts: row of each text's first token.
         runs: neighbours of equal length.
     """
@@ -143,8 +145,8 @@ class PackedBackend:
                 x = layer(x, batch)
             last = self.layers[-1]
             pooled = last.first_tokens(x, batch) if self.pooling == "cls" else _mean(last(x, batch), batch.runs)
-            rows: NDArray[np.float32] = pooled.float().cpu().numpy()
-        return rows
+            vectors: NDArray[np.float32] = pooled.float().cpu().numpy()
+        return vectors
 
     def _embed(self, batch: Batch) -> Tensor:
         from torch.nn.functional import embedding
@@ -157,7 +159,8 @@ class PackedBackend:
         lengths = np.fromiter(map(len, items), np.int64, len(items))
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(lengths.sum()) - np.repeat(starts, lengths) + self.shape.first_position
-        arrays = np.concatenate(items).astype(np.int64), positions, starts
+        fill = (0, rows(int(lengths.sum())) - len(positions))
+        arrays = np.pad(np.concatenate(items).astype(np.int64), fill), np.pad(positions, fill), starts
         flat, places, first = (torch.from_numpy(array).to(self.device) for array in arrays)
         return Batch(flat, places, first, _runs(lengths, starts))
 
@@ -176,6 +179,15 @@ def budget(precision: str, device: str) -> int:
     if device != "cpu":
         return 65_536
     return 1024 if precision == "float32" else 2048
+
+
+def rows(tokens: int) -> int:
+    """Return the rows of the packed matrix for so many tokens: a few sizes instead of any.
+
+    oneDNN compiles each size of matrix anew and keeps a thousand of them: about 1 GB, and 1 ms for each new one.
+    """
+    step = 16 if tokens <= 256 else 32 if tokens <= 1024 else 64
+    return -(-tokens // step) * step
 
 
 def set_threads() -> int:

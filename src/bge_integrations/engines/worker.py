@@ -16,7 +16,7 @@ from .backend import Backend
 from .jobs import Job
 from .lanes import Lane
 
-URGENT_TEXTS = 64
+URGENT_TEXTS = 8  # a call of more waits for its turn between the batches of others
 
 
 class Loop:
