@@ -44,5 +44,8 @@ unit: $(VENV)/.test
 notebooks: $(VENV)/.test
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/python -m pytest --nbmake notebooks -q -p no:cacheprovider; else echo "no notebooks yet"; fi
 
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
 	rm -rf $(VENV) .venv-peers build dist site artefacts

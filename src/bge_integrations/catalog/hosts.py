@@ -140,7 +140,7 @@ PROVIDERS: tuple[Provider, ...] = (
             Offer(_M3, "@cf/baai/bge-m3"),
         ),
         max_inputs=100,
-        quirks="MEAN pooling by default: right dimension, unit norm, but NOT the model's vector space. CLS only through the native 'pooling' field. Use must be refused unless the user says they accept that space, and never mixed with another provider's vectors.",
+        quirks="MEAN pooling by default: right dimension, unit norm, but NOT the model's vector space. CLS only through the native 'pooling' field. Never mix its vectors with another provider's.",
         source="the host's documentation, mid-2026",
         checked=_CHECKED,
     ),

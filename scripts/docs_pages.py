@@ -1,0 +1,440 @@
+"""The documentation's pages that are made, not written: from the catalogue, the command line, the benchmarks' results
+and the repository's own Markdown. MkDocs calls the hooks at the end; the rest returns text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bge_integrations import MODELS, PROVIDERS, Provider, errors
+from bge_integrations.cards import ModelCard, Offer
+from bge_integrations.catalog import who_serves
+from bge_integrations.catalog.golden import read_golden
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+BENCHMARKS = (
+    ("local", "On this machine", "The local back-ends and their peers, side by side in one run."),
+    ("remote", "At a host", "Texts per second against a host on loopback that answers at once, beside the peers."),
+    ("server", "The server", "What HTTP costs, and one request in ten malformed, too large or cut off."),
+    ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),
+    (
+        "soak",
+        "A long job at a bad host",
+        "A host that fails in every way known to the tests, and a job that is killed.",
+    ),
+)
+
+_LINKS = {
+    "docs/": "",
+    "ARCHITECTURE.md": "explanation/architecture.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "notebooks/": "how-to/notebooks.md",
+    "deploy/space/": "how-to/serve.md",
+}
+
+
+def pages() -> dict[str, str]:
+    """Return every made page by its path under docs/."""
+    return {
+        "index.md": "---\nhide: [navigation]\n---\n" + _from_root("README.md"),
+        "explanation/architecture.md": _from_root("ARCHITECTURE.md", "../"),
+        "contributing.md": _from_root("CONTRIBUTING.md"),
+        "changelog.md": _from_root("CHANGELOG.md"),
+        "providers/index.md": providers_page(PROVIDERS),
+        **{provider_path(provider): provider_page(provider) for provider in PROVIDERS},
+        "reference/models.md": models_page(),
+        "reference/errors.md": errors_page(),
+        "reference/cli.md": cli_page(),
+        "benchmarks.md": benchmarks_page(RESULTS),
+    }
+
+
+def _from_root(name: str, up: str = "") -> str:
+    text = (ROOT / name).read_text("utf-8")
+    for there, here in _LINKS.items():
+        text = re.sub(rf"\]\({re.escape(there)}", f"]({up}{here}", text)
+    return text
+
+
+def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+# --- hosts
+
+
+def provider_path(provider: Provider) -> str:
+    """Return where a provider's page lies."""
+    return f"providers/{provider.name.replace('.', '-')}.md"
+
+
+def _title(provider: Provider) -> str:
+    return provider.title if provider.title not in ("", provider.name) else provider.name
+
+
+def providers_page(providers: Sequence[Provider]) -> str:
+    """Return the page that lists all hosts and servers."""
+    hosted = [p for p in providers if p.needs_key and not p.refused]
+    run = [p for p in providers if not p.needs_key]
+    none = [p for p in providers if p.refused]
+    dates = ", ".join(sorted({provider.checked for provider in providers}))
+    return "\n".join(
+        [
+            "# Hosts and servers\n",
+            f"Made from the catalogue, which was read from the hosts' own pages in {dates}; each page below names its "
+            "source. What is empty was not stated by the host. Prices and limits change: look there before you count "
+            "on them. A host is one record; [Contributing](../contributing.md) says how to add one.\n",
+            "## Hosts\n",
+            table(list(map(_row, hosted)), ("host", "models", "texts per request", "USD per million tokens")),
+            "## Servers that you run\n",
+            table([_row(p)[:3] for p in run], ("server", "models", "texts per request")),
+            "## Serving no BGE model\n",
+            *[f"- [{_title(p)}]({Path(provider_path(p)).name}): {p.refused}" for p in none],
+        ]
+    )
+
+
+def _row(provider: Provider) -> tuple[object, ...]:
+    offers = [offer for offer in provider.offers if not offer.withdrawn]
+    names = ", ".join(f"`{_short(offer.model)}`" for offer in offers) or (
+        "all withdrawn" if provider.offers else "whatever you start it with"
+    )
+    prices = sorted({offer.usd_per_million_tokens for offer in offers if offer.usd_per_million_tokens is not None})
+    price = " to ".join(f"{price:g}" for price in dict.fromkeys(prices[:1] + prices[-1:]))
+    link = f"[{_title(provider)}]({Path(provider_path(provider)).name})"
+    names += f" (**{provider.pooling} pooling**)" if provider.pooling else ""
+    return link, names, provider.max_inputs or "", price
+
+
+def _short(model: str) -> str:
+    return model.partition("/")[2] or model
+
+
+def provider_page(provider: Provider) -> str:
+    """Return the page of one host."""
+    parts = [f"# {_title(provider)}\n"]
+    if provider.refused:
+        parts.append(f'!!! failure "No BGE model"\n    {provider.refused}.\n')
+    elif provider.offers and all(offer.withdrawn for offer in provider.offers):
+        parts.append('!!! failure "Withdrawn"\n    Every BGE model that this host served has been withdrawn.\n')
+    if provider.pooling:
+        parts.append(_pooling_note(provider))
+    parts.append(table(_facts(provider), ("", "")))
+    if provider.offers:
+        parts += ["## Models\n", _offers(provider)]
+    if not provider.refused:
+        parts += ["## Use it\n", _construct(provider)]
+    if provider.quirks:
+        parts += ["## What to know\n", *[f"- {quirk}" for quirk in _sentences(provider.quirks)], ""]
+    parts.append(f"All of this was read in: {_source(provider)}.\n")
+    return "\n".join(parts)
+
+
+def _source(record: Provider | ModelCard) -> str:
+    return record.source if record.checked in record.source else f"{record.source}, {record.checked}"
+
+
+def _pooling_note(provider: Provider) -> str:
+    return (
+        f'!!! warning "Another vector space"\n    This host pools by {provider.pooling}: right dimensions and length, '
+        f"another vector space. It is refused unless you pass `accept_space={provider.pooling!r}`, "
+        "which gives its vectors a [space](../explanation/spaces.md) of their own.\n"
+    )
+
+
+def _facts(provider: Provider) -> Iterator[tuple[str, str]]:
+    yield "name", f"`provider={provider.name!r}`"
+    address = f"`{provider.base_url}`" if provider.base_url else "pass `base_url=`"
+    for hole, variable in provider.url_env:
+        address += f"; `{{{hole}}}` is read from `{variable}`"
+    if provider.base_url_env:
+        address += f"; or what `{provider.base_url_env}` says"
+    yield "address", address
+    keys = " or ".join(f"`{name}`" for name in provider.key_env)
+    needed = "needed" if provider.needs_key else "not needed"
+    yield "key", f"{needed}; read from {keys or '`BGE_API_KEY`'}, or `api_key=`"
+    yield "protocol", "`POST /embed`" if provider.protocol == "space" else "OpenAI-compatible, `POST /embeddings`"
+    yield "texts per request", str(provider.max_inputs or "not stated; 64 are sent, `max_inputs=` changes it")
+    yield "base64 answers", {True: "yes", False: "no", None: "not stated; tried with care"}[provider.base64]
+
+
+def _offers(provider: Provider) -> str:
+    rows = [(f"`{o.model}`", f"`{o.wire}`", _price(o), _terms(o)) for o in provider.offers]
+    return table(rows, ("model", "sent as", "USD per million tokens", ""))
+
+
+def _price(offer: Offer) -> str:
+    return "not stated" if offer.usd_per_million_tokens is None else f"{offer.usd_per_million_tokens:g}"
+
+
+def _terms(offer: Offer) -> str:
+    said = [f"**withdrawn {offer.withdrawn}**"] if offer.withdrawn else []
+    said += [offer.note] if offer.note else []
+    said += [f"also {', '.join(f'`{name}`' for name in offer.aliases)}"] if offer.aliases else []
+    return "; ".join(said)
+
+
+def _construct(provider: Provider) -> str:
+    live = next((offer for offer in provider.offers if not offer.withdrawn), None)
+    model = _short((live or provider.offers[0]).model) if provider.offers else "bge-small-en-v1.5"
+    arguments = [f'"{model}"', f'provider="{provider.name}"']
+    if provider.base_url is None:
+        arguments.append(f'base_url="{_example_address(provider)}"')
+    if provider.pooling:
+        arguments.append(f'accept_space="{provider.pooling}"')
+    call = f"({', '.join(arguments)})"
+    raises = "" if live or not provider.offers else "<!-- raises: NotServedError -->\n"
+    return (
+        f"{raises}```python\n"
+        "from bge_integrations import load_encoder\n"
+        "from bge_integrations.langchain import BGEEmbeddings\n"
+        "from bge_integrations.llama_index import BGEEmbedding\n\n"
+        f"load_encoder{call}  # plain Python\nBGEEmbeddings{call}  # LangChain\nBGEEmbedding{call}  # LlamaIndex\n```\n"
+        + (_refusal(provider) if raises else "")
+    )
+
+
+def _refusal(provider: Provider) -> str:
+    served = "; ".join(f"{_short(o.model)}: {', '.join(who_serves(o.model)) or 'nobody'}" for o in provider.offers)
+    return f"\nEach line raises `NotServedError` and names who serves the model now ({served}).\n"
+
+
+def _example_address(provider: Provider) -> str:
+    if provider.protocol == "space":
+        return "https://USER-bge-embedding-api.hf.space"
+    return {"infinity": "http://localhost:7997"}.get(provider.name, "http://localhost:8080/v1")
+
+
+def _sentences(text: str) -> list[str]:
+    parts = [part.strip().rstrip(".") for part in re.split(r"(?<=\.) (?=[A-Z])|; ", html.escape(text, quote=False))]
+    return [f"{part[0].upper()}{part[1:]}." for part in parts if part]
+
+
+# --- models and the command line
+
+
+def models_page() -> str:
+    """Return the page of all models: what each reads, what it is sent, who serves it."""
+    golden = read_golden()
+    facts = [
+        (f"`{c.id}`", c.dimensions, c.max_tokens, c.pooling, ", ".join(c.languages), _millions(c), c.licence or "?")
+        for c in MODELS
+    ]
+    ways = dict.fromkeys((_query(c), c.instruction_needed) for c in MODELS)
+    sent = [(_named(way), *way) for way in ways]
+    names = [(f"`{c.id}`", _revision(c), _serving(c), _aliases(c), len(golden.of(c)) or "none") for c in MODELS]
+    return "\n".join(
+        [
+            "# Models\n",
+            "Made from the catalogue; `bge models` prints it, `bge models NAME` all of one model.\n",
+            table(facts, ("model", "dimensions", "tokens", "pooling", "languages", "million parameters", "licence")),
+            "## Which text is sent\n",
+            "A document is sent as it is. A query is sent as follows; `⏎` is a newline.\n",
+            table(sent, ("models", "a query", "its authors call the instruction")),
+            "## Names, revisions, hosts\n",
+            "The part behind `BAAI/` is a name too, and so is what any host of the catalogue calls the model.\n",
+            table(names, ("model", "revision", "served by", "other names", "published vectors")),
+            *[f"- `{card.id}`: {card.note}." for card in MODELS if card.note],
+            "",
+            *dict.fromkeys(f"Read in: {_source(card)}.\n" for card in MODELS if card.id != "demo"),
+        ]
+    )
+
+
+def _named(way: tuple[str, str]) -> str:
+    return ", ".join(f"`{_short(card.id)}`" for card in MODELS if (_query(card), card.instruction_needed) == way)
+
+
+def _query(card: ModelCard) -> str:
+    if card.query_instruction is None:
+        return f"`{_line(card.format('TEXT', 'query', 'TASK'))}`; no default task: pass one"
+    return f"`{_line(card.format('TEXT', 'query'))}`"
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", "⏎")
+
+
+def _millions(card: ModelCard) -> str:
+    return "" if card.parameters_millions is None else f"{card.parameters_millions:g}"
+
+
+def _revision(card: ModelCard) -> str:
+    return f"`{card.revision[:8]}`" if card.revision else "not pinned"
+
+
+def _serving(card: ModelCard) -> str:
+    known = {provider.name: provider for provider in PROVIDERS}
+    return ", ".join(f"[{name}](../{provider_path(known[name])})" for name in who_serves(card.id))
+
+
+def _aliases(card: ModelCard) -> str:
+    return ", ".join(f"`{name}`" for name in card.aliases)
+
+
+def cli_page() -> str:
+    """Return the page of the command line: what ``--help`` prints."""
+    overview = _help()
+    parts = [
+        "# Command line\n",
+        "Exit codes: 0 done, 1 the answer is no (`bge verify`), 2 wrong usage or a clear error.\n",
+        f"```text\n{overview}```\n",
+    ]
+    commands = re.findall(r"^ {4}(\w+) ", overview, re.MULTILINE)
+    parts += [f"## bge {name}\n\n```text\n{_help(name)}```\n" for name in commands]
+    return "\n".join(parts)
+
+
+def errors_page() -> str:
+    """Return the page of errors: the tree that their module draws, then each class."""
+    tree = (errors.__doc__ or "").partition("\n\n")[2]
+    return (
+        "# Errors\n\nEvery error is a `BGEError`; in brackets stand the built-in errors that catch it too. "
+        f"All can be pickled, and none holds a key or a whole text.\n\n```text\n{tree}```\n\n"
+        "::: bge_integrations.errors\n"
+        "    options: {show_root_heading: false, show_root_toc_entry: false, show_docstring_description: true}\n"
+    )
+
+
+def _help(*arguments: str) -> str:
+    from bge_integrations.cli import main
+
+    printed, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([*arguments, "--help"])
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return printed.getvalue()
+
+
+# --- benchmarks
+
+
+def benchmarks_page(results: Path) -> str:
+    """Return the page of measurements: what the files in ``results`` hold, and what is not measured."""
+    parts = [
+        "# Benchmarks\n",
+        "Every figure here was written by a script in `benchmarks/` and is shown as it was found. Contestants run side "
+        "by side in one run on one machine: compare them with each other, not with another machine's. Each script's "
+        "first lines say how it measures.\n",
+    ]
+    for name, title, about in BENCHMARKS:
+        parts.append(f"## {title}\n\n{about}\n")
+        file = results / f"{name}.json"
+        if file.exists():
+            parts += _measured(json.loads(file.read_text("utf-8")), 3)
+            parts.append(f"From `benchmarks/results/{name}.json`, written by `python benchmarks/{name}.py`.\n")
+        else:
+            parts.append(f"**Not measured yet.** `python benchmarks/{name}.py` measures it.\n")
+    return "\n".join(parts)
+
+
+def _measured(data: Any, level: int) -> list[str]:
+    """Return tables of whatever JSON a benchmark wrote: plain values first, then each group under its name."""
+    if not isinstance(data, Mapping):
+        return _series(data, level)
+    plain = {name: value for name, value in data.items() if not _nested(value)}
+    parts = [table([(_words(name), _figure(value)) for name, value in plain.items()], ("", ""))] if plain else []
+    for name, value in data.items():
+        if name in _SETTINGS and isinstance(value, Mapping):
+            parts.append(f"{_title_of(name)}: {'; '.join(f'{_words(n)} {_figure(v)}' for n, v in value.items())}.\n")
+        elif _nested(value):
+            parts.append(f"{'#' * min(level, 5)} {_title_of(name)}\n")
+            parts += _grid(value) if _is_grid(value) else _measured(value, level + 1)
+    return parts
+
+
+_SETTINGS = ("machine", "versions", "settings", "engine", "about")
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(item, Mapping) for item in value))
+
+
+def _is_grid(value: Any) -> bool:
+    inner = list(value.values()) if isinstance(value, Mapping) else []
+    return bool(inner) and all(isinstance(i, Mapping) and i and not any(map(_nested, i.values())) for i in inner)
+
+
+def _grid(value: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    columns = list(dict.fromkeys(name for row in value.values() for name in row))
+    rows = [(_words(name), *(_figure(row.get(column)) for column in columns)) for name, row in value.items()]
+    return [table(rows, ("", *map(_words, columns)))]
+
+
+def _series(items: Sequence[Mapping[str, Any]], level: int) -> list[str]:
+    """Return a table of runs: one row each, or, for what each has many of, one column each."""
+    plain = [{name: value for name, value in item.items() if not _nested(value)} for item in items]
+    groups = list(dict.fromkeys(name for item in items for name, value in item.items() if _nested(value)))
+    if not groups:
+        columns = list(dict.fromkeys(name for row in plain for name in row))
+        return [table([[_figure(row.get(column)) for column in columns] for row in plain], list(map(_words, columns)))]
+    heads = [", ".join(f"{_words(name)} {_figure(value)}" for name, value in row.items()) for row in plain]
+    parts = []
+    for group in groups:
+        found = [item.get(group, {}) for item in items]
+        names = list(dict.fromkeys(name for values in found for name in values))
+        rows = [(_words(name), *(_figure(values.get(name)) for values in found)) for name in names]
+        parts += [f"{'#' * min(level, 5)} {_title_of(group)}\n", table(rows, ("", *heads))]
+    return parts
+
+
+def _title_of(name: str) -> str:
+    return f"{_words(name)[0].upper()}{_words(name)[1:]}"
+
+
+def _words(name: object) -> str:
+    return str(name).replace("_", " ")
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(_figure, value))
+    return str(value)
+
+
+# --- MkDocs
+
+
+def on_config(config: Any) -> Any:
+    """Put the hosts into the navigation."""
+    for entry in config["nav"]:
+        if "Hosts" in entry:
+            entry["Hosts"] = ["providers/index.md", *({_title(p): provider_path(p)} for p in PROVIDERS)]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the made pages."""
+    from mkdocs.structure.files import File
+
+    for path, text in pages().items():
+        files.append(File.generated(config, path, content=text))
+    return files
