@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bge_integrations.bulk import embed_files
-from bge_integrations.bulk.sources import Columns
+from bge_integrations.bulk import Columns, embed_files
 
 TEXTS = {
     "ls": "ls lists the files in a folder",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -177,8 +178,7 @@ def test_loading_again_doubles_no_row_and_replaces_what_changed(place, shards, d
 def test_an_id_that_comes_twice_is_there_once_with_its_last_text(place, demo, tmp_path, opened):
     rows = tmp_path / "twice.jsonl"
     rows.write_text("".join(f'{{"key": "{key}", "text": "{text}"}}\n' for key, text in ["aA", "bB", "aC", "bD", "aE"]))
-    from bge_integrations.bulk import embed_files
-    from bge_integrations.bulk.sources import Columns
+    from bge_integrations.bulk import Columns, embed_files
 
     embed_files(str(rows), tmp_path / "twice", demo, columns=Columns(id="key"), shard_rows=3)
     assert load_files(tmp_path / "twice", place.into, **place.where).total == 2
@@ -325,11 +325,16 @@ def test_a_ready_client_is_used_and_stays_open(shards):
     client.close()
 
 
+def test_an_empty_lancedb_connection_is_taken(shards, tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    connection = lancedb.connect(tmp_path / "store")
+    assert load_files(shards, "lancedb", client=connection, collection=NAME).total == len(TEXTS)
+    assert connection.open_table(NAME).count_rows() == len(TEXTS)
+
+
 def test_a_collection_with_other_columns_is_refused(shards, demo, tmp_path):
     pytest.importorskip("lancedb")
-    from bge_integrations.bulk import embed_files
-    from bge_integrations.bulk.sources import Columns
-
+    from bge_integrations.bulk import Columns, embed_files
     from bulk_shards import write_rows
 
     rows = write_rows(tmp_path / "rows.jsonl")
@@ -339,33 +344,32 @@ def test_a_collection_with_other_columns_is_refused(shards, demo, tmp_path):
         load_files(shards, "lancedb", path=tmp_path / "store", collection=NAME)
 
 
-def test_the_command_says_how_to_open_it(place, shards, capsys, monkeypatch, opened, demo):
+def test_the_command_says_how_to_open_it(place, shards, capsys):
     options = [f"--{name}={value}" for name, value in place.where.items()]
     assert main(["load", str(shards), "--into", place.into, *options]) == 0
-    out = capsys.readouterr().out
-    assert f"{len(TEXTS)} rows written" in out
-    assert "BGEEmbeddings('demo')" in out
-    store = eval(next(line for line in out.splitlines() if "BGEEmbeddings" in line), names())
-    opened.append(store)
+    told, langchain, llama_index = capsys.readouterr().out.splitlines()
+    assert f"{len(TEXTS)} rows written" in told
+    store = opens(langchain)
     assert store.similarity_search(QUESTION, k=1)[0].page_content == TEXTS[ANSWER]
+    close(store)
+    if llama_index.startswith("LlamaIndex"):
+        assert "does not read this one" in llama_index
+        return
+    store = opens(llama_index)
+    assert read_stamp(store)["model"] == "demo"
+    close(store)
 
 
-def names():
-    """Return what the printed line needs imported."""
-    found = {"BGEEmbeddings": BGEEmbeddings}
-    modules = {
-        "langchain_qdrant": ["QdrantVectorStore"],
-        "qdrant_client": ["QdrantClient"],
-        "langchain_chroma": ["Chroma"],
-        "langchain_community.vectorstores": ["LanceDB", "FAISS"],
-        "langchain_postgres": ["PGVectorStore", "PGEngine"],
-    }
-    for module, wanted in modules.items():
-        imported = pytest.importorskip(module)
-        found |= {name: getattr(imported, name) for name in wanted}
-    import lancedb
-
-    return {**found, "lancedb": lancedb}
+def opens(line: str):
+    """Run a line that was printed, with what its comment says to import."""
+    code, module = line.split("  # ")
+    kind = code.partition("(")[0].partition(".")[0]
+    wanted = {kind: getattr(import_module(module), kind), "BGEEmbeddings": BGEEmbeddings}
+    for name in ("chromadb", "lancedb"):
+        wanted[name] = sys.modules.get(name)
+    for name, home in (("QdrantClient", "qdrant_client"), ("PGEngine", "langchain_postgres")):
+        wanted[name] = getattr(sys.modules.get(home), name, None)
+    return eval(code, wanted)
 
 
 def test_the_command_refuses_a_key_that_is_not_set(shards, capsys, monkeypatch):

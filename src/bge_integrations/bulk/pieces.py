@@ -59,7 +59,7 @@ def _parquet(path: Path, size: int, rows: bool, vectors: bool) -> Iterator[Part]
     need_pyarrow()
     import pyarrow.parquet as parquet
 
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, memory_map=True) as file:
         names = [name for name in file.schema_arrow.names if (vectors if name == "embedding" else rows)]
         for batch in file.iter_batches(batch_size=size, columns=names):
             found = {name: batch.column(name) for name in names}

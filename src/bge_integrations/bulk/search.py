@@ -20,7 +20,7 @@ from ..stamps import check_stamp
 from .pieces import read_pieces
 from .shards import shard_files, stamp_of
 
-_PIECE = 8192
+_PIECE = 2048
 _Best: TypeAlias = tuple[Any, Any]
 """Scores and row numbers, each of shape (queries, at most k), best first."""
 

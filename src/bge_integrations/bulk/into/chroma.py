@@ -49,7 +49,7 @@ def open_target(place: Place) -> Iterator[_Target]:
         ConfigError: the collection has vectors of another size.
     """
     chroma = need("chromadb", "chromadb")
-    client = place.client or _client(chroma, place)
+    client = place.ready(lambda: _client(chroma, place))
     collection = client.get_or_create_collection(
         place.collection, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
     )

@@ -60,7 +60,7 @@ def open_target(place: Place) -> Iterator[_Target]:
     """
     lancedb = need("lancedb", "lancedb")
     given = {"api_key": place.key} if place.key else {}
-    connection = place.client or lancedb.connect(place.path or place.url, **given)
+    connection = place.ready(lambda: lancedb.connect(place.path or place.url, **given))
     table = _table(connection, place)
     check_dimensions(getattr(table.schema.field("vector").type, "list_size", None), place)
     yield _Target(table)

@@ -74,9 +74,7 @@ def open_target(place: Place) -> Iterator[_Target]:
     """
     sqlalchemy = need("sqlalchemy", "sqlalchemy 'psycopg[binary]'")
     need("psycopg", "sqlalchemy 'psycopg[binary]'")
-    engine = place.client or sqlalchemy.create_engine(
-        sqlalchemy.make_url(place.url).set(drivername="postgresql+psycopg")
-    )
+    engine = place.ready(lambda: sqlalchemy.create_engine(_url(place)))
     try:
         target = _Target(engine, place)
         with engine.begin() as connection:
@@ -85,6 +83,12 @@ def open_target(place: Place) -> Iterator[_Target]:
     finally:
         if place.client is None:
             engine.dispose()
+
+
+def _url(place: Place) -> Any:
+    from sqlalchemy import make_url
+
+    return make_url(place.url or "").set(drivername="postgresql+psycopg")
 
 
 def _ready(connection: Any, table: str, place: Place) -> None:
@@ -103,9 +107,7 @@ def _ready(connection: Any, table: str, place: Place) -> None:
 
 def how_to_open(place: Place, model: str) -> str:
     """Return Python that opens the table."""
-    from sqlalchemy import make_url
-
-    url = make_url(place.url or "").set(drivername="postgresql+psycopg").render_as_string(hide_password=True)
+    url = _url(place).render_as_string(hide_password=True)
     return (
         f"PGVectorStore.create_sync(PGEngine.from_connection_string({url!r}), BGEEmbeddings({model!r}), "
         f"{place.collection!r})  # langchain_postgres\n"

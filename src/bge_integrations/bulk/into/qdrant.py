@@ -63,7 +63,7 @@ def open_target(place: Place) -> Iterator[_Target]:
     """
     qdrant = need("qdrant_client", "qdrant-client")
     given = {"path": place.path} if place.path else {"url": place.url, "api_key": place.key}
-    client = place.client or qdrant.QdrantClient(**given)
+    client = place.ready(lambda: qdrant.QdrantClient(**given))
     try:
         _ready(client, place, qdrant.models)
         yield _Target(client, place)

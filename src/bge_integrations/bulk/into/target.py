@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +35,10 @@ class Place:
     path: str | None = None
     key: str | None = None
     client: Any = None
+
+    def ready(self, make: Callable[[], Any]) -> Any:
+        """Return the client that was given, or a new one; LanceDB's is false while it has no table."""
+        return make() if self.client is None else self.client
 
 
 class Batch:
