@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from bge_integrations import progress
 from bge_integrations.cache import CachedEncoder
+from bge_integrations.cli import main
 from bge_integrations.errors import HostError
 from bge_integrations.progress import ProgressEncoder, in_notebook
 from encoders import HashEncoder
@@ -139,6 +141,55 @@ def test_it_is_the_inner_encoder_in_all_else():
     for name in ("card", "query_instruction", "blank", "variant", "space", "document_space", "usage"):
         assert getattr(encoder, name) == getattr(inner, name)
     assert (encoder.stamp(), encoder.describe()) == (inner.stamp(), inner.describe())
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """The command line on a terminal; its own way of showing warnings goes with the test."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    return lambda yes: monkeypatch.setattr(sys.stderr, "isatty", lambda: yes, raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name in ("mail", "music", "editor"):
+        (tmp_path / "texts" / f"{name}.md").write_text(f"A program for {name}, described in a line of text.")
+    return str(tmp_path / "texts")
+
+
+def test_the_demo_shows_a_bar_for_each_indexing_and_leaves_none(bars, terminal, folder, capsys):
+    terminal(True)
+    assert main(["demo", folder, "--ask", "send an email", "-k", "1"]) == 0
+    # Two frameworks, then this machine and two protocols against each other; a lone question has no bar.
+    assert [(bar.total, bar.n, bar.leave, bar.closed > 0) for bar in bars] == [(3, 3, False, True)] * len(bars)
+    assert len(bars) == 6
+
+
+def test_verify_shows_one_bar_of_its_steps(bars, terminal, demo_url, capsys):
+    terminal(True)
+    assert main(["verify", "--model", "demo", "--base-url", f"{demo_url}/v1", "--against", "local"]) == 0
+    (bar,) = bars
+    assert (bar.total, bar.n, bar.leave, bar.closed > 0) == (6, 6, False, True)
+    assert "Loading weights" not in capsys.readouterr().err
+
+
+def test_a_command_whose_output_goes_elsewhere_shows_none(bars, terminal, folder, demo_url, capsys):
+    terminal(False)
+    assert main(["demo", folder, "--ask", "send an email", "-k", "1"]) == 0
+    assert (
+        main(["verify", "--model", "demo", "--base-url", f"{demo_url}/v1", "--no-behaviour", "--against", "demo"]) == 0
+    )
+    assert bars == []
+
+
+def test_the_faces_show_one_bar_for_all_texts(bars):
+    from bge_integrations.langchain import BGEEmbeddings
+    from bge_integrations.llama_index import BGEEmbedding
+
+    BGEEmbeddings(encoder=ProgressEncoder(HashEncoder(batch=4), True)).embed_documents(TEXTS)
+    BGEEmbedding(encoder=HashEncoder(batch=4)).get_text_embedding_batch(TEXTS, show_progress=True)
+    assert [(bar.total, bar.n) for bar in bars] == [(10, 10)] * 2
 
 
 WITHOUT = """

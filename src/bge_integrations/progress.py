@@ -26,14 +26,15 @@ class ProgressEncoder(WrappedEncoder):
         inner: the encoder that does the work.
         show: True for a bar on every call of more than one text; None for one in a notebook, on calls of over two
             seconds; False for none.
+        leave: whether a bar stays when it is finished.
 
     Raises:
         MissingExtraError: ``show=True`` and tqdm is not installed.
     """
 
-    def __init__(self, inner: FutureEncoder, show: bool | None = None) -> None:
+    def __init__(self, inner: FutureEncoder, show: bool | None = None, *, leave: bool = True) -> None:
         super().__init__(inner)
-        self.show = show
+        self.show, self.leave = show, leave
         if show:
             _tqdm()
 
@@ -41,7 +42,7 @@ class ProgressEncoder(WrappedEncoder):
         """Begin to embed, with a bar where one is due."""
         if len(texts) < 2 or not (in_notebook() if self.show is None else self.show):
             return self.inner.start(texts, role, on_batch)
-        bar = _Bar(len(texts), patience=0.0 if self.show else _PATIENCE)
+        bar = _Bar(len(texts), patience=0.0 if self.show else _PATIENCE, leave=self.leave)
 
         def moved(indices: Sequence[int], vectors: Vectors) -> None:
             bar.advance(len(indices))
@@ -60,8 +61,9 @@ class ProgressEncoder(WrappedEncoder):
 class _Bar:
     """A bar that appears once ``patience`` is over, and stays away if tqdm is missing and nobody asked for it."""
 
-    def __init__(self, total: int, *, patience: float) -> None:
+    def __init__(self, total: int, *, patience: float, leave: bool) -> None:
         self._total, self._patience, self._done = total, patience, 0
+        self._look: dict[str, Any] = {"unit": "text", "desc": "Embedding", "dynamic_ncols": True, "leave": leave}
         self._began = time.time()
         self._lock = threading.Lock()
         self._closed = False
@@ -69,7 +71,7 @@ class _Bar:
 
     def _made(self) -> Any:
         try:
-            bar = _tqdm()(total=self._total, initial=self._done, unit="text", desc="Embedding", dynamic_ncols=True)
+            bar = _tqdm()(total=self._total, initial=self._done, **self._look)
         except MissingExtraError:
             self._closed = True
             return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..encoder import FutureEncoder, Vectors
 from ..errors import ConfigError
 from ..load import engine_of, load_encoder
-from .options import add_encoder_arguments, make_encoder
+from .options import add_encoder_arguments, make_encoder, with_bar
 
 _QUESTIONS = (
     "what stands in front of a query?",
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Index the folder in both frameworks, ask with and without the instruction, then the same over HTTP."""
-    encoder = make_encoder(parsed)
+    encoder = with_bar(make_encoder(parsed, show_progress=False))
     questions = parsed.ask or list(_QUESTIONS)
     files = _files_of(parsed.folder) if parsed.folder else _own_documentation()
     chunks = _chunks(files, encoder, parsed.chunk)
@@ -47,7 +47,7 @@ def run(parsed: argparse.Namespace) -> int:
 def _own_documentation() -> list[Path]:
     """The files that the wheel carries, or those of the repository that this runs from."""
     inside, root = Path(__file__).parent.parent / "demo" / "docs", Path(__file__).parents[3]
-    return sorted(inside.glob("*.md")) or [*sorted(root.glob("*.md")), *sorted(root.glob("docs/**/*.md"))]
+    return sorted(inside.glob("*.md")) or [*sorted(root.glob("*.md")), *sorted(root.glob("docs/explanation/*.md"))]
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -136,7 +136,9 @@ def _compare_remote(
                 base_url=base_url,
                 wire_model=encoder.card.id,
                 query_instruction=parsed.query_instruction,
+                show_progress=False,
             )
+            remote = with_bar(remote)
             documents = _difference(encoder.encode(texts, role="document"), remote.encode(texts, role="document"))
             queries = _difference(encoder.encode(questions, role="query"), remote.encode(questions, role="query"))
             same = "the same space" if remote.space == encoder.space else f"ANOTHER SPACE {remote.space}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any, cast
 
 from ..encoder import FutureEncoder
 from ..load import Options, load_encoder
+from ..progress import ProgressEncoder
 
 _TEXT = {
     "provider": "a host of the catalogue, or 'local'",
@@ -65,3 +67,8 @@ def make_encoder(parsed: argparse.Namespace, **extra: Any) -> FutureEncoder:
     """Return the encoder that the command line names."""
     options = cast("Options", {**encoder_options(parsed), **extra})
     return load_encoder(parsed.model, **options)
+
+
+def with_bar(encoder: FutureEncoder) -> FutureEncoder:
+    """Return the encoder with a bar for each call, on a terminal; gone when the call is."""
+    return ProgressEncoder(encoder, show=True, leave=False) if sys.stderr.isatty() else encoder

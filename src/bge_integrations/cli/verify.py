@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 
 from ..load import load_encoder
 from .options import add_encoder_arguments, make_encoder
@@ -37,12 +41,29 @@ def run(parsed: argparse.Namespace) -> int:
             reference = load_encoder(
                 model, provider="local", show_progress=False, query_instruction=parsed.query_instruction
             )
-        report = verify(encoder, reference, parsed.golden, behaviour=not parsed.no_behaviour)
+        with _bar() as on_step:
+            report = verify(encoder, reference, parsed.golden, behaviour=not parsed.no_behaviour, on_step=on_step)
     if parsed.json:
         print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
     else:
         _print_table(table(report))
     return 0 if report.ok else 1
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int, str], None] | None]:
+    """Yield what moves a bar on a terminal, which goes when all is done."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    # The openai SDK depends on tqdm, so it is there.
+    with import_module("tqdm.auto").tqdm(total=1, unit="step", leave=False, dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description(what)
+
+        yield show
 
 
 def _print_table(rows: list[tuple[str, str, str]]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,15 +73,31 @@ def _load(folder: Path, device: str, precision: str, code: bool, card: ModelCard
             f'{card.id!r} needs sentence-transformers: pip install "bge-integrations[local]"'
         ) from error
     try:
-        return SentenceTransformer(
-            str(folder),
-            device=device,
-            trust_remote_code=code,
-            local_files_only=True,
-            model_kwargs={"dtype": getattr(torch, precision)},
-        )
+        with _without_bar():
+            return SentenceTransformer(
+                str(folder),
+                device=device,
+                trust_remote_code=code,
+                local_files_only=True,
+                model_kwargs={"dtype": getattr(torch, precision)},
+            )
     except Exception as error:
         raise ModelLoadError(f"sentence-transformers cannot load {str(folder)!r}: {error}") from error
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Keep the bar away that transformers shows while it reads weights: there is one per call here, of texts."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _dimensions(model: Any) -> int | None:

@@ -30,6 +30,7 @@ from .diagnosis import Diagnosis, diagnose
 from .golden import compare, compare_scores, known_values, looks_like, pin_json, verdict_of
 from .probes import CountTokens, Probe, make_probes
 from .report import Cause, Finding, GoldenResult, Outcome, ProbeResult, Report, table
+from .steps import BEHAVIOUR, HOST, VALUES, OnStep, Steps
 from .wire import Direct, Wire
 
 __all__ = [
@@ -58,6 +59,7 @@ def verify(
     *,
     others: Iterable[FutureEncoder] | None = None,
     behaviour: bool = True,
+    on_step: OnStep | None = None,
 ) -> Report:
     """Find out whether an encoder's vectors are those of its model.
 
@@ -71,6 +73,7 @@ def verify(
         others: encoders that the host might be instead; the catalogue's models of the same dimension on this machine
             when None.
         behaviour: whether to look at how the host treats requests (about forty small ones).
+        on_step: called with the steps done, their total, and what is done next.
 
     Returns:
         The report; ``report.ok`` says whether all is right.
@@ -83,17 +86,22 @@ def verify(
     asked, known = _engine(encoder), None if reference is None else _engine(reference)
     values = known_values(asked, None if golden is None else Path(golden))
     report = Report(asked.card.id, asked.space, _host(asked), "not checked", int8=asked.variant == "int8")
+    steps = Steps(on_step, compared=known is not None, behaviour=behaviour)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BGEWarning)
         try:
+            steps.begin(VALUES)
             results = compare(asked, values)
             report = _with_golden(report, asked, results, alone=known is None)
             if known is not None:
-                report = _with_reference(report, asked, known, others)
+                report = _with_reference(report, asked, known, others, steps)
             scores = [] if golden else compare_scores(asked, values)
         except BadAnswerError as error:
             return replace(report, verdict="not this model", notes=(*report.notes, str(error)))
+        if behaviour:
+            steps.begin(BEHAVIOUR)
         seen = look_at(_wire(asked), _counter(known) or _counter(asked)) if behaviour else ()
+        steps.finish()
     return replace(report, behaviour=(*scores, *seen))
 
 
@@ -153,7 +161,11 @@ def _with_golden(report: Report, encoder: FutureEncoder, results: Sequence[Golde
 
 
 def _with_reference(
-    report: Report, encoder: FutureEncoder, reference: FutureEncoder, others: Iterable[FutureEncoder] | None
+    report: Report,
+    encoder: FutureEncoder,
+    reference: FutureEncoder,
+    others: Iterable[FutureEncoder] | None,
+    steps: Steps,
 ) -> Report:
     mine, theirs = encoder.card, reference.card
     if mine.dimensions != theirs.dimensions:
@@ -162,10 +174,11 @@ def _with_reference(
             "take the same model as the reference"
         )
     probes = make_probes(mine.max_tokens, _counter(reference))
+    steps.begin(HOST)
     answers, notes = _answers(encoder, probes)
     made = other_models(encoder.card) if others is None else []
     with _pooled(reference, mine.pooling) as right:
-        found = diagnose(answers, probes, encoder, right, made if others is None else others)
+        found = diagnose(answers, probes, encoder, right, made if others is None else others, begin=steps.begin)
     for other in made:
         other.close()
     return _merged(report, found, probes, notes)

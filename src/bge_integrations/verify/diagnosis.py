@@ -16,6 +16,7 @@ from ..errors import BGEError, BGEWarning
 from .causes import TEXT_FAULTS, Candidate, Wording, lower_limits, pooled_otherwise, sibling
 from .probes import LONGEST, Probe
 from .report import Cause, Outcome
+from .steps import ENGINES, MODELS, REFERENCE
 
 _Cosines = NDArray[np.float64]
 # Below this the vectors of two candidates differ for a probe; float32 noise between batch sizes stays above.
@@ -48,6 +49,8 @@ def diagnose(
     encoder: FutureEncoder,
     reference: FutureEncoder,
     others: Iterable[FutureEncoder] = (),
+    *,
+    begin: Callable[[str], None] = lambda _: None,
 ) -> Diagnosis:
     """Name what explains the answers.
 
@@ -57,16 +60,20 @@ def diagnose(
         encoder: the encoder of the host; says how queries are worded.
         reference: computes the right vectors, and the wrong ones on purpose.
         others: further encoders that the host might be instead.
+        begin: called with the name of each step.
 
     Raises:
         BGEError: the reference failed.
     """
     wording = Wording(_instruction(encoder), lambda text: encoder.format([text], "query")[0])
     embed = _Embed(reference)
+    begin(REFERENCE)
     right, *rewritten = _by_text(probes, wording, embed)
     notes: list[str] = []
     candidates = [*rewritten, *_by_order(answers, right.vectors)]
+    begin(ENGINES)
     candidates += _tried(lambda: _by_engine(reference, probes, wording, right.vectors), notes)
+    begin(MODELS)
     candidates += _tried(lambda: _by_model(others, probes, notes), notes)
     diagnosis = rank(answers, right, candidates)
     return replace(diagnosis, notes=tuple(notes))
