@@ -50,7 +50,7 @@ class Conveyor:
         on_long: Callable[[int], None],
     ) -> None:
         self._encoder, self._on_error, self._on_rows, self._on_long = encoder, on_error, on_rows, on_long
-        self._lanes = 2 if hasattr(engine_of(encoder), "endpoint") else 1
+        self._lanes = getattr(encoder, "lanes", 2 if hasattr(engine_of(encoder), "endpoint") else 1)
         self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="bge-bulk")
         self._calls: set[Future[Vectors]] = set()
         self._lock = threading.Lock()
@@ -107,7 +107,7 @@ class Conveyor:
                 refused += isinstance(error, HostError)
                 bad = _refused_rows(error, self._answered, refused)
                 if not bad or self._on_error == "stop":
-                    raise _placed(error, [rows[sent[i]] for i in bad]) from None
+                    raise _placed(error, [rows[sent[i]] for i in error.positions]) from None
                 for i in bad:
                     rows[sent[i]] = rows[sent[i]]._replace(text="", reason=_why(error))
                 finished = {i for indices, _ in done[before:] for i in indices}
@@ -173,12 +173,12 @@ def _why(error: InputError | HostError) -> str:
 
 
 def _placed(error: InputError | HostError, rows: Sequence[Row]) -> BGEError:
-    if not rows:
-        return error
-    if isinstance(error, InputError):
+    """Return the error with the row's place in the input instead of its place in a call that the user did not make."""
+    if len(rows) == 1 and isinstance(error, HostError):
+        error.message = f"{_why(error)} (line {rows[0].line} of {rows[0].source!r})"
+        error.args = (error.message,)
+    if rows and isinstance(error, InputError):
         return stopped_at(rows[0]._replace(reason=_why(error)))
-    error.message = f"{error.message}; it is line {rows[0].line} of {rows[0].source!r}"
-    error.args = (error.message,)
     return error
 
 

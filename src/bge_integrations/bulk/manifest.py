@@ -45,6 +45,8 @@ def _parse(path: Path, raw: bytes) -> Contents | None:
         lines = [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]
         if not lines:
             return None
+        if not isinstance(lines[0], dict) or "stamp" not in lines[0]:
+            raise ValueError("its first line names no job")
         shards = [line for line in lines[1:] if "file" in line]
         return Contents(lines[0], shards, "complete" in lines[-1])
     except (ValueError, TypeError) as error:
@@ -163,9 +165,14 @@ def check_same(written: Line, job: Line, folder: Path) -> None:
             f"{str(folder)!r} holds vectors of another space by their stamp ({told}): name another folder"
         )
     for name in ("inputs", "options"):
-        if written.get(name) != job[name]:
+        if _named(written, name) != _named(job, name):
             told = f"{_short(written.get(name))} then, {_short(job[name])} now"
             raise ConfigError(f"{name} of the job in {str(folder)!r} have changed ({told}): name another folder")
+
+
+def _named(job: Line, name: str) -> Line:
+    # Where the files lie may change: what is in them decides.
+    return {key: value for key, value in job.get(name, {}).items() if key != "first"}
 
 
 def _space(job: Line) -> Line:

@@ -20,6 +20,7 @@ ROW_BYTES = 1 << 24
 
 _BLOCK = 1 << 20
 _TOO_LONG = f"longer than {ROW_BYTES >> 20} MiB"
+_NO_OBJECT = "not a JSON object"
 _BOM = b"\xef\xbb\xbf"
 _LAST = "\0the end\0"
 _CANNOT = (OSError, EOFError, ValueError, NotImplementedError, lzma.LZMAError, zlib.error, csv.Error)
@@ -46,7 +47,7 @@ def read_rows(files: Sequence[str], rules: Rules, tally: Tally | None = None) ->
             raise ConfigError(f"{file!r} cannot be read: {error}") from error
 
 
-def read_lines(stream: IO[bytes], limit: int = ROW_BYTES) -> Iterator[bytes | None]:
+def read_lines(stream: IO[bytes], tally: Tally, limit: int = ROW_BYTES) -> Iterator[bytes | None]:
     """Yield the lines of a stream without their newlines, and None for each that is longer than ``limit`` bytes."""
     rest, skipping, head = b"", False, _BOM
     while block := stream.read(_BLOCK):
@@ -55,48 +56,49 @@ def read_lines(stream: IO[bytes], limit: int = ROW_BYTES) -> Iterator[bytes | No
         for line in lines:
             yield None if skipping or len(line) > limit else line
             skipping = False
+        tally.settle()
         if skipping or len(rest) > limit:
             rest, skipping = b"", True
     if rest or skipping:
         yield None if skipping else rest
+    tally.settle()
 
 
 # JSON lines
 
 
 def _jsonl(file: str, columns: Columns, tally: Tally) -> Numbered:
-    import orjson
-
     del columns
     with open_input(file, tally) as stream:
-        for number, line in enumerate(read_lines(stream), 1):
+        for number, line in enumerate(read_lines(stream, tally), 1):
             if line is None:
                 yield number, _TOO_LONG
-                continue
-            try:
-                fields = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                if not line.strip():
-                    continue
-                fields = _loosely(line)
-            if number == 1 and isinstance(fields, (list, str)) and line.lstrip()[:1] == b"[":
-                raise ConfigError(
-                    f"{file!r} begins with a JSON array, not with an object per line: jq -c '.[]' makes lines"
-                )
-            yield number, fields if isinstance(fields, (dict, str)) else "not a JSON object"
+            elif number == 1 and line.lstrip()[:1] == b"[":
+                raise ConfigError(f"{file!r} is a JSON array, not an object per line: jq -c '.[]' makes lines of it")
+            elif line.strip():
+                yield number, _fields(line)
 
 
-def _loosely(line: bytes) -> Any:
-    """Read what orjson does not: NaN becomes None, a lone surrogate U+FFFD as everywhere in this package."""
+def _fields(line: bytes) -> Fields:
     import orjson
 
     try:
-        text = json.dumps(json.loads(line, parse_constant=lambda _: None), ensure_ascii=False)
-        return orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _loosely(line)
+    return found if isinstance(found, dict) else _NO_OBJECT
+
+
+def _loosely(line: bytes) -> Fields:
+    """Read what orjson does not: NaN becomes None, a lone surrogate U+FFFD as everywhere in this package."""
+    try:
+        found = json.loads(line, parse_constant=lambda _: None)
+        text = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     except UnicodeDecodeError:
         return "not UTF-8"
     except (ValueError, RecursionError):
         return "not JSON"
+    return json.loads(text) if isinstance(found, dict) else _NO_OBJECT
 
 
 # Tables of text
@@ -105,7 +107,7 @@ def _loosely(line: bytes) -> Any:
 def _csv(file: str, columns: Columns, tally: Tally) -> Numbered:
     csv.field_size_limit(max(csv.field_size_limit(), ROW_BYTES))
     with open_input(file, tally) as stream:
-        lines = _Decoded(file, read_lines(stream))
+        lines = _Decoded(file, read_lines(stream, tally))
         reader = csv.reader(lines, delimiter="\t" if input_kind(file) == ".tsv" else ",")
         header = next(reader)
         if header == [_LAST]:
@@ -176,7 +178,8 @@ def _parquet(file: str, columns: Columns, tally: Tally) -> Numbered:
             for line, cells in enumerate(zip(*values, strict=True), begin + 1):
                 yield line, dict(zip(batch.schema.names, cells, strict=True))
             begin += batch.num_rows
-            tally.read += round(batch.num_rows * bytes_per_row)
+            tally.taken += round(batch.num_rows * bytes_per_row)
+            tally.settle()
 
 
 def kept_kinds(files: Sequence[str], columns: Columns) -> tuple[Any, ...]:
@@ -219,6 +222,7 @@ def _text(file: str, columns: Columns, tally: Tally) -> Numbered:
     with open_input(file, tally) as stream:
         raw = stream.read(ROW_BYTES + 1)
     yield 1, _content(raw.removeprefix(_BOM), file, columns)
+    tally.settle()
 
 
 def _content(raw: bytes, file: str, columns: Columns) -> Fields:

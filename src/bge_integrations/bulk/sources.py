@@ -31,9 +31,19 @@ _END = 65536
 
 @dataclass
 class Tally:
-    """How many bytes of the inputs have been read, before they are unpacked."""
+    """How many bytes of the inputs, before they are unpacked, have become rows.
 
+    Attributes:
+        taken: what was taken from the disk, ahead of the rows.
+        read: what the rows so far were made of.
+    """
+
+    taken: int = 0
     read: int = 0
+
+    def settle(self) -> None:
+        """Note that all that was taken has become rows."""
+        self.read = self.taken
 
 
 def find_inputs(inputs: str | Sequence[str], besides: Path | None = None) -> list[str]:
@@ -125,7 +135,7 @@ def open_input(file: str, tally: Tally) -> Iterator[IO[bytes]]:
 
 
 class _Counted(io.FileIO):
-    """A file that tells how much of it has been read."""
+    """A file that tells how much of it was taken from the disk."""
 
     def __init__(self, file: str, tally: Tally) -> None:
         super().__init__(file)
@@ -133,7 +143,7 @@ class _Counted(io.FileIO):
 
     def readinto(self, buffer: Any) -> int:
         count = super().readinto(buffer) or 0
-        self._tally.read += count
+        self._tally.taken += count
         return count
 
 
