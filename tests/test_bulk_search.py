@@ -124,6 +124,25 @@ def test_only_finished_shards_count(tmp_path):
         search_files(folder, "q", encoder)
 
 
+def test_a_folder_without_a_manifest_is_read_by_its_shards(demo, tmp_path):
+    folder = make_shards(tmp_path / "out", demo)
+    (folder / "manifest.jsonl").unlink()
+    assert search_files(folder, QUESTION, k=1)[0][0].id == ANSWER
+
+
+def test_the_command_says_that_a_job_is_not_finished(demo, tmp_path, capsys):
+    folder = make_shards(tmp_path / "out", demo)
+    assert main(["search", str(folder), QUESTION, "-k", "1"]) == 0
+    assert capsys.readouterr().err == ""
+    manifest = folder / "manifest.jsonl"
+    job, first, *_ = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text(job + first)
+    assert main(["search", str(folder), QUESTION, "-k", "99"]) == 0
+    told = capsys.readouterr()
+    assert "not finished" in told.err
+    assert len(told.out.splitlines()) == 3
+
+
 def test_no_question_no_row_and_wrong_numbers(tmp_path):
     encoder = HashEncoder()
     folder = make_shards(tmp_path / "out", encoder)

@@ -12,6 +12,7 @@ import orjson
 
 from ..encoder import Vectors
 from ..errors import ConfigError
+from .manifest import read_manifest
 from .shards import Part, need_pyarrow
 
 _NAMES = ("id", "text", "embedding")
@@ -36,6 +37,12 @@ def read_pieces(path: Path, size: int, *, rows: bool = True, vectors: bool = Tru
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Tell whether the job of a folder came to its end, as far as the folder says."""
+    contents = read_manifest(Path(folder))
+    return contents is None or contents.complete
 
 
 def kept_kinds(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from ..load import keys_from
+from .search import tell_unfinished
 
 _STORES = ("qdrant", "chroma", "lancedb", "pgvector", "faiss")
 
@@ -32,6 +33,7 @@ def run(parsed: argparse.Namespace) -> int:
     from ..bulk.into import load_files
 
     keys = keys_from(parsed.key_env)
+    tell_unfinished(parsed.folder)
     loaded = load_files(
         parsed.folder,
         parsed.into,

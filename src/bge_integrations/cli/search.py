@@ -33,6 +33,7 @@ def run(parsed: argparse.Namespace) -> int:
     if not questions:
         print("bge: no question: name it, or write one per line to standard input", file=sys.stderr)
         return 1
+    tell_unfinished(parsed.folder)
     with encoder_of(parsed.folder, parsed.model, **encoder_options(parsed)) as encoder:
         found = search_files(parsed.folder, questions, encoder, k=parsed.k)
     for question, hits in zip(questions, found, strict=True):
@@ -43,6 +44,14 @@ def run(parsed: argparse.Namespace) -> int:
         else:
             _show(question if len(questions) > 1 else "", hits)
     return 0
+
+
+def tell_unfinished(folder: str) -> None:
+    """Say that a job has not come to its end, so that missing rows are no riddle."""
+    from ..bulk.pieces import is_finished
+
+    if not is_finished(folder):
+        print(f"bge: the job of {folder!r} is not finished: only its finished shards are used", file=sys.stderr)
 
 
 def _show(title: str, hits: Sequence[Hit]) -> None:
