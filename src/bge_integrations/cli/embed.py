@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from .embed_progress import watch
 from .options import add_encoder_arguments, make_encoder
 
@@ -32,7 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="count rows, tokens, cut texts, time and cost; send nothing"
     )
+    _add_places(parser)
     add_encoder_arguments(parser)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it runs")
+    group.add_argument(
+        "--on", choices=("here", "ray"), default="here", help="embed on this machine, or on Ray's workers"
+    )
+    group.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: RAY_ADDRESS, or a new one)")
+    group.add_argument("--workers", type=int, metavar="N", help="batches at a time on Ray (default: what has room)")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -44,9 +55,22 @@ def run(parsed: argparse.Namespace) -> int:
         if parsed.dry_run:
             _show_plan(plan_files(parsed.inputs, encoder, columns=columns))
             return 0
+        encoder = _place(parsed, encoder)
         report = _embed(parsed, encoder, columns)
         _show_report(report, encoder, parsed.out)
     return int(report.rows > 0 and report.errors == report.rows)
+
+
+def _place(parsed: argparse.Namespace, encoder: FutureEncoder) -> FutureEncoder:
+    if parsed.on == "here":
+        if parsed.address or parsed.workers:
+            raise ConfigError("--address and --workers are for --on ray")
+        return encoder
+    if parsed.api_key:
+        raise ConfigError("--api-key does not travel: set the host's variable in the environment of Ray's workers")
+    from ..ray import spread
+
+    return spread(encoder, parsed.address, workers=parsed.workers)
 
 
 def _embed(parsed: argparse.Namespace, encoder: FutureEncoder, columns: Columns) -> Report:

@@ -1,7 +1,7 @@
 """Embed on many machines: Ray Data, a Ray cluster as an encoder, and a function for Spark."""
 
 from .batch import BGEBatchEncoder, make_predict_fn
-from .cluster import RayEncoder, connect
+from .cluster import RayEncoder, connect, spread
 from .dataset import Written, embed_dataset
 from .placement import Workers, plan_workers
 
@@ -14,4 +14,5 @@ __all__ = [
     "embed_dataset",
     "make_predict_fn",
     "plan_workers",
+    "spread",
 ]

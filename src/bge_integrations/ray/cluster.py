@@ -27,7 +27,7 @@ from ..wrapper import WrappedEncoder
 from .batch import BGEBatchEncoder
 from .placement import Workers, plan_tasks
 
-__all__ = ["RayEncoder", "connect", "need_ray", "nodes"]
+__all__ = ["RayEncoder", "connect", "need_ray", "nodes", "spread"]
 
 # A text that ends its worker each time must not do so for ever.
 _ATTEMPTS = 5
@@ -75,6 +75,30 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def spread(encoder: FutureEncoder, address: str | None = None, *, workers: int | None = None) -> FutureEncoder:
+    """Return an encoder whose engine works on a cluster, while what is around it (cache, bar, check) stays here.
+
+    Args:
+        encoder: changed in place where something is around its engine.
+        address: as ``connect`` takes it.
+        workers: as ``RayEncoder`` takes it.
+
+    Raises:
+        MissingExtraError: there is no Ray.
+        ConfigError: no cluster answers there, or it has no room.
+    """
+    connect(address)
+    around, engine = None, encoder
+    while isinstance(engine, WrappedEncoder):
+        around, engine = engine, engine.inner
+    there = RayEncoder(engine, workers=workers)
+    there.plan()
+    if around is None:
+        return there
+    around.inner = there
+    return encoder
+
+
 class RayEncoder(WrappedEncoder):
     """An encoder whose texts are embedded on the cluster, in batches, each by whatever worker is free.
 
@@ -89,9 +113,11 @@ class RayEncoder(WrappedEncoder):
         num_cpus: CPUs of each, and its threads; by default 1.
         num_gpus: GPUs of each; by default 1 where the cluster has any and the model runs on the workers.
 
-    Raises:
-        ConfigError: the cluster has no room for a worker, or an ``api_key`` that would have to travel.
+    Attributes:
+        lanes: calls at a time that keep all workers busy, the second while the first waits for its last batches.
     """
+
+    lanes = 2
 
     def __init__(
         self,

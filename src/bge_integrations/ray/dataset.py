@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple, Unpack, overload
 
 from ..encoder import FutureEncoder
@@ -143,10 +144,9 @@ def _embedded(ds: Any, batches: BGEBatchEncoder, block_rows: int, crew: Any) -> 
         fn_constructor_args=(batches,),
         batch_size=None,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=crew.size),
+        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=crew.size, max_size=crew.size),
         num_cpus=crew.cpus,
         num_gpus=crew.gpus,
-        scheduling_strategy="SPREAD",
     )
 
 
@@ -163,4 +163,7 @@ class _Worker:
 def _write(ds: Any, place: Folder) -> list[int]:
     # A whole CPU is for reading; a file is written in a moment.
     written = ds.map_batches(Writer(place), batch_format="pyarrow", batch_size=None, num_cpus=0.25)
-    return [int(row["rows"]) for row in written.iter_rows()]
+    with warnings.catch_warnings():
+        # Ray Data finds it odd that nothing is left to do.
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
+        return [int(row["rows"]) for row in written.iter_rows()]

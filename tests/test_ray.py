@@ -1,0 +1,526 @@
+"""Many machines give what one gives, each id once, whoever is killed: on a real Ray cluster of two nodes of one CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_integrations import load_encoder
+from bge_integrations.bulk import embed_files
+from bge_integrations.cli import main
+from bge_integrations.errors import ConfigError, HostUnavailableError, InputError, SpaceMismatchError
+from bge_integrations.ray import (
+    BGEBatchEncoder,
+    RayEncoder,
+    Workers,
+    Written,
+    embed_dataset,
+    make_predict_fn,
+    plan_workers,
+)
+from bge_integrations.ray.placement import plan_tasks
+from encoders import HashEncoder
+
+ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+pytest.importorskip("ray.data", reason="Ray is installed without its data part")
+parquet = pytest.importorskip("pyarrow.parquet")
+cloudpickle = pytest.importorskip("ray.cloudpickle")
+Cluster = pytest.importorskip("ray.cluster_utils").Cluster
+
+pytestmark = [
+    pytest.mark.timeout(150),
+    # Ray leaves sockets and files of its own to the garbage collector, and warns of its own future.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
+
+STORE = 100_000_000
+ROWS = 150
+
+
+class Halting(HashEncoder):
+    """Leaves a line in a diary for each text it begins, by process; halts at ``until`` texts till there is a ``go``."""
+
+    def __init__(self, diary: Path, until: int = 10**9) -> None:
+        super().__init__(batch=5, before_batch=partial(note, str(diary), until))
+
+
+def note(diary: str, until: int, rows: range, texts: list[str]) -> None:
+    folder, end = Path(diary), time.monotonic() + 60
+    with (folder / str(os.getpid())).open("a") as file:
+        file.write("".join(f"{text}\n" for text in texts))
+    while len(texts_in(folder)) > until and not folder.with_name("go").exists():
+        assert time.monotonic() < end, "nobody said go"
+        time.sleep(0.02)
+
+
+def texts_in(diary: Path) -> list[str]:
+    return [text for path in diary.iterdir() for text in path.read_text().splitlines()]
+
+
+def alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def workers_in(diary: Path) -> list[int]:
+    return [pid for pid in (int(path.name) for path in diary.iterdir()) if alive(pid)]
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.glob("part-*.parquet"))
+
+
+def go(folder: Path) -> None:
+    (folder / "go").touch()
+
+
+def until(reached, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "what the test waits for did not come"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two nodes of one CPU each, in processes of their own; whatever is left of them is killed at the end."""
+    # Unix sockets lie in it, so its name must be short.
+    folder = tempfile.mkdtemp(prefix="bge-ray-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_DEDUP_LOGS", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("WORKERS_OWN_KEY", "of the worker")
+        about = {"num_cpus": 1, "object_store_memory": STORE}
+        # A lost node is noticed after five failed checks; a slow one still has ten seconds for each.
+        quick = {"health_check_period_ms": 500}
+        head = {**about, "include_dashboard": False, "temp_dir": folder, "_system_config": quick}
+        cluster = Cluster(True, head_node_args=head)
+        try:
+            cluster.add_node(**about)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            yield cluster
+        finally:
+            processes = [
+                each.process for node in cluster.list_all_nodes() for all in node.all_processes.values() for each in all
+            ]
+            with suppress(Exception):
+                ray.shutdown()
+            with suppress(Exception):
+                cluster.shutdown()
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"id": f"k{i}", "text": f"text {i}", "n": i}) + "\n" for i in range(ROWS)))
+    return path
+
+
+@pytest.fixture
+def diary(tmp_path) -> Path:
+    folder = tmp_path / "diary"
+    folder.mkdir()
+    return folder
+
+
+def dataset(rows: int = ROWS, blocks: int = 3):
+    items = [{"id": f"k{i}", "text": f"text {i}", "n": i} for i in range(rows)]
+    return ray.data.from_items(items, override_num_blocks=blocks)
+
+
+def check(folder: Path, encoder, rows: int = ROWS) -> None:
+    """Each id once, and the vectors that one machine makes."""
+    table = parquet.read_table(sorted(files(folder)))
+    order = sorted(range(table.num_rows), key=lambda i: int(table["id"][i].as_py()[1:]))
+    table = table.take(order)
+    assert table["id"].to_pylist() == [f"k{i}" for i in range(rows)]
+    wanted = encoder.encode([f"text {i}" for i in range(rows)], role="document")
+    assert np.sum(np.array(table["embedding"].to_pylist()) * wanted, axis=1).min() >= 0.99999
+    assert json.loads(table.schema.metadata[b"bge_stamp"]) == encoder.stamp()
+    assert not list(folder.glob("*.partial"))
+
+
+# Batches
+
+
+def batch(*texts, **columns) -> dict[str, np.ndarray]:
+    return {"text": np.array(texts, object), "n": np.arange(len(texts)), **columns}
+
+
+def test_a_batch_keeps_its_columns_and_rows_and_gains_vectors(demo):
+    out = BGEBatchEncoder("demo")(batch("one", "two"))
+    assert list(out) == ["text", "n", "embedding"]
+    assert out["n"].tolist() == [0, 1]
+    assert (out["embedding"].dtype, out["embedding"].shape) == (np.float32, (2, 256))
+    assert np.allclose(out["embedding"], demo.encode(["one", "two"], role="document"), atol=1e-6)
+
+
+@pytest.mark.parametrize("errors", [None, "why"])
+def test_an_empty_batch_stays_one(errors):
+    out = BGEBatchEncoder("demo", errors=errors)(batch())
+    assert (out["embedding"].dtype, out["embedding"].shape) == (np.float32, (0, 256))
+    assert all(len(column) == 0 for column in out.values())
+
+
+def test_a_bad_row_is_an_error_with_its_position():
+    with pytest.raises(InputError, match="text 1") as caught:
+        BGEBatchEncoder("demo")(batch("one", None))
+    assert caught.value.positions == (1,)
+
+
+def test_with_an_error_column_bad_rows_say_why_and_the_others_are_embedded(demo):
+    out = BGEBatchEncoder("demo", errors="why")(batch("one", None, "  ", 7, float("nan"), "two"))
+    assert out["why"].tolist() == ["", "no text", "blank", "int, not text", "no text", ""]
+    assert np.isnan(out["embedding"]).all(axis=1).tolist() == [False, True, True, True, True, False]
+    assert np.allclose(out["embedding"][[0, 5]], demo.encode(["one", "two"], role="document"), atol=1e-6)
+
+
+def test_what_the_encoder_refuses_is_noted_too():
+    out = BGEBatchEncoder("demo", errors="why", truncate="error")(batch("one", "word " * 5000, "two"))
+    assert "longer than" in out["why"][1]
+    assert np.isnan(out["embedding"]).all(axis=1).tolist() == [False, True, False]
+
+
+def test_a_failing_host_is_not_a_bad_row():
+    encoder = BGEBatchEncoder("bge-small", base_url="http://127.0.0.1:9", max_retries=0, timeout=5, errors="why")
+    with pytest.raises(HostUnavailableError):
+        encoder(batch("one", "two"))
+
+
+def test_mistakes_show_where_it_is_made():
+    with pytest.raises(ConfigError, match="no model"):
+        BGEBatchEncoder("no-such-model")
+    with pytest.raises(ConfigError, match="keys do not travel"):
+        BGEBatchEncoder("demo", api_key="secret")
+    with pytest.raises(ConfigError, match="three columns"):
+        BGEBatchEncoder("demo", text="a", embedding="a")
+    with pytest.raises(ConfigError, match="no column 'text'"):
+        BGEBatchEncoder("demo")({"body": np.array(["a"])})
+    with pytest.raises(ConfigError, match="'n' already"):
+        BGEBatchEncoder("demo", embedding="n")(batch("a"))
+
+
+def test_pickled_without_key_and_model_it_finds_the_workers_key(monkeypatch):
+    monkeypatch.setenv("DEEPINFRA_TOKEN", "of the driver")
+    encoder = BGEBatchEncoder("bge-base-en-v1.5", provider="deepinfra")
+    local = BGEBatchEncoder("demo")
+    local(batch("one"))
+    raw = pickle.dumps([encoder, local])
+    assert b"of the driver" not in raw
+    assert len(raw) < 10_000
+    monkeypatch.setenv("DEEPINFRA_TOKEN", "of the worker")
+    assert pickle.loads(raw)[0].encoder.endpoint.key() == "of the worker"
+
+
+def test_copies_in_one_process_share_the_model():
+    first = BGEBatchEncoder("demo")
+    second = pickle.loads(pickle.dumps(first))
+    assert second.loaded() is first.loaded()
+    assert BGEBatchEncoder("demo").loaded() is not first.loaded()
+
+
+# Spark
+
+
+def test_predict_fn_as_spark_calls_it(demo):
+    make = cloudpickle.loads(cloudpickle.dumps(partial(make_predict_fn, "demo")))
+    predict = cloudpickle.loads(cloudpickle.dumps(make()))
+    for column in (np.array(["one", "two"], object), np.array(["one", "two"])):
+        vectors = predict(column)
+        assert (vectors.dtype, vectors.shape) == (np.float32, (2, 256))
+        assert np.allclose(vectors, demo.encode(["one", "two"], role="document"), atol=1e-6)
+    assert predict(np.array([], object)).shape == (0, 256)
+    with pytest.raises(InputError):
+        predict(np.array(["one", None], object))
+
+
+def test_predict_fn_of_queries(demo):
+    vectors = make_predict_fn("demo", role="query")(np.array(["one"], object))
+    assert np.allclose(vectors, demo.encode(["one"], role="query"), atol=1e-6)
+
+
+# Placement
+
+
+@pytest.mark.parametrize(
+    ("nodes", "given", "planned"),
+    [
+        ([{"CPU": 2}], {}, Workers(2, 0, 0)),
+        ([{"CPU": 1}, {"CPU": 1}], {}, Workers(2, 0, 0)),
+        ([{"CPU": 8}], {}, Workers(7, 1, 0)),
+        ([{"CPU": 64}, {"CPU": 64}], {}, Workers(112, 1, 0)),
+        ([{"CPU": 64}], {"workers": 4, "num_cpus": 8}, Workers(4, 8, 0)),
+        ([{"CPU": 64}], {"num_cpus": 8}, Workers(7, 8, 0)),
+        ([{"CPU": 32, "GPU": 4}, {"CPU": 16}], {}, Workers(4, 0, 1)),
+        ([{"CPU": 32, "GPU": 4}], {"num_gpus": 0.5}, Workers(8, 0, 0.5)),
+        ([{"CPU": 32, "GPU": 4}], {"local": False}, Workers(1, 0, 0)),
+    ],
+)
+def test_workers_leave_room_to_read_and_write(nodes, given, planned):
+    assert plan_workers(nodes, **{"local": True, **given}) == planned
+
+
+@pytest.mark.parametrize("given", [{"workers": 2, "num_cpus": 1}, {"num_gpus": 1}, {"workers": 0}])
+def test_what_has_no_room_is_refused(given):
+    with pytest.raises(ConfigError):
+        plan_workers([{"CPU": 2}], local=True, **given)
+
+
+def test_tasks_take_the_whole_cluster():
+    assert plan_tasks([{"CPU": 2}, {"CPU": 4, "GPU": 1}], local=True, num_gpus=0) == Workers(6, 1, 0)
+    assert plan_tasks([{"CPU": 2}, {"CPU": 4, "GPU": 1}], local=True) == Workers(1, 0, 1)
+    with pytest.raises(ConfigError, match="no machine"):
+        plan_tasks([{"CPU": 2}], local=True, num_cpus=4)
+
+
+# Datasets
+
+
+def test_a_dataset_on_two_nodes_is_one_machines_and_is_embedded_once(cluster, tmp_path, demo):
+    folder = tmp_path / "out"
+    assert embed_dataset(dataset(), str(folder), model="demo", block_rows=50) == Written(ROWS, 0, 3)
+    check(folder, demo)
+    assert parquet.read_schema(files(folder)[0]).names == ["id", "text", "n", "embedding"]
+    files(folder)[0].unlink()
+    (folder / ".part-of-a-kill.partial").write_bytes(b"PAR1")
+    assert embed_dataset(dataset(), str(folder), model="demo", block_rows=50) == Written(50, 100, 3)
+    check(folder, demo)
+    with pytest.raises(SpaceMismatchError, match="another folder"):
+        embed_dataset(dataset(), str(folder), encoder=HashEncoder())
+
+
+def test_without_a_folder_it_is_a_dataset_with_vectors(cluster):
+    items = [{"text": text} for text in ("one", "", "two")]
+    made = embed_dataset(ray.data.from_items(items), encoder=HashEncoder(), errors="why").take_all()
+    found = {row["text"]: row for row in made}
+    assert {text: row["why"] for text, row in found.items()} == {"one": "", "": "blank", "two": ""}
+    assert np.allclose(found["two"]["embedding"], HashEncoder().encode(["two"], role="document")[0], atol=1e-6)
+
+
+def in_background(work) -> tuple[threading.Thread, list]:
+    outcome: list = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion on the outcome
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def test_a_dataset_whose_worker_is_killed(cluster, tmp_path, diary):
+    folder, encoder = tmp_path / "out", Halting(diary, until=40)
+    job, outcome = in_background(lambda: embed_dataset(dataset(), str(folder), encoder=encoder, block_rows=10))
+    until(lambda: len(files(folder)) >= 2 and len(texts_in(diary)) > 40)
+    os.kill(workers_in(diary)[0], signal.SIGKILL)
+    go(tmp_path)
+    job.join(100)
+    assert outcome == [Written(ROWS, 0, ROWS // 10)]
+    check(folder, HashEncoder())
+
+
+@pytest.fixture
+def third_node(cluster):
+    cluster.add_node(num_cpus=1, object_store_memory=STORE)
+
+
+def node_at_work(cluster, diary: Path):
+    """Return a node, not the head, of which a process is at work: a descendant of its raylet."""
+    families = {pid for worker in workers_in(diary) for pid in ancestors(worker)}
+    return next(
+        (n for n in cluster.worker_nodes if families & {p.process.pid for p in n.all_processes["raylet"]}), None
+    )
+
+
+def ancestors(pid: int):
+    while pid > 1:
+        yield pid
+        with suppress(OSError):
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            continue
+        return
+
+
+def test_a_dataset_whose_node_is_lost(cluster, third_node, tmp_path, diary):
+    folder, encoder = tmp_path / "out", Halting(diary, until=50)
+    job, outcome = in_background(
+        lambda: embed_dataset(dataset(), str(folder), encoder=encoder, block_rows=10, workers=3)
+    )
+    until(lambda: files(folder) and node_at_work(cluster, diary) and len(texts_in(diary)) > 50)
+    cluster.remove_node(node_at_work(cluster, diary), allow_graceful=False)
+    go(tmp_path)
+    job.join(120)
+    assert outcome == [Written(ROWS, 0, ROWS // 10)]
+    check(folder, HashEncoder())
+
+
+DRIVER = """
+    import sys
+    from pathlib import Path
+    import ray
+    from test_ray import Halting, dataset
+    from bge_integrations.ray import embed_dataset
+
+    ray.init(address=sys.argv[1], log_to_driver=False)
+    embed_dataset(dataset(), sys.argv[2], encoder=Halting(Path(sys.argv[3]), until=60), block_rows=10)
+"""
+
+
+def start_driver(code: str, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def kill_when(driver: subprocess.Popen, reached) -> None:
+    try:
+        until(lambda: driver.poll() is not None or reached())
+        assert driver.poll() is None, driver.stderr.read().decode()
+    finally:
+        driver.kill()
+        driver.wait(10)
+        driver.stderr.close()
+
+
+def test_a_dataset_whose_driver_is_killed_goes_on(cluster, tmp_path, diary):
+    folder = tmp_path / "out"
+    driver = start_driver(DRIVER, cluster.address, str(folder), str(diary))
+    kill_when(driver, lambda: len(files(folder)) >= 3 and len(texts_in(diary)) > 60)
+    until(lambda: not workers_in(diary))
+    done = {i for path in files(folder) for i in parquet.read_table(path)["id"].to_pylist()}
+    for path in diary.iterdir():
+        path.unlink()
+    written = embed_dataset(dataset(), str(folder), encoder=Halting(diary), block_rows=10)
+    assert 30 <= len(done) <= 65
+    assert written[:2] == (ROWS - len(done), len(done))
+    assert not {f"k{text.split()[1]}" for text in texts_in(diary)} & done
+    check(folder, HashEncoder())
+
+
+# The cluster as an encoder, and bge embed --on ray
+
+
+def test_the_cluster_is_an_encoder(cluster, demo):
+    texts = [f"text {i}" for i in range(50)]
+    seen: list[int] = []
+    encoder = RayEncoder(load_encoder("demo"), batch=8)
+    vectors = encoder.encode(texts, role="query", on_batch=lambda rows, part: seen.extend(rows))
+    assert np.sum(vectors * demo.encode(texts, role="query"), axis=1).min() >= 0.99999
+    assert sorted(seen) == list(range(50))
+    assert encoder.usage.texts == 50
+    assert encoder.space == demo.space
+    with pytest.warns(UserWarning, match=r"1 text.*positions 20"):
+        encoder.encode([*texts[:20], "word " * 5000], role="document")
+
+
+def test_its_errors_name_the_callers_positions(cluster):
+    encoder = RayEncoder(load_encoder("demo", truncate="error"), batch=4)
+    with pytest.raises(InputError, match="as it was given: 6") as caught:
+        encoder.encode([*"abcdef", "word " * 5000, "g"], role="document")
+    assert caught.value.positions == (6,)
+
+
+class Deadly:
+    def __call__(self, rows: range, texts: list[str]) -> None:
+        if "poison" in texts:
+            os._exit(1)
+
+
+def test_a_text_that_ends_its_worker_does_not_do_so_for_ever(cluster, monkeypatch):
+    monkeypatch.setattr("bge_integrations.ray.cluster._ATTEMPTS", 1)
+    encoder = RayEncoder(HashEncoder(before_batch=Deadly()), batch=2, workers=1)
+    with pytest.raises(HostUnavailableError, match="texts 2 to 3") as caught:
+        encoder.encode(["one", "two", "poison", "three"], role="document")
+    assert (caught.value.finished, caught.value.unfinished) == ((0, 1), (2, 3))
+
+
+def test_files_whose_worker_is_killed(cluster, rows, tmp_path, diary):
+    folder, encoder = tmp_path / "out", RayEncoder(Halting(diary, until=70), batch=10)
+    job, outcome = in_background(lambda: embed_files(str(rows), folder, encoder, columns=columns(), shard_rows=50))
+    until(lambda: len(texts_in(diary)) > 70)
+    os.kill(workers_in(diary)[0], signal.SIGKILL)
+    go(tmp_path)
+    job.join(100)
+    assert [report.rows for report in outcome] == [ROWS]
+    check(folder, HashEncoder())
+
+
+def test_files_whose_node_is_lost(cluster, third_node, rows, tmp_path, diary):
+    folder, encoder = tmp_path / "out", RayEncoder(Halting(diary, until=70), batch=10)
+    job, outcome = in_background(lambda: embed_files(str(rows), folder, encoder, columns=columns(), shard_rows=50))
+    until(lambda: len(texts_in(diary)) > 70 and node_at_work(cluster, diary))
+    cluster.remove_node(node_at_work(cluster, diary), allow_graceful=False)
+    go(tmp_path)
+    job.join(100)
+    assert [report.rows for report in outcome] == [ROWS]
+    check(folder, HashEncoder())
+
+
+def columns():
+    from bge_integrations.bulk.sources import Columns
+
+    return Columns(id="id", keep=("n",))
+
+
+FILES = """
+    import sys
+    from pathlib import Path
+    from test_ray import Halting, columns
+    from bge_integrations.bulk import embed_files
+    from bge_integrations.ray import RayEncoder, connect
+
+    connect(sys.argv[1])
+    encoder = RayEncoder(Halting(Path(sys.argv[3]), until=100), batch=10)
+    embed_files(sys.argv[4], sys.argv[2], encoder, columns=columns(), shard_rows=30)
+"""
+
+
+def test_files_whose_driver_is_killed_go_on_even_without_ray(cluster, rows, tmp_path, diary):
+    folder = tmp_path / "out"
+    driver = start_driver(FILES, cluster.address, str(folder), str(diary), str(rows))
+    kill_when(driver, lambda: len(files(folder)) >= 2 and len(texts_in(diary)) > 100)
+    report = embed_files(str(rows), folder, HashEncoder(), columns=columns(), shard_rows=30)
+    assert (report.rows, report.shards) == (ROWS, 5)
+    assert 2 <= report.resumed <= 3
+    check(folder, HashEncoder())
+
+
+def test_bge_embed_on_ray_is_bge_embed(cluster, rows, tmp_path, demo, capsys):
+    arguments = ["embed", str(rows), "--id", "id", "--keep", "n", "--shard-rows", "60", "--model", "demo"]
+    assert main([*arguments, "-o", str(tmp_path / "ray"), "--on", "ray", "--address", cluster.address]) == 0
+    assert main([*arguments, "-o", str(tmp_path / "one")]) == 0
+    there, here = (sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("ray", "one"))
+    assert there == here
+    assert (tmp_path / "ray" / "manifest.jsonl").read_bytes() == (tmp_path / "one" / "manifest.jsonl").read_bytes()
+    check(tmp_path / "ray", demo)
