@@ -175,6 +175,15 @@ def test_loading_again_doubles_no_row_and_replaces_what_changed(place, shards, d
     assert found[0].page_content == changed[ANSWER]
 
 
+def test_a_load_that_was_stopped_is_done_again(place, shards):
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_files(shards, place.into, **place.where, on_batch=stop)
+    assert load_files(shards, place.into, **place.where).total == len(TEXTS)
+
+
 def test_an_id_that_comes_twice_is_there_once_with_its_last_text(place, demo, tmp_path, opened):
     rows = tmp_path / "twice.jsonl"
     rows.write_text("".join(f'{{"key": "{key}", "text": "{text}"}}\n' for key, text in ["aA", "bB", "aC", "bD", "aE"]))

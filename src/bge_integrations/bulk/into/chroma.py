@@ -61,17 +61,25 @@ def open_target(place: Place) -> Iterator[_Target]:
 def _client(chroma: Any, place: Place) -> Any:
     if place.path:
         return chroma.PersistentClient(place.path)
+    host, port, ssl = _address(place)
+    headers = {"x-chroma-token": place.key} if place.key else None
+    return chroma.HttpClient(host=host, port=port, ssl=ssl, headers=headers)
+
+
+def _address(place: Place) -> tuple[str, int, bool]:
     url = urlsplit(place.url or "")
     ssl = url.scheme == "https"
-    headers = {"x-chroma-token": place.key} if place.key else None
-    return chroma.HttpClient(host=url.hostname, port=url.port or (443 if ssl else 8000), ssl=ssl, headers=headers)
+    return url.hostname or "localhost", url.port or (443 if ssl else 8000), ssl
 
 
 def how_to_open(place: Place, model: str) -> str:
     """Return Python that opens the collection."""
-    url = urlsplit(place.url or "")
-    where = f"persist_directory={place.path!r}" if place.path else f"host={url.hostname!r}, port={url.port or 8000}"
-    client = f"PersistentClient({place.path!r})" if place.path else f"HttpClient({url.hostname!r}, {url.port or 8000})"
+    if place.path:
+        where, client = f"persist_directory={place.path!r}", f"PersistentClient({place.path!r})"
+    else:
+        host, port, ssl = _address(place)
+        where = f"host={host!r}, port={port}, ssl={ssl}"
+        client = f"HttpClient({where})"
     return (
         f"Chroma({place.collection!r}, BGEEmbeddings({model!r}), {where})  # langchain_chroma\n"
         f"ChromaVectorStore(chromadb.{client}.get_collection({place.collection!r}))"
