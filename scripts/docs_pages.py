@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bge_integrations.catalog.golden import read_golden
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+_WIDTH = 84  # columns of code that fit on a page
 
 BENCHMARKS = (
     ("local", "On this machine", "The local back-ends and their peers, side by side in one run."),
@@ -39,7 +41,7 @@ _LINKS = {
     "ARCHITECTURE.md": "explanation/architecture.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "notebooks/": "how-to/notebooks.md",
+    "notebooks/README.md": "notebooks.md",
     "deploy/space/": "how-to/serve.md",
 }
 
@@ -51,6 +53,7 @@ def pages() -> dict[str, str]:
         "explanation/architecture.md": _from_root("ARCHITECTURE.md", "../"),
         "contributing.md": _from_root("CONTRIBUTING.md"),
         "changelog.md": _from_root("CHANGELOG.md"),
+        "notebooks.md": _notebooks_page(),
         "providers/index.md": providers_page(PROVIDERS),
         **{provider_path(provider): provider_page(provider) for provider in PROVIDERS},
         "reference/models.md": models_page(),
@@ -65,6 +68,11 @@ def _from_root(name: str, up: str = "") -> str:
     for there, here in _LINKS.items():
         text = re.sub(rf"\]\({re.escape(there)}", f"]({up}{here}", text)
     return text
+
+
+def _notebooks_page() -> str:
+    # The notebooks themselves are not on the site.
+    return re.sub(r"\[([^]]+)\]\([\w.]+\)", r"`\1`", _from_root("notebooks/README.md"))
 
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
@@ -298,8 +306,28 @@ def cli_page() -> str:
         f"```text\n{overview}```\n",
     ]
     commands = re.findall(r"^ {4}(\w+) ", overview, re.MULTILINE)
-    parts += [f"## bge {name}\n\n```text\n{_help(name)}```\n" for name in commands]
+    helps = {name: _help(name) for name in commands}
+    shared = helps["embed"].partition(_ENCODER)[2]
+    parts += [f"## bge {name}\n\n```text\n{_own_part(text, shared)}```\n" for name, text in helps.items()]
+    parts += ["## Options of the encoder\n", f"Of every command that embeds.\n\n```text\n{shared.lstrip()}```\n"]
     return "\n".join(parts)
+
+
+_ENCODER = "\nthe encoder:\n"
+
+
+def _own_part(text: str, shared: str) -> str:
+    """Return a command's help without the options that all encoders have."""
+    own, found, _ = text.partition(_ENCODER)
+    if not found:
+        return text
+    usage, _, rest = own.partition("\n\n")
+    for flag in re.findall(r"^ {2}(--[\w-]+)", shared, re.MULTILINE):
+        usage = re.sub(rf"\s*\[{flag}\b(?!-)[^]]*\]", "", usage)
+    usage = textwrap.fill(
+        " ".join(usage.split()) + " ENCODER", _WIDTH, subsequent_indent=" " * 11, break_on_hyphens=False
+    )
+    return f"{usage}\n\n{rest}\nENCODER: the options of the encoder, below\n"
 
 
 def errors_page() -> str:
@@ -317,7 +345,7 @@ def _help(*arguments: str) -> str:
     from bge_integrations.cli import main
 
     printed, columns = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = str(_WIDTH)
     try:
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             main([*arguments, "--help"])

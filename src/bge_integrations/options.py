@@ -42,7 +42,7 @@ class Options(TypedDict, total=False):
         tokens_per_minute: bound of all tokens of the encoder together.
         rate_limiter: a rate limiter of LangChain or LlamaIndex, asked before each request.
         device: ``"cuda"``, ``"mps"``, ``"cpu"``; chosen by itself when None.
-        backend: ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"sentence-transformers"``.
+        backend: ``"auto"``, ``"torch"``, ``"onnx"`` or ``"sentence-transformers"``.
         precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"`` (another space).
         trust_remote_code: run code that a model's repository carries.
         show_progress: one bar per call; ``None`` leaves it to the place where it runs.

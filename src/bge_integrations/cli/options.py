@@ -18,7 +18,7 @@ _TEXT = {
     "query_instruction": "instead of the model's own; '' for none",
     "cache": "SQLite file that keeps vectors",
     "device": "cuda, mps or cpu",
-    "backend": "auto, torch, onnx, openvino or sentence-transformers",
+    "backend": "auto, torch, onnx or sentence-transformers",
     "precision": "float32, bfloat16, float16 or int8 (another space)",
     "tokenizer": "tokenizer.json or its folder, for counting tokens",
 }
