@@ -29,9 +29,9 @@ def run(name: str) -> dict[str, Any]:
 
 def instruction(plt: Any) -> None:
     names = run("03_what_the_instruction_does.ipynb")
-    figure, axis = plt.subplots(figsize=(7, 2.7), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 2.9), layout="constrained")
     names["bars"](axis, 0)
-    label = "nDCG@10 of the demo model, which exaggerates the gap on purpose; 95 % intervals"
+    label = "nDCG@10 of the demo model, which exaggerates the gap on purpose\n1,000 questions, 95 % intervals"
     axis.set(xlabel=label, xticks=[0, 0.25, 0.5, 0.75, 1])
     figure.savefig(IMAGES / "instruction.png", dpi=150)
 
