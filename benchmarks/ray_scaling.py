@@ -6,8 +6,8 @@
 Both ways of using Ray: ``embed_dataset`` (Ray Data reads, embeds, writes) and ``bge embed --on ray`` (the cluster is
 the encoder). Every worker has one thread. One and two workers take turns. The model is made here, in the shape of
 bge-small-en-v1.5, and so are the passages, mixed lengths up to its limit. Two figures for each: rows over the whole
-job, its start and the loading of the model included, and rows over what comes after each worker's first block, which
-is what a job of millions tends to.
+job, its start and the loading of the model included, and rows over what comes after the first files, which is what a
+job of millions tends to.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def over_dataset(folder: Path, texts: list[str], block: int) -> Callable[[int], 
                 query_instruction="",
             )
 
-        return timed(job, workers, block, len(texts))
+        return timed(job, len(texts), block, files=workers)
 
     return run
 
@@ -123,22 +123,22 @@ def over_files(folder: Path, texts: list[str], block: int) -> Callable[[int], di
 
         encoder = load_encoder(folder, query_instruction="", show_progress=False)
         there = RayEncoder(encoder, batch=max(1, block // 2), workers=workers)
-        return timed(lambda out: embed_files(str(source), out, there, shard_rows=block), workers, block, len(texts))
+        shard = 4 * block
+        return timed(lambda out: embed_files(str(source), out, there, shard_rows=shard), len(texts), shard, files=1)
 
     return run
 
 
-def timed(job: Callable[[str], Any], workers: int, block: int, rows: int) -> dict[str, float]:
-    """Return rows per second of the whole job, and of all that came after each worker's first block."""
+def timed(job: Callable[[str], Any], rows: int, block: int, *, files: int) -> dict[str, float]:
+    """Return rows per second of the whole job, and of all that came after the first files."""
     out = tempfile.mkdtemp()
     began = time.time()
     job(out)
     ended = time.time()
     times = sorted(path.stat().st_mtime for path in Path(out).glob("part-*.parquet"))
     shutil.rmtree(out)
-    first = times[min(workers, len(times) - 1) - 1]
-    left = rows - workers * block
-    return {"whole": round(rows / (ended - began), 2), "steady": round(left / (times[-1] - first), 2)}
+    left = rows - files * block
+    return {"whole": round(rows / (ended - began), 2), "steady": round(left / (times[-1] - times[files - 1]), 2)}
 
 
 if __name__ == "__main__":

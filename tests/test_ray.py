@@ -301,7 +301,28 @@ def test_tasks_take_the_whole_cluster():
         plan_tasks([{"CPU": 2}], local=True, num_cpus=4)
 
 
+def test_a_cluster_that_is_not_there_is_missed_at_once(rows, tmp_path, capsys):
+    arguments = ["embed", str(rows), "-o", str(tmp_path / "out"), "--model", "demo"]
+    assert main([*arguments, "--on", "ray", "--address", "127.0.0.1:9"]) == 2
+    assert "no Ray cluster at '127.0.0.1:9'" in capsys.readouterr().err
+    assert main([*arguments, "--address", "127.0.0.1:9"]) == 2
+    assert "--on ray" in capsys.readouterr().err
+    assert main([*arguments, "--on", "ray", "--api-key", "secret"]) == 2
+    assert "does not travel" in capsys.readouterr().err
+
+
 # Datasets
+
+
+def threads_of_a_worker() -> int:
+    encoder = BGEBatchEncoder("demo")
+    encoder.encode(["one"])
+    return encoder.loaded().describe()["threads"]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is one thread anyway")
+def test_a_worker_computes_with_the_cores_it_was_granted(cluster):
+    assert ray.get(ray.remote(num_cpus=1)(threads_of_a_worker).remote(), timeout=60) == 1
 
 
 def test_a_dataset_on_two_nodes_is_one_machines_and_is_embedded_once(cluster, tmp_path, demo):

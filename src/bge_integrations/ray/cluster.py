@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import logging
+import socket
 import threading
 import warnings
 from collections import deque
@@ -62,9 +64,17 @@ def connect(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"no Ray cluster at {address or 'RAY_ADDRESS'!r}: {error}") from error
+
+
+def _knock(address: str | None) -> None:
+    """Fail at once where nobody listens; Ray itself tries for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), _PATIENCE * 10).close()
 
 
 def nodes() -> list[dict[str, float]]:
