@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+    from llama_index.core.callbacks import CBEventType, EventPayload
+    from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+    from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
     from llama_index.core.node_parser import SentenceSplitter
 except ImportError as error:
     from .errors import MissingExtraError
@@ -29,6 +34,7 @@ from .options import check_names
 
 __all__ = ["BGEEmbedding"]
 
+_DISPATCHER = get_dispatcher(__name__)
 _SHOWN: ContextVar[bool] = ContextVar("bge_llama_index_progress", default=False)
 
 
@@ -173,22 +179,66 @@ class BGEEmbedding(BaseEmbedding):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return cast("list[Embedding]", (await self._shown().aencode(texts, role="document")).tolist())
 
-    def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **kwargs: Any) -> list[Embedding]:
+    @_DISPATCHER.span
+    def get_text_embedding_batch(
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        **_: Any,
+    ) -> list[Embedding]:
         """Embed documents; all of them are checked before the first is sent, and one bar moves as they are finished.
 
         Raises:
             InputError: a text cannot be embedded; ``positions`` says which.
             HostError: the host failed; says what was finished.
         """
+        rows: list[Embedding] = []
         with _showing(show_progress):
-            return super().get_text_embedding_batch(check_texts(texts, blank=self._encoder.blank), **kwargs)
+            for part in self._parts(texts):
+                with self._telling(part) as told:
+                    if self.rate_limiter is not None:
+                        self.rate_limiter.acquire()
+                    rows += told(self._get_text_embeddings(part))
+        return rows
 
+    @_DISPATCHER.span
     async def aget_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        **_: Any,
     ) -> list[Embedding]:
         """Embed documents without blocking the event loop; otherwise as ``get_text_embedding_batch``."""
+        parts = self._parts(texts)
+        slots = asyncio.Semaphore(self.num_workers or len(parts))
+
+        async def embed(part: list[str]) -> list[Embedding]:
+            async with slots:
+                with self._telling(part) as told:
+                    if self.rate_limiter is not None:
+                        await self.rate_limiter.async_acquire()
+                    return told(await self._aget_text_embeddings(part))
+
         with _showing(show_progress):
-            return await super().aget_text_embedding_batch(check_texts(texts, blank=self._encoder.blank), **kwargs)
+            return list(chain.from_iterable(await asyncio.gather(*map(embed, parts))))
+
+    def _parts(self, texts: list[str]) -> list[list[str]]:
+        checked, size = check_texts(texts, blank=self._encoder.blank), self.embed_batch_size
+        return [checked[first : first + size] for first in range(0, len(checked), size)]
+
+    @contextmanager
+    def _telling(self, chunks: list[str]) -> Iterator[Callable[[list[Embedding]], list[Embedding]]]:
+        """Tell what listens to LlamaIndex; as the base class does, but for its copy and check of every number."""
+        about = {"class_name": self.class_name(), "model_name": self.model_name}
+        _DISPATCHER.event(EmbeddingStartEvent(model_dict=about))
+        with self.callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: about}) as event:
+
+            def told(embeddings: list[Embedding]) -> list[Embedding]:
+                event.on_end(payload={EventPayload.CHUNKS: chunks, EventPayload.EMBEDDINGS: embeddings})
+                _DISPATCHER.event(EmbeddingEndEvent.model_construct(chunks=chunks, embeddings=embeddings))
+                return embeddings
+
+            yield told
 
     def _shown(self) -> FutureEncoder:
         if not _SHOWN.get():

@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_TYPICAL_ROWS = 1024
+
 
 class Linear:
     """x times weight, plus bias; optionally with GELU or a residual, in one pass over memory."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype).contiguous()
         self.bias = bias.to(dtype).contiguous()
         self._op = fused_linear(dtype) if weight.device.type == "cpu" else None
+        self.weight = _ordered(weight.to(dtype).contiguous(), self._op)
 
     @property
     def fused(self) -> bool:
@@ -46,6 +48,13 @@ class Linear:
         return self(x).add_(residual)
 
 
+def _ordered(weight: Tensor, op: Any) -> Tensor:
+    """Return a weight as the operator wants it, once, where it would order it anew in each call."""
+    import torch
+
+    return weight if op is None else torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001
+
+
 @lru_cache
 def fused_linear(dtype: torch.dtype) -> Any:
     """Return oneDNN's linear operator where it is there and right, else None.
@@ -62,6 +71,7 @@ def fused_linear(dtype: torch.dtype) -> Any:
         x, weight, bias = (torch.linspace(-1, 1, n, dtype=dtype) for n in (32, 64, 8))
         x, weight = x.view(4, 8), weight.view(8, 8)
         plain = linear(x, weight, bias)
+        weight = _ordered(weight, op)
         same = (
             torch.allclose(op(x, weight, bias, "gelu", [], "none"), gelu(plain), atol=0.02)
             and torch.allclose(op(x, weight, bias, "none", [], ""), plain, atol=0.02)

@@ -61,38 +61,41 @@ class Batch:
 
 
 class Layer:
-    """One transformer layer."""
+    """One transformer layer; computes every token's next state."""
 
     def __init__(self, weights: dict[str, Tensor], name: str, shape: Architecture, dtype: torch.dtype) -> None:
-        import torch
-
-        parts = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
-        weight = torch.cat([_pop(weights, f"{part}.weight") for part in parts]).to(dtype)
-        bias = torch.cat([_pop(weights, f"{part}.bias") for part in parts]).to(dtype)
-        hidden = shape.hidden
         self.heads = shape.heads
-        self.qkv = Linear(weight, bias, dtype)
-        self.query = Linear(weight[:hidden], bias[:hidden], dtype)
-        self.key_value = Linear(weight[hidden:], bias[hidden:], dtype)
-        self.out = _linear(weights, f"{name}.attention.output.dense", dtype)
-        self.up = _linear(weights, f"{name}.intermediate.dense", dtype)
-        self.down = _linear(weights, f"{name}.output.dense", dtype)
+        self._read_attention(weights, f"{name}.attention.self", dtype)
+        self.out = _linear(weights, (f"{name}.attention.output.dense",), dtype)
+        self.up = _linear(weights, (f"{name}.intermediate.dense",), dtype)
+        self.down = _linear(weights, (f"{name}.output.dense",), dtype)
         self.norm = Norm(weights, f"{name}.attention.output.LayerNorm", shape.epsilon, dtype)
         self.last_norm = Norm(weights, f"{name}.output.LayerNorm", shape.epsilon, dtype)
+
+    def _read_attention(self, weights: dict[str, Tensor], name: str, dtype: torch.dtype) -> None:
+        self.qkv = _linear(weights, (f"{name}.query", f"{name}.key", f"{name}.value"), dtype)
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """Return every token's next state."""
         return self._rest(x, attend(self.qkv(x), batch.runs, self.heads))
 
-    def first_tokens(self, x: Tensor, batch: Batch) -> Tensor:
+    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = self.norm(self.out.plus(attended, x))
+        return self.last_norm(self.down.plus(self.up.gelu(x), x))
+
+
+class FirstTokenLayer(Layer):
+    """The last layer where only the first token of each text is wanted."""
+
+    def _read_attention(self, weights: dict[str, Tensor], name: str, dtype: torch.dtype) -> None:
+        self.query = _linear(weights, (f"{name}.query",), dtype)
+        self.key_value = _linear(weights, (f"{name}.key", f"{name}.value"), dtype)
+
+    def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """Return the next state of each text's first token alone."""
         first = x[batch.starts]
         attended = attend_first(self.query(first), self.key_value(x), batch.runs, self.heads)
         return self._rest(first, attended)
-
-    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = self.norm(self.out.plus(attended, x))
-        return self.last_norm(self.down.plus(self.up.gelu(x), x))
 
 
 class PackedBackend:
@@ -125,7 +128,8 @@ class PackedBackend:
         types = _pop(weights, "embeddings.token_type_embeddings.weight")
         self.positions = _pop(weights, "embeddings.position_embeddings.weight") + types[0]
         self.norm = Norm(weights, "embeddings.LayerNorm", shape.epsilon, torch.float32)
-        self.layers = [Layer(weights, f"encoder.layer.{i}", shape, dtype) for i in range(shape.layers)]
+        kinds = [Layer] * (shape.layers - 1) + [FirstTokenLayer if pooling == "cls" else Layer]
+        self.layers = [kind(weights, f"encoder.layer.{i}", shape, dtype) for i, kind in enumerate(kinds)]
         if weights:
             raise ModelLoadError(f"weights that this engine does not know: {', '.join(sorted(weights)[:3])}")
         self.budget = budget(precision, device)
@@ -141,10 +145,9 @@ class PackedBackend:
         with torch.inference_mode():
             batch = self._pack(items)
             x = self.norm(self._embed(batch)).to(self.dtype)
-            for layer in self.layers[:-1]:
+            for layer in self.layers:
                 x = layer(x, batch)
-            last = self.layers[-1]
-            pooled = last.first_tokens(x, batch) if self.pooling == "cls" else _mean(last(x, batch), batch.runs)
+            pooled = x if self.pooling == "cls" else _mean(x, batch.runs)
             vectors: NDArray[np.float32] = pooled.float().cpu().numpy()
         return vectors
 
@@ -214,8 +217,12 @@ def _mean(x: Tensor, runs: list[Run]) -> Tensor:
     return torch.cat(means)
 
 
-def _linear(weights: dict[str, Tensor], name: str, dtype: torch.dtype) -> Linear:
-    return Linear(_pop(weights, f"{name}.weight"), _pop(weights, f"{name}.bias"), dtype)
+def _linear(weights: dict[str, Tensor], names: Sequence[str], dtype: torch.dtype) -> Linear:
+    """Return one linear layer that computes several side by side."""
+    import torch
+
+    weight, bias = ([_pop(weights, f"{name}.{part}") for name in names] for part in ("weight", "bias"))
+    return Linear(torch.cat(weight), torch.cat(bias), dtype)
 
 
 def _pop(weights: dict[str, Tensor], name: str) -> Tensor:
