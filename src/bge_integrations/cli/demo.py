@@ -12,10 +12,10 @@ from ..load import engine_of, load_encoder
 from .options import add_encoder_arguments, make_encoder, with_bar
 
 _QUESTIONS = (
-    "what stands in front of a query?",
-    "how do I keep vectors so that a second run is free?",
-    "what happens when a host answers too many requests?",
-    "which texts are too long for the model?",
+    "why can vectors of two hosts be compared?",
+    "how long does a call wait?",
+    "is a long text cut?",
+    "does the cache keep queries and documents apart?",
 )
 _ENDINGS = (".md", ".txt", ".rst")
 
@@ -47,7 +47,7 @@ def run(parsed: argparse.Namespace) -> int:
 def _own_documentation() -> list[Path]:
     """The files that the wheel carries, or those of the repository that this runs from."""
     inside, root = Path(__file__).parent.parent / "demo" / "docs", Path(__file__).parents[3]
-    return sorted(inside.glob("*.md")) or [*sorted(root.glob("*.md")), *sorted(root.glob("docs/explanation/*.md"))]
+    return sorted(inside.rglob("*.md")) or [*sorted(root.glob("*.md")), *sorted(root.glob("docs/explanation/*.md"))]
 
 
 def _files_of(folder: Path) -> list[Path]:
