@@ -252,6 +252,26 @@ def test_a_file_that_cannot_be_read_is_named(name, data, told, tmp_path):
         rows_of(path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read")
+def test_a_disk_that_fails_is_told_before_anything_is_embedded(tmp_path):
+    (tmp_path / "in.jsonl").symlink_to("/proc/self/mem")
+    with pytest.raises(ConfigError, match=r"in.jsonl' cannot be read: Input/output error"):
+        fingerprint([str(tmp_path / "in.jsonl")])
+    with pytest.raises(ConfigError, match=r"in.jsonl' cannot be read: .*Input/output error"):
+        rows_of(tmp_path / "in.jsonl")
+
+
+def test_long_rows_of_parquet_come_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("bge_integrations.bulk.readers.ROW_BYTES", 50_000)
+    texts = [f"{i} " * 5000 for i in range(40)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "in.parquet", compression="none")
+    tally = Tally()
+    rows = read_rows([str(tmp_path / "in.parquet")], Rules(Columns()), tally)
+    assert [next(rows).text for _ in range(10)] == texts[:10]
+    assert 0 < tally.read < (tmp_path / "in.parquet").stat().st_size / 3
+    assert [row.text for row in rows] == texts[10:]
+
+
 def test_shards_end_early_where_texts_are_long(tmp_path):
     path = write(tmp_path / "in.jsonl", "".join(json.dumps({"text": "x" * 60}) + "\n" for _ in range(10)))
     cut = [len(shard.rows) for shard in cut_shards(read_rows([str(path)], Rules(Columns())), 4, characters=150)]

@@ -12,10 +12,10 @@ from typing import Any
 from ..encoder import FutureEncoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning
 from .embedding import Conveyor, Embedded, OnError, stopped_at
+from .layout import ENDINGS, Format, Layout, need_pyarrow
 from .manifest import Manifest
 from .readers import kept_kinds, read_rows
 from .rows import Columns, Row, Rules, Shard, cut_shards
-from .shards import ENDINGS, Format, Layout, need_pyarrow
 from .sources import STDIN, Tally, find_inputs, fingerprint
 
 SHARD_ROWS = 10_000

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import BGEError, ConfigError
+from .layout import need_pyarrow
 from .rows import Columns, Row, Rules
-from .shards import need_pyarrow
 from .sources import LINES, TABLES, TEXTS, Tally, input_kind, open_input
 
 ROW_BYTES = 1 << 24
@@ -173,7 +173,8 @@ def _parquet(file: str, columns: Columns, tally: Tally) -> Numbered:
     with parquet.ParquetFile(file, buffer_size=_BLOCK) as opened:
         _check_columns(file, opened.schema_arrow.names, columns)
         begin, bytes_per_row = 0, Path(file).stat().st_size / max(opened.metadata.num_rows, 1)
-        for batch in opened.iter_batches(batch_size=1024, columns=columns.wanted):
+        size = max(1, min(1024, int(ROW_BYTES / max(bytes_per_row, 1))))
+        for batch in opened.iter_batches(batch_size=size, columns=columns.wanted):
             values = [column.to_pylist() for column in batch.columns]
             for line, cells in enumerate(zip(*values, strict=True), begin + 1):
                 yield line, dict(zip(batch.schema.names, cells, strict=True))
