@@ -371,6 +371,8 @@ def benchmarks_page(results: Path) -> str:
         parts.append(f"## {title}\n\n{about}\n")
         file = results / f"{name}.json"
         if file.exists():
+            if file.with_suffix(".svg").exists():
+                parts.append(f"![{title}: {about}](img/{name}.svg)\n")
             parts += _measured(json.loads(file.read_text("utf-8")), 3)
             parts.append(f"From `benchmarks/results/{name}.json`, written by `python benchmarks/{name}.py`.\n")
         else:
@@ -383,32 +385,63 @@ def _measured(data: Any, level: int) -> list[str]:
     if not isinstance(data, Mapping):
         return _series(data, level)
     plain = {name: value for name, value in data.items() if not _nested(value)}
-    parts = [table([(_words(name), _figure(value)) for name, value in plain.items()], ("", ""))] if plain else []
+    parts = _plain(plain)
     for name, value in data.items():
-        if name in _SETTINGS and isinstance(value, Mapping):
-            parts.append(f"{_title_of(name)}: {'; '.join(f'{_words(n)} {_figure(v)}' for n, v in value.items())}.\n")
+        if _is_line(name, value):
+            parts.append(f"{_title_of(name)}: {_line_of(value)}.\n")
         elif _nested(value):
             parts.append(f"{'#' * min(level, 5)} {_title_of(name)}\n")
-            parts += _grid(value) if _is_grid(value) else _measured(value, level + 1)
+            parts += _contestants(value, level + 1) if _are_alike(value) else _measured(value, level + 1)
     return parts
 
 
-_SETTINGS = ("machine", "versions", "settings", "engine", "about")
+_SETTINGS = ("machine", "versions", "settings", "engine")
+_FEW = 4
+
+
+def _plain(values: Mapping[str, Any]) -> list[str]:
+    if len(values) <= _FEW:
+        return [f"{_title_of(_line_of(values))}.\n"] if values else []
+    return [table([(_words(name), _figure(value)) for name, value in values.items()], ("", ""))]
+
+
+def _line_of(values: Mapping[str, Any]) -> str:
+    return "; ".join(f"{_words(name)} {_figure(value)}" for name, value in values.items())
 
 
 def _nested(value: Any) -> bool:
     return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(item, Mapping) for item in value))
 
 
-def _is_grid(value: Any) -> bool:
+def _is_line(name: str, value: Any) -> bool:
+    if not isinstance(value, Mapping) or any(map(_nested, value.values())):
+        return False
+    return name in _SETTINGS or len(value) <= _FEW
+
+
+def _are_alike(value: Any) -> bool:
+    """Tell whether these are contestants: several groups that have a name in common."""
     inner = list(value.values()) if isinstance(value, Mapping) else []
-    return bool(inner) and all(isinstance(i, Mapping) and i and not any(map(_nested, i.values())) for i in inner)
+    return (
+        len(inner) > 1 and all(isinstance(i, Mapping) and i for i in inner) and bool(set.intersection(*map(set, inner)))
+    )
 
 
-def _grid(value: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    columns = list(dict.fromkeys(name for row in value.values() for name in row))
+def _contestants(value: Mapping[str, Mapping[str, Any]], level: int) -> list[str]:
+    """Return a table with a row for each contestant, and one more for each group of values that they have."""
+    plain = {name: {n: v for n, v in row.items() if not _nested(v)} for name, row in value.items()}
+    parts = [_grid(plain)] if any(plain.values()) else []
+    groups = dict.fromkeys(n for row in value.values() for n, v in row.items() if isinstance(v, Mapping))
+    for group in groups:
+        found = {name: row[group] for name, row in value.items() if group in row}
+        parts += [f"{'#' * min(level, 5)} {_title_of(group)}\n", _grid(found)]
+    return parts
+
+
+def _grid(value: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = dict.fromkeys(n for row in value.values() for n, v in row.items() if not isinstance(v, (list, Mapping)))
     rows = [(_words(name), *(_figure(row.get(column)) for column in columns)) for name, row in value.items()]
-    return [table(rows, ("", *map(_words, columns)))]
+    return table(rows, ("", *map(_words, columns)))
 
 
 def _series(items: Sequence[Mapping[str, Any]], level: int) -> list[str]:
@@ -465,4 +498,6 @@ def on_files(files: Any, config: Any) -> Any:
 
     for path, text in pages().items():
         files.append(File.generated(config, path, content=text))
+    for drawn in RESULTS.glob("*.svg"):
+        files.append(File.generated(config, f"img/{drawn.name}", abs_src_path=str(drawn)))
     return files

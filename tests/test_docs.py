@@ -238,11 +238,28 @@ def test_every_host_and_every_model_has_its_place():
         assert provider.source in page
 
 
+FIGURES = """{
+ "texts": 1234,
+ "machine": {"cpu": "one", "cores": 2},
+ "engines": {
+  "ours": {"load_seconds": 0.25, "mixed": {"seconds": 2.5, "samples": [2.5, 3]}},
+  "theirs": {"load_seconds": 1, "mixed": {"seconds": 10000.5}}
+ },
+ "runs": [{"latency": 0, "rates": {"ours": 7, "theirs": null}}, {"latency": 30, "rates": {"ours": 5}}]
+}"""
+
+
 def test_benchmarks_show_what_is_there_and_say_what_is_not(tmp_path):
-    (tmp_path / "soak.json").write_text('{"texts": 1234, "speed": {"ours": {"texts/s": 9.5}, "plain": {"texts/s": 3}}}')
+    (tmp_path / "soak.json").write_text(FIGURES)
     page = PAGES.benchmarks_page(tmp_path)
-    assert "| texts | 1,234 |" in page
-    assert "| ours | 9.5 |" in page
+    for line in (
+        "Texts 1,234.",
+        "Machine: cpu one; cores 2.",
+        "|  | load seconds |\n| --- | --- |\n| ours | 0.25 |\n| theirs | 1 |",
+        "#### Mixed\n\n|  | seconds |\n| --- | --- |\n| ours | 2.5 |\n| theirs | 10,000 |",
+        "|  | latency 0 | latency 30 |\n| --- | --- | --- |\n| ours | 7 | 5 |\n| theirs |  |  |",
+    ):
+        assert line in page
     assert page.count("Not measured yet") == len(PAGES.BENCHMARKS) - 1
 
 
