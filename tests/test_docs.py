@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import io
@@ -236,6 +237,14 @@ def test_every_host_and_every_model_has_its_place():
         assert all(name in page for name in provider.key_env)
         assert provider.checked in page
         assert provider.source in page
+
+
+@pytest.mark.parametrize("module", ["", ".bulk", ".langchain", ".llama_index", ".ray", ".server", ".verify"])
+def test_every_public_name_has_its_place_in_the_reference(module):
+    public = set(importlib.import_module(f"bge_integrations{module}").__all__)
+    reference = "\n".join(text for name, text in TEXTS.items() if name.startswith("docs/reference/"))
+    errors = {name for name in public if name.endswith(("Error", "Warning"))}  # all on a made page
+    assert {name for name in public - errors if not re.search(rf"[.`]{name}\b", reference)} == set()
 
 
 FIGURES = """{
