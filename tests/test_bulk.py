@@ -329,6 +329,20 @@ def test_a_damaged_manifest_and_strange_shards_are_refused(damage, rows, tmp_pat
         embed_files(str(rows), tmp_path / "strange", HashEncoder())
 
 
+def test_with_a_cache_another_folder_costs_nothing(rows, tmp_path):
+    from bge_integrations.cache import CachedEncoder
+
+    inner = HashEncoder(max_words=1)
+    with CachedEncoder(inner, tmp_path / "cache.sqlite") as encoder:
+        with pytest.warns(TruncationWarning, match="95 of 95 texts"):
+            embed_files(str(rows), tmp_path / "out", encoder, shard_rows=20)
+        sent = len(inner.sent)
+        with pytest.warns(TruncationWarning, match="95 of 95 texts"):
+            embed_files(str(rows), tmp_path / "again", encoder, shard_rows=20)
+    assert (sent, len(inner.sent)) == (95, 95)
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
 # Order, overlap, an end at any time
 
 

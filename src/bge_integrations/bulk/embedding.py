@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..encoder import FutureEncoder, Vectors, on_cut
 from ..errors import BadAnswerError, BGEError, HostError, InputError, TooLargeError
@@ -96,32 +97,29 @@ class Conveyor:
 
     def _rows(self, rows: list[Row]) -> tuple[list[Row], Vectors]:
         """Embed the good rows; as long as the encoder refuses some of them, set these aside and send the rest."""
-        left = [i for i, row in enumerate(rows) if not row.reason]
-        done: list[tuple[list[int], Vectors]] = []
-        refused = 0
+        vectors = np.empty((len(rows), self._encoder.card.dimensions), np.float32)
+        done = np.zeros(len(rows), bool)
+        left, refused = [i for i, row in enumerate(rows) if not row.reason], 0
         while left:
-            sent, before = left, len(done)
             try:
-                vectors = self._call([rows[i].text for i in sent], sent, done)
+                self._call([rows[i].text for i in left], np.array(left), vectors, done)
             except (InputError, HostError) as error:
                 refused += isinstance(error, HostError)
                 bad = _refused_rows(error, self._answered, refused)
                 if not bad or self._on_error == "stop":
-                    raise _placed(error, [rows[sent[i]] for i in error.positions]) from None
+                    raise _placed(error, [rows[left[i]] for i in error.positions]) from None
                 for i in bad:
-                    rows[sent[i]] = rows[sent[i]]._replace(text="", reason=_why(error))
-                finished = {i for indices, _ in done[before:] for i in indices}
-                left = [i for i in sent if i not in finished and not rows[i].reason]
-            else:
-                if len(sent) == len(rows):
-                    return rows, vectors
-                done.append((sent, vectors))
-                left = []
-        return rows, self._assembled(rows, done)
+                    rows[left[i]] = rows[left[i]]._replace(text="", reason=_why(error))
+            left = [i for i in left if not (done[i] or rows[i].reason)]
+        good = [i for i, row in enumerate(rows) if not row.reason]
+        return rows, vectors if len(good) == len(rows) else vectors[good]
 
-    def _call(self, texts: list[str], places: Sequence[int], done: list[tuple[list[int], Vectors]]) -> Vectors:
-        def keep(indices: Sequence[int], vectors: Vectors) -> None:
-            done.append(([places[i] for i in indices], vectors))
+    def _call(self, texts: list[str], places: NDArray[np.int64], vectors: Vectors, done: NDArray[np.bool_]) -> None:
+        """Embed texts into their places; what is finished when a call fails is not sent again."""
+
+        def keep(indices: Sequence[int], part: Vectors) -> None:
+            mine = places[list(indices)]
+            vectors[mine], done[mine] = part, True
             self._answered += len(indices)
             self._on_rows(len(indices))
 
@@ -131,17 +129,11 @@ class Conveyor:
             call = self._encoder.submit(texts, role="document", on_batch=keep)
             self._calls.add(call)
         try:
-            return call.result()
+            found = call.result()
         finally:
             self._calls.discard(call)
-
-    def _assembled(self, rows: Sequence[Row], done: Sequence[tuple[list[int], Vectors]]) -> Vectors:
-        good = [i for i, row in enumerate(rows) if not row.reason]
-        place = {row: i for i, row in enumerate(good)}
-        vectors = np.empty((len(good), self._encoder.card.dimensions), np.float32)
-        for indices, part in done:
-            vectors[[place[i] for i in indices]] = part
-        return vectors
+        if not done[places].all():  # an encoder that does not tell of its batches
+            vectors[places], done[places] = found, True
 
     def __enter__(self) -> Self:
         return self

@@ -92,7 +92,7 @@ def embed_files(
         half: float16 instead of float32.
         on_error: note rows that cannot be embedded in ``errors.jsonl``, or stop at the first.
         on_shard: called after each shard.
-        on_progress: called as rows are finished, from the encoder's thread.
+        on_progress: called as rows are finished, from the encoder's thread, and as finished shards are passed over.
 
     Raises:
         ConfigError: an input cannot be read or has changed, another job's shards lie in the folder, another process is
@@ -184,6 +184,7 @@ class _Job:
                 self.report.resumed += 1
                 self.report.resumed_rows += len(shard.rows)
                 self._count(finished[number])
+                self._embedded(0)
                 continue
             self._check_hope(shard)
             self._digests[number] = digest

@@ -143,7 +143,7 @@ def _lock(file: IO[bytes], folder: Path) -> None:
             import fcntl
 
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         raise ConfigError(
             f"another process is writing into {str(folder)!r}: wait for it, or name another folder"
         ) from None

@@ -24,6 +24,9 @@ def watch(encoder: FutureEncoder) -> Iterator[Watchers]:
     bar = _bar() if sys.stderr.isatty() else None
 
     def told(report: Report) -> str:
+        nonlocal began
+        if not report.embedded:  # finished shards are passed over; that is not the encoder's time
+            began = time.monotonic()
         return progress_line(report, encoder.usage, time.monotonic() - began)
 
     if bar is None:
