@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -109,14 +110,15 @@ class CachedEncoder(WrappedEncoder):
             else:
                 self._do(call, self._finish, call, inner.result())
 
-        outer = on_cut.get()
-        on_cut.set((lambda sent: outer(call.cut_positions(sent))) if outer else call.cut_positions)
+        on_cut.set(_listener(call, on_cut.get()))
         try:
             started = self.inner.start(call.to_send(), call.role, on_batch)
         except BGEError as error:
             call.fail(call.translate(error))
             return
-        call.future.add_done_callback(lambda _: started.cancel())
+        # Weakly: else the two futures hold each other, and with them the vectors, until Python collects cycles.
+        running = weakref.ref(started)
+        call.future.add_done_callback(lambda _: (still := running()) and still.cancel())
         started.add_done_callback(done)
 
     def _flush(self) -> None:
@@ -154,3 +156,15 @@ class CachedEncoder(WrappedEncoder):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
+
+
+def _listener(call: Call, outer: Callable[[Sequence[int]], Sequence[int]] | None) -> Callable[..., Sequence[int]]:
+    """Return what translates the positions of cut texts; holds no call, since a timer may hold its context for long."""
+    weak = weakref.ref(call)
+
+    def told(sent: Sequence[int]) -> Sequence[int]:
+        alive = weak()
+        positions = sent if alive is None else alive.cut_positions(sent)
+        return outer(positions) if outer else positions
+
+    return told

@@ -74,7 +74,15 @@ class Call:
             self.failure = HostUnavailableError("the encoder was closed during the call")
         if self.failure is not None:
             raise self.failure
-        return self.rows
+        return self._let_go()
+
+    def _let_go(self) -> Vectors:
+        """Return the rows and keep nothing large: the retry library's cycles hold this object until Python collects."""
+        rows = self.rows
+        self.rows, self._texts, self._tokens = rows[:0].copy(), [], []
+        self._on_batch = None
+        self._clock = asyncio.timeout(None)  # holds its task, and that the result
+        return rows
 
     def _late(self) -> str:
         if self._limits.timeout:
