@@ -21,8 +21,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[all]'
 	touch $@
 
+# The oldest SDK that pyproject.toml allows lies beside, for test_openai_range.py.
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --editable '.[all,test]'
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade --no-deps --target $(VENV)/openai-oldest openai==2.0.0
 	touch $@
 
 system: $(VENV)/.test
@@ -42,10 +44,22 @@ unit: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -ra -q
 
 notebooks: $(VENV)/.test
-	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/python -m pytest --nbmake notebooks -q -p no:cacheprovider; else echo "no notebooks yet"; fi
+	$(BIN)/python -m pytest --nbmake notebooks -n 2 -q -p no:cacheprovider
 
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The peers of benchmarks/local.py, each in an environment of its own: their versions clash.
+bench-peers: $(VENV)/.test
+	for peer in \
+	    "frameworks langchain-huggingface==1.2.3 llama-index-embeddings-huggingface==0.8.0 sentence-transformers==6.2.0" \
+	    "flag FlagEmbedding==1.4.2" "fastembed fastembed==0.9.1" \
+	    "openvino sentence-transformers==6.2.0 optimum-intel[openvino]==2.2.0"; do \
+	  set -- $$peer; folder=.venv-peers/$$1; shift; \
+	  test -d $$folder || $(PYTHON) -m venv $$folder; \
+	  $$folder/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 && \
+	  $$folder/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 "$$@" || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .venv-peers build dist site artefacts

@@ -26,6 +26,7 @@ _WIDTH = 84  # columns of code that fit on a page
 
 BENCHMARKS = (
     ("local", "On this machine", "The local back-ends and their peers, side by side in one run."),
+    ("precision", "What a precision costs", "Vectors of trained weights in each precision, against float32."),
     ("remote", "At a host", "Texts per second against a host on loopback that answers at once, beside the peers."),
     ("server", "The server", "What HTTP costs, and one request in ten malformed, too large or cut off."),
     ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),

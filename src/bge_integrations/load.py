@@ -275,7 +275,10 @@ def token_counter(encoder: FutureEncoder) -> Callable[[Sequence[str]], list[int]
     count = getattr(engine_of(encoder), "count_tokens", None)
     if count is not None:
         return cast("Callable[[Sequence[str]], list[int]]", count)
-    raise ConfigError(f"no tokenizer of {encoder.card.id!r} on this machine: pass tokenizer= with a tokenizer.json")
+    raise ConfigError(
+        f"no tokenizer of {encoder.card.id!r} on this machine: pass tokenizer= with a tokenizer.json, or "
+        f"tokenizers.Tokenizer.from_pretrained({encoder.card.id!r})"
+    )
 
 
 def keys_from(variable: str | None) -> list[str]:

@@ -1,0 +1,5 @@
+"""``python -m bge_integrations.cli``."""
+
+from . import main
+
+raise SystemExit(main())
