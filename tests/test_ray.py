@@ -23,6 +23,7 @@ import pytest
 from bge_integrations import load_encoder
 from bge_integrations.bulk import embed_files
 from bge_integrations.cli import main
+from bge_integrations.engines.cores import usable_cores
 from bge_integrations.errors import ConfigError, HostUnavailableError, InputError, SpaceMismatchError
 from bge_integrations.ray import (
     BGEBatchEncoder,
@@ -33,6 +34,7 @@ from bge_integrations.ray import (
     make_predict_fn,
     plan_workers,
 )
+from bge_integrations.ray.files import Folder, Writer, find_finished
 from bge_integrations.ray.placement import plan_tasks
 from encoders import HashEncoder
 
@@ -57,19 +59,27 @@ ROWS = 150
 
 
 class Halting(HashEncoder):
-    """Leaves a line in a diary for each text it begins, by process; halts at ``until`` texts till there is a ``go``."""
+    """Leaves a line in a diary for each text it begins, by process.
 
-    def __init__(self, diary: Path, until: int = 10**9) -> None:
-        super().__init__(batch=5, before_batch=partial(note, str(diary), until))
+    Halts till there is a ``go``: when ``until`` texts were begun, or at the texts from number ``at`` on.
+    """
+
+    def __init__(self, diary: Path, until: int = 10**9, at: int = 10**9) -> None:
+        super().__init__(batch=5, before_batch=partial(note, str(diary), until, at))
 
 
-def note(diary: str, until: int, rows: range, texts: list[str]) -> None:
+def note(diary: str, until: int, at: int, rows: range, texts: list[str]) -> None:
     folder, end = Path(diary), time.monotonic() + 60
     with (folder / str(os.getpid())).open("a") as file:
         file.write("".join(f"{text}\n" for text in texts))
-    while len(texts_in(folder)) > until and not folder.with_name("go").exists():
+    late = number(texts[-1]) >= at
+    while (late or len(texts_in(folder)) > until) and not folder.with_name("go").exists():
         assert time.monotonic() < end, "nobody said go"
         time.sleep(0.02)
+
+
+def number(text: str) -> int:
+    return int(text.split()[1])
 
 
 def texts_in(diary: Path) -> list[str]:
@@ -112,7 +122,6 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_DEDUP_LOGS", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("WORKERS_OWN_KEY", "of the worker")
         about = {"num_cpus": 1, "object_store_memory": STORE}
         # A lost node is noticed after five failed checks; a slow one still has ten seconds for each.
         quick = {"health_check_period_ms": 500}
@@ -176,7 +185,7 @@ def batch(*texts, **columns) -> dict[str, np.ndarray]:
 
 
 def test_a_batch_keeps_its_columns_and_rows_and_gains_vectors(demo):
-    out = BGEBatchEncoder("demo")(batch("one", "two"))
+    out = BGEBatchEncoder("demo", role="document")(batch("one", "two"))
     assert list(out) == ["text", "n", "embedding"]
     assert out["n"].tolist() == [0, 1]
     assert (out["embedding"].dtype, out["embedding"].shape) == (np.float32, (2, 256))
@@ -185,53 +194,55 @@ def test_a_batch_keeps_its_columns_and_rows_and_gains_vectors(demo):
 
 @pytest.mark.parametrize("errors", [None, "why"])
 def test_an_empty_batch_stays_one(errors):
-    out = BGEBatchEncoder("demo", errors=errors)(batch())
+    out = BGEBatchEncoder("demo", role="document", errors=errors)(batch())
     assert (out["embedding"].dtype, out["embedding"].shape) == (np.float32, (0, 256))
     assert all(len(column) == 0 for column in out.values())
 
 
 def test_a_bad_row_is_an_error_with_its_position():
     with pytest.raises(InputError, match="text 1") as caught:
-        BGEBatchEncoder("demo")(batch("one", None))
+        BGEBatchEncoder("demo", role="document")(batch("one", None))
     assert caught.value.positions == (1,)
 
 
 def test_with_an_error_column_bad_rows_say_why_and_the_others_are_embedded(demo):
-    out = BGEBatchEncoder("demo", errors="why")(batch("one", None, "  ", 7, float("nan"), "two"))
+    out = BGEBatchEncoder("demo", role="document", errors="why")(batch("one", None, "  ", 7, float("nan"), "two"))
     assert out["why"].tolist() == ["", "no text", "blank", "int, not text", "no text", ""]
     assert np.isnan(out["embedding"]).all(axis=1).tolist() == [False, True, True, True, True, False]
     assert np.allclose(out["embedding"][[0, 5]], demo.encode(["one", "two"], role="document"), atol=1e-6)
 
 
 def test_what_the_encoder_refuses_is_noted_too():
-    out = BGEBatchEncoder("demo", errors="why", truncate="error")(batch("one", "word " * 5000, "two"))
+    out = BGEBatchEncoder("demo", role="document", errors="why", truncate="error")(batch("one", "word " * 5000, "two"))
     assert "longer than" in out["why"][1]
     assert np.isnan(out["embedding"]).all(axis=1).tolist() == [False, True, False]
 
 
 def test_a_failing_host_is_not_a_bad_row():
-    encoder = BGEBatchEncoder("bge-small", base_url="http://127.0.0.1:9", max_retries=0, timeout=5, errors="why")
+    encoder = BGEBatchEncoder(
+        "bge-small", role="document", base_url="http://127.0.0.1:9", max_retries=0, timeout=5, errors="why"
+    )
     with pytest.raises(HostUnavailableError):
         encoder(batch("one", "two"))
 
 
 def test_mistakes_show_where_it_is_made():
     with pytest.raises(ConfigError, match="no model"):
-        BGEBatchEncoder("no-such-model")
+        BGEBatchEncoder("no-such-model", role="document")
     with pytest.raises(ConfigError, match="keys do not travel"):
-        BGEBatchEncoder("demo", api_key="secret")
+        BGEBatchEncoder("demo", role="document", api_key="secret")
     with pytest.raises(ConfigError, match="three columns"):
-        BGEBatchEncoder("demo", text="a", embedding="a")
+        BGEBatchEncoder("demo", role="document", text="a", embedding="a")
     with pytest.raises(ConfigError, match="no column 'text'"):
-        BGEBatchEncoder("demo")({"body": np.array(["a"])})
+        BGEBatchEncoder("demo", role="document")({"body": np.array(["a"])})
     with pytest.raises(ConfigError, match="'n' already"):
-        BGEBatchEncoder("demo", embedding="n")(batch("a"))
+        BGEBatchEncoder("demo", role="document", embedding="n")(batch("a"))
 
 
 def test_pickled_without_key_and_model_it_finds_the_workers_key(monkeypatch):
     monkeypatch.setenv("DEEPINFRA_TOKEN", "of the driver")
-    encoder = BGEBatchEncoder("bge-base-en-v1.5", provider="deepinfra")
-    local = BGEBatchEncoder("demo")
+    encoder = BGEBatchEncoder("bge-base-en-v1.5", role="document", provider="deepinfra")
+    local = BGEBatchEncoder("demo", role="document")
     local(batch("one"))
     raw = pickle.dumps([encoder, local])
     assert b"of the driver" not in raw
@@ -241,17 +252,17 @@ def test_pickled_without_key_and_model_it_finds_the_workers_key(monkeypatch):
 
 
 def test_copies_in_one_process_share_the_model():
-    first = BGEBatchEncoder("demo")
+    first = BGEBatchEncoder("demo", role="document")
     second = pickle.loads(pickle.dumps(first))
     assert second.loaded() is first.loaded()
-    assert BGEBatchEncoder("demo").loaded() is not first.loaded()
+    assert BGEBatchEncoder("demo", role="document").loaded() is not first.loaded()
 
 
 # Spark
 
 
 def test_predict_fn_as_spark_calls_it(demo):
-    make = cloudpickle.loads(cloudpickle.dumps(partial(make_predict_fn, "demo")))
+    make = cloudpickle.loads(cloudpickle.dumps(partial(make_predict_fn, "demo", role="document")))
     predict = cloudpickle.loads(cloudpickle.dumps(make()))
     for column in (np.array(["one", "two"], object), np.array(["one", "two"])):
         vectors = predict(column)
@@ -314,15 +325,15 @@ def test_a_cluster_that_is_not_there_is_missed_at_once(rows, tmp_path, capsys):
 # Datasets
 
 
-def threads_of_a_worker() -> int:
-    encoder = BGEBatchEncoder("demo")
+def cores_of_a_worker() -> tuple[int, int]:
+    encoder = BGEBatchEncoder("demo", role="document")
     encoder.encode(["one"])
-    return encoder.loaded().describe()["threads"]
+    return encoder.loaded().describe()["threads"], usable_cores()
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is one thread anyway")
 def test_a_worker_computes_with_the_cores_it_was_granted(cluster):
-    assert ray.get(ray.remote(num_cpus=1)(threads_of_a_worker).remote(), timeout=60) == 1
+    assert ray.get(ray.remote(num_cpus=1)(cores_of_a_worker).remote(), timeout=60) == (1, 1)
 
 
 def test_a_dataset_on_two_nodes_is_one_machines_and_is_embedded_once(cluster, tmp_path, demo):
@@ -344,6 +355,24 @@ def test_without_a_folder_it_is_a_dataset_with_vectors(cluster):
     found = {row["text"]: row for row in made}
     assert {text: row["why"] for text, row in found.items()} == {"one": "", "": "blank", "two": ""}
     assert np.allclose(found["two"]["embedding"], HashEncoder().encode(["two"], role="document")[0], atol=1e-6)
+
+
+def test_a_job_that_was_thought_dead_writes_nothing_any_more(tmp_path):
+    first, second = (Folder(str(tmp_path), "id", "embedding", HashEncoder().stamp()) for _ in range(2))
+    assert find_finished(first).rows == 0
+    assert Writer(first)(vectors(0))["rows"].tolist() == [1]
+    assert find_finished(second).rows == 1
+    with pytest.raises(ConfigError, match="taken over"):
+        Writer(first)(vectors(1))
+    Writer(second)(vectors(1))
+    assert find_finished(second).rows == 2
+
+
+def vectors(id: int):
+    import pyarrow
+    from ray.data.extensions import ArrowTensorArray
+
+    return pyarrow.table({"id": [id], "embedding": ArrowTensorArray.from_numpy(np.ones((1, 4), np.float32))})
 
 
 def in_background(work) -> tuple[threading.Thread, list]:
@@ -445,7 +474,7 @@ def test_a_dataset_whose_driver_is_killed_goes_on(cluster, tmp_path, diary):
     written = embed_dataset(dataset(), str(folder), encoder=Halting(diary), block_rows=10)
     assert 30 <= len(done) <= 65
     assert written[:2] == (ROWS - len(done), len(done))
-    assert not {f"k{text.split()[1]}" for text in texts_in(diary)} & done
+    assert not {f"k{number(text)}" for text in texts_in(diary)} & done
     check(folder, HashEncoder())
 
 
@@ -522,7 +551,7 @@ FILES = """
     from bge_integrations.ray import RayEncoder, connect
 
     connect(sys.argv[1])
-    encoder = RayEncoder(Halting(Path(sys.argv[3]), until=100), batch=10)
+    encoder = RayEncoder(Halting(Path(sys.argv[3]), at=90), batch=10)
     embed_files(sys.argv[4], sys.argv[2], encoder, columns=columns(), shard_rows=30)
 """
 
@@ -530,7 +559,7 @@ FILES = """
 def test_files_whose_driver_is_killed_go_on_even_without_ray(cluster, rows, tmp_path, diary):
     folder = tmp_path / "out"
     driver = start_driver(FILES, cluster.address, str(folder), str(diary), str(rows))
-    kill_when(driver, lambda: len(files(folder)) >= 2 and len(texts_in(diary)) > 100)
+    kill_when(driver, lambda: len(files(folder)) >= 2 and any(number(text) >= 90 for text in texts_in(diary)))
     report = embed_files(str(rows), folder, HashEncoder(), columns=columns(), shard_rows=30)
     assert (report.rows, report.shards) == (ROWS, 5)
     assert 2 <= report.resumed <= 3

@@ -32,11 +32,11 @@ class BGEBatchEncoder:
 
     Args:
         model: as ``load_encoder`` takes it.
+        role: ``"document"`` for the rows of a corpus; ``"query"`` puts the model's instruction in front.
         text: the column to embed.
         embedding: the column to add.
         errors: a column to add that says why a row could not be embedded, ``""`` where it could. Such a row's vector
             is NaN, since an array has no room for nothing. Without the column, such a row is an error.
-        role: ``"document"``, since these are the rows of a corpus; ``"query"`` puts the model's instruction in front.
         encoder: a ready encoder instead of ``model`` and options.
         **options: as ``load_encoder`` takes them, without ``api_key``.
 
@@ -47,7 +47,7 @@ class BGEBatchEncoder:
         >>> import numpy as np
         >>> from bge_integrations.ray import BGEBatchEncoder
         >>> batch = {"id": np.array([7, 8]), "text": np.array(["a text", "another"])}
-        >>> BGEBatchEncoder("demo")(batch)["embedding"].shape
+        >>> BGEBatchEncoder("demo", role="document")(batch)["embedding"].shape
         (2, 256)
     """
 
@@ -55,10 +55,10 @@ class BGEBatchEncoder:
         self,
         model: str | None = None,
         *,
+        role: Role,
         text: str = "text",
         embedding: str = "embedding",
         errors: str | None = None,
-        role: Role = "document",
         encoder: FutureEncoder | None = None,
         **options: Unpack[Options],
     ) -> None:
@@ -178,7 +178,7 @@ def _respect_grant() -> None:
 
 
 def make_predict_fn(
-    model: str | None = None, *, role: Role = "document", **options: Unpack[Options]
+    model: str | None = None, *, role: Role, **options: Unpack[Options]
 ) -> Callable[[NDArray[Any]], Vectors]:
     """Return a function from a batch of texts to their vectors, as Spark's ``predict_batch_udf`` wants it.
 
@@ -201,7 +201,9 @@ def make_predict_fn(
             from pyspark.sql.types import ArrayType, FloatType
 
             embed = predict_batch_udf(
-                partial(make_predict_fn, "bge-small-en-v1.5"), return_type=ArrayType(FloatType()), batch_size=1024
+                partial(make_predict_fn, "bge-small-en-v1.5", role="document"),
+                return_type=ArrayType(FloatType()),
+                batch_size=1024,
             )
             rows = spark.read.parquet("in/").filter("trim(text) != ''")
             rows.withColumn("embedding", embed("text")).write.parquet("out/")

@@ -140,7 +140,7 @@ class RayEncoder(WrappedEncoder):
     ) -> None:
         super().__init__(encoder)
         self.batch, self.workers, self.num_cpus, self.num_gpus = batch, workers, num_cpus, num_gpus
-        self.batches = BGEBatchEncoder(encoder=encoder)
+        self.batches = BGEBatchEncoder(role="document", encoder=encoder)
 
     def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
         """Begin to hand batches out; a thread waits for them."""

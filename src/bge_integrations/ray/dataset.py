@@ -118,7 +118,9 @@ def embed_dataset(
     need_ray()
     if block_rows < 1:
         raise ConfigError(f"block_rows must be at least 1, not {block_rows}")
-    batches = BGEBatchEncoder(model, text=text, embedding=embedding, errors=errors, encoder=encoder, **options)
+    batches = BGEBatchEncoder(
+        model, role="document", text=text, embedding=embedding, errors=errors, encoder=encoder, **options
+    )
     local = not hasattr(engine_of(batches.encoder), "endpoint")
     crew = plan_workers(nodes(), local=local, workers=workers, num_cpus=num_cpus, num_gpus=num_gpus)
     if folder is None:

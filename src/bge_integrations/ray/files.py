@@ -6,7 +6,7 @@ import hashlib
 import json
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,36 @@ from ..stores import KEY
 __all__ = ["Finished", "Folder", "Writer", "find_finished"]
 
 _PARTIAL = ".partial"
+_OWNER = ".job"
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Where files go, and what they hold."""
+    """Where files go, what they hold, and which job may write them."""
 
     path: str
     id: str
     embedding: str
     stamp: dict[str, Any]
+    job: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def take(self) -> None:
+        """Make the folder this job's: what workers of a killed one still have in hand must not follow."""
+        system, path = self.open()
+        system.create_dir(path, recursive=True)
+        with system.open_output_stream(f"{path}/{_OWNER}") as file:
+            file.write(self.job.encode())
+
+    def check(self) -> None:
+        """Refuse to go on where another job has taken the folder.
+
+        Raises:
+            ConfigError: it has.
+        """
+        system, path = self.open()
+        with system.open_input_stream(f"{path}/{_OWNER}") as file:
+            if file.read().decode() != self.job:
+                raise ConfigError(f"another job has taken over {self.path!r}: this one ends here")
 
     def open(self) -> tuple[Any, str]:
         """Return the file system and the path in it."""
@@ -101,7 +121,7 @@ class Writer:
         """Write a table and return how many rows it has."""
         if table.num_rows:
             name = hashlib.blake2b(ids_of(table, self.folder.id).tobytes(), digest_size=12).hexdigest()
-            _write_whole(self._with_stamp(table), *self.folder.open(), f"part-{name}.parquet")
+            _write_whole(self._with_stamp(table), self.folder, f"part-{name}.parquet")
         return {"rows": np.array([table.num_rows] if table.num_rows else [], np.int64)}
 
     def _with_stamp(self, table: Any) -> Any:
@@ -121,22 +141,24 @@ def _matrix(column: Any) -> NDArray[Any]:
     return np.asarray(convert() if convert else chunk.to_numpy(zero_copy_only=False))
 
 
-def _write_whole(table: Any, system: Any, folder: str, name: str) -> None:
+def _write_whole(table: Any, folder: Folder, name: str) -> None:
     import pyarrow.parquet as parquet
     from pyarrow import fs
 
+    system, path = folder.open()
     # An object store shows a file when its upload is finished; a disk shows it from the first byte on.
     disk = isinstance(system, fs.LocalFileSystem)
-    path = f"{folder}/.{name}.{uuid.uuid4().hex}{_PARTIAL}" if disk else f"{folder}/{name}"
+    first = f"{path}/.{name}.{uuid.uuid4().hex}{_PARTIAL}" if disk else f"{path}/{name}"
+    if not disk:
+        folder.check()
+    parquet.write_table(table, first, filesystem=system, compression="zstd", version="2.6", use_dictionary=False)
     if disk:
-        system.create_dir(folder, recursive=True)
-    parquet.write_table(table, path, filesystem=system, compression="zstd", version="2.6", use_dictionary=False)
-    if disk:
-        system.move(path, f"{folder}/{name}")
+        folder.check()
+        system.move(first, f"{path}/{name}")
 
 
 def find_finished(folder: Folder) -> Finished:
-    """Return the ids in a folder's files, and take away what a kill left half written.
+    """Take a folder, clear away what a kill left half written, and return the ids in its files.
 
     Raises:
         SpaceMismatchError: a file holds vectors of another space.
@@ -144,6 +166,7 @@ def find_finished(folder: Folder) -> Finished:
     """
     from pyarrow import fs
 
+    folder.take()
     system, path = folder.open()
     names = [about.path for about in system.get_file_info(fs.FileSelector(path, allow_not_found=True)) if about.is_file]
     for name in names:
