@@ -215,42 +215,20 @@ def empty(folder: Path) -> None:
 # Ray
 
 
-def ray(scale: float, rounds: int) -> dict[str, Any]:
-    """Return rows per second with one and with two workers of one core each, side by side, or why there are none."""
-    try:
-        import ray as cluster
-
-        from bge_integrations.ray import RayEncoder
-    except ImportError as error:
-        print(f"Ray: left out, {error}")
-        return {"left_out": str(error)}
-    import models
-    from bge_integrations import load_encoder
-
-    cluster.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    small = models.folder("bge-small", layers=12)
-    count, rates = int(600 * scale), dict[int, list[float]]({1: [], 2: []})
-    try:
-        with scratch() as folder:
-            rows = write_rows(folder / "rows.jsonl", count, 60)
-            encoders = {
-                workers: RayEncoder(
-                    load_encoder(str(small), query_instruction="", show_progress=False),
-                    batch=max(8, count // 40), workers=workers, num_cpus=1,
-                )
-                for workers in rates
-            }  # fmt: skip
-            for encoder in encoders.values():
-                bulk(encoder, rows, folder, count)  # loads the model on the workers
-            for turn in range(rounds):
-                for workers in sorted(rates, reverse=bool(turn % 2)):
-                    rates[workers].append(count / bulk(encoders[workers], rows, folder, count))
-    finally:
-        cluster.shutdown()
-    found = {workers: round(statistics.median(samples), 1) for workers, samples in rates.items()}
-    result = {"rows": count, "rows_per_second": found, "ratio": round(found[2] / found[1], 2)}
-    print(f"Ray: 1 worker {found[1]} rows/s, 2 workers {found[2]} rows/s, {result['ratio']} ×")
-    return result
+def ray(scale: float) -> dict[str, Any]:
+    """Return what ray_scaling.py finds, in a process of its own, since its workers' threads are set before imports."""
+    with scratch() as folder:
+        out = folder / "ray.json"
+        command = [
+            sys.executable,
+            str(HERE / "ray_scaling.py"),
+            "--passages",
+            str(int(1000 * scale)),
+            "--out",
+            str(out),
+        ]
+        subprocess.run(command, check=True)
+        return dict(json.loads(out.read_text()))
 
 
 # On paper
@@ -345,7 +323,7 @@ def main() -> None:
         "remote": lambda: remote(given.scale, given.rounds),
         "pipeline": lambda: pipeline(given.scale, given.rounds),
         "memory": lambda: memory(given.counts),
-        "ray": lambda: ray(given.scale, given.rounds),
+        "ray": lambda: ray(given.scale),
         "paper": lambda: paper(given, known),
     }
     for part in PARTS:

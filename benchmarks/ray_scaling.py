@@ -1,7 +1,7 @@
 """One worker of one core against two, on Ray, side by side in one cluster.
 
-    python benchmarks/ray_scaling.py                              # about 12 minutes on two cores
-    python benchmarks/ray_scaling.py --passages 60 --repeats 1    # does it run
+    python benchmarks/ray_scaling.py --out ray.json                              # bulk.py runs it, too
+    python benchmarks/ray_scaling.py --out ray.json --passages 60 --repeats 1    # does it run
 
 Both ways of using Ray: ``embed_dataset`` (Ray Data reads, embeds, writes) and ``bge embed --on ray`` (the cluster is
 the encoder). Every worker has one thread. One and two workers take turns. The model is made here, in the shape of
@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--passages", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--block", type=int, help="rows per block (default: a fortieth of all)")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "ray.json")
+    parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 
