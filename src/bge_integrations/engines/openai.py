@@ -8,7 +8,7 @@ from typing import Any
 from ..cards import Role
 from ..encoder import Vectors
 from ..errors import BadAnswerError, HostError, RepairWarning, RequestRefusedError, TooLargeError
-from .answer import embeddings_of, read_json, vectors_of
+from .answer import embeddings_of, read_answer, read_json, vectors_of
 from .connection import answer_bound
 from .line import Line
 from .remote import RemoteEngine
@@ -65,11 +65,10 @@ class OpenAIEngine(RemoteEngine):
     async def _post(self, line: Line, texts: list[str], encoding: str) -> tuple[Vectors, int, bool]:
         payload = {"model": self.endpoint.wire_model, "input": texts, "encoding_format": encoding}
         body = await line.connection.send("/embeddings", payload, answer_bound(len(texts), self.card.dimensions))
-        return self._read(line, body, len(texts))
+        return self._read(line, read_json(body) if encoding == "base64" else read_answer(body), len(texts))
 
-    def _read(self, line: Line, body: bytes, count: int) -> tuple[Vectors, int, bool]:
+    def _read(self, line: Line, answer: Any, count: int) -> tuple[Vectors, int, bool]:
         """Return unit vectors, the tokens that were counted, and whether they came in base64."""
-        answer = read_json(body)
         rows, numbered = embeddings_of(answer, count)
         self.check_model(answer.get("model"))
         packed = all(isinstance(row, str) for row in rows)

@@ -11,7 +11,7 @@ from typing import Any
 from ..cards import Role
 from ..encoder import Vectors
 from ..errors import BadAnswerError, BGEError, DeadlineError, HostError, HostUnavailableError
-from .answer import check_count, check_no_error, read_json, vectors_of
+from .answer import check_count, check_no_error, read_answer, read_json, vectors_of
 from .connection import answer_bound
 from .line import Line
 from .remote import RemoteEngine
@@ -42,7 +42,7 @@ class SpaceEngine(RemoteEngine):
         """Send one request and return its unit vectors; a Space counts no tokens."""
         payload = {"texts": texts, "normalize": True, "is_query": self._server_adds(role)}
         body = await line.connection.send("/embed", payload, answer_bound(len(texts), self.card.dimensions))
-        answer = read_json(body)
+        answer = read_answer(body)
         return vectors_of(self._rows(answer, len(texts)), self.card.dimensions), 0
 
     def _rows(self, answer: Any, count: int) -> list[Any]:

@@ -69,11 +69,12 @@ def _question(wording: Wording, text: str) -> str:
 
 
 _HOST_ADDS = "the host adds the instruction by itself: pass query_instruction='' where it does so for queries alone"
+_HOST_DROPS = "the host leaves the instruction out: at a Space, pass query_instruction= so that it is put in front here"
 _HOST_PROMPT = "the host puts a prompt in front of every text: take it out of its start-up (TEI: --default-prompt)"
 _HOST_EDITS = "the host changes texts before it embeds them: switch that off, or embed all documents through it anew"
 
 TEXT_FAULTS: tuple[tuple[str, str, Rewrite], ...] = (
-    ("instruction missing", "the host drops the instruction of queries", _queries(lambda _, text: text)),
+    ("instruction missing", _HOST_DROPS, _queries(lambda _, text: text)),
     ("instruction doubled", _HOST_ADDS, _queries(lambda wording, text: wording.query(wording.query(text)))),
     ("instruction on documents too", _HOST_PROMPT, lambda wording, text, _: wording.query(text)),
     (

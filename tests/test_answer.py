@@ -1,0 +1,76 @@
+"""An answer is read the same whether numbers come as arrays from simdjson or one by one from orjson."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bge_integrations.engines import answer
+from bge_integrations.engines.answer import embeddings_of, read_answer, read_json, vectors_of
+from bge_integrations.errors import BadAnswerError
+
+DIMENSIONS = 3
+needs_simdjson = pytest.mark.skipif(answer._LazyParser is None, reason="simdjson is not installed (the extra 'fast')")
+
+
+def outcome(read, body: bytes, count: int):
+    """Return the vectors, or all that is told of what is wrong with them."""
+    try:
+        return vectors_of(embeddings_of(read(body), count)[0], DIMENSIONS).tolist()
+    except BadAnswerError as error:
+        return error.message, tuple(error.positions), getattr(error, "broken", False)
+
+
+def body(*rows: str) -> bytes:
+    data = ", ".join(f'{{"index": {i}, "embedding": {row}}}' for i, row in enumerate(rows))
+    return f'{{"object": "list", "data": [{data}], "model": "m"}}'.encode()
+
+
+ODD_ROWS = [
+    "[0.1, 0.2, 0.3]", "[1, 0, 0]", "[0.1, 1, 0]", "[0.1, true, 0.2]", "[true, 0.1, 0.2]", "[0.1, null, 0.2]",
+    '[0.1, "0.2", 0.3]', "[0.1, [0.2], 0.3]", "[0.1, [0.2, 0.3]]", "[[0.1, 0.2, 0.3]]", "[0.1, 0.2]", "[]", "{}",
+    "null", "0.5", "[0.1, NaN, 0.2]", "[0.1, Infinity, 0.2]", "[0.1, 1e400, 0.2]", "[0.1, 1e39, 0.2]",
+    "[0.0, 0.0, 0.0]",
+    "[0.1, -0.0, 1e-320]", "[0.1, 99999999999999999999999, 0.2]", "[0.1, 0.2, 0.3", '"AACAPwAAAAAAAAAA"', '"?"',
+]  # fmt: skip
+
+
+@needs_simdjson
+@pytest.mark.parametrize("row", ODD_ROWS)
+def test_odd_rows_are_told_the_same(row):
+    for rows in ([row], ["[0.5, 0.5, 0.5]", row], [row, row]):
+        made = body(*rows)
+        assert outcome(read_answer, made, len(rows)) == outcome(read_json, made, len(rows))
+
+
+NUMBERS = st.floats(-2, 2, width=32) | st.integers(-1, 1)
+ROWS = st.lists(st.lists(NUMBERS, min_size=DIMENSIONS, max_size=DIMENSIONS) | st.lists(NUMBERS | st.booleans()))
+
+
+@needs_simdjson
+@given(ROWS)
+def test_any_rows_are_read_the_same(rows):
+    made = body(*map(json.dumps, rows))
+    assert outcome(read_answer, made, len(rows)) == outcome(read_json, made, len(rows))
+
+
+@needs_simdjson
+def test_numbers_come_as_arrays():
+    rows = read_answer(body("[0.1, 0.2, 0.3]"))["data"]
+    assert isinstance(rows[0]["embedding"], np.ndarray)
+
+
+def test_without_simdjson_it_is_read_too(monkeypatch):
+    monkeypatch.setattr(answer, "_LazyParser", None)
+    assert read_answer(b'{"a": [0.5, 1.5]}') == {"a": [0.5, 1.5]}
+
+
+@pytest.mark.parametrize("broken", [b"", b"{", b"[1.0, 2", b"\xff", b'{"a": [0.5, 0.5]', b"[" * 5000])
+def test_what_is_no_json_is_told(broken):
+    with pytest.raises(BadAnswerError, match="not whole JSON") as caught:
+        read_answer(broken)
+    assert caught.value.broken
