@@ -44,6 +44,8 @@ _LINKS = {
     "CHANGELOG.md": "changelog.md",
     "notebooks/README.md": "notebooks.md",
     "deploy/space/": "how-to/serve.md",
+    "benchmarks/results/local.svg": "img/local.svg",
+    "benchmarks/results": "benchmarks.md",
 }
 
 
