@@ -129,7 +129,7 @@ def remote(scale: float, rounds: int) -> list[dict[str, Any]]:
             address = f"{url}/{latency}/{kind}/v1"
             with load_encoder("bge-large", base_url=address, api_key="not-a-key", show_progress=False) as encoder:
                 name = f"host, {latency} ms, {'base64' if kind == 'both' else 'floats'}"
-                found.append(compare(name, encoder, int(40_000 * scale), 20, shards=4, rounds=rounds))
+                found.append(compare(name, encoder, int(100_000 * scale), 20, shards=10, rounds=rounds))
     return found
 
 
@@ -191,7 +191,7 @@ def memory(counts: list[int]) -> list[dict[str, Any]]:
 
 def weigh(url: str, count: int) -> None:
     """Embed rows into shards and print the peak of this process's memory, in MB."""
-    import resource
+    from peers import peak_mb
 
     from bge_integrations import load_encoder
     from bge_integrations.bulk import embed_files
@@ -203,8 +203,7 @@ def weigh(url: str, count: int) -> None:
         report = embed_files(str(rows), folder / "out", encoder, shard_rows=10_000, on_shard=lambda _: empty(folder))
         spent = time.perf_counter() - began
     assert report.rows == count
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"rows": count, "peak_mb": round(peak), "seconds": round(spent, 1)}))
+    print(json.dumps({"rows": count, "peak_mb": round(peak_mb()), "seconds": round(spent, 1)}))
 
 
 def empty(folder: Path) -> None:

@@ -178,8 +178,15 @@ def vectors(engine: Engine, texts: list[str]) -> dict[str, Any]:
 
 
 def memory(*_: Any) -> dict[str, Any]:
-    # Not ru_maxrss, which begins at what the process that started this one had.
-    return {"peak_mb": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024}
+    return {"peak_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process has held, in MB.
+
+    Not ru_maxrss, which begins at what the process that started this one had.
+    """
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:

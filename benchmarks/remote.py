@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from peers import peak_mb
 from stub_server import DIMENSIONS, stub, vectors
 
 BATCH = 64
@@ -197,8 +198,24 @@ def measure(url: str, encoding: str, latency: int, arguments: argparse.Namespace
     rates = {name: round(len(texts) / statistics.median(taken)) for name, taken in seconds.items()}
     best = {name: round(len(texts) / min(taken)) for name, taken in seconds.items()}
     return {
-        "encoding": encoding, "latency_ms": latency, "texts_per_second": rates, "best": best, "ratios": ratios(rates)
+        "encoding": encoding, "latency_ms": latency, "texts_per_second": rates, "best": best, "ratios": ratios(rates),
+        "long_job": long_job(clients, arguments),
     }  # fmt: skip
+
+
+def long_job(clients: dict[str, Run], arguments: argparse.Namespace) -> dict[str, float]:
+    """Return what eight times as many texts give: of a short call, its first and last requests are a good part."""
+    texts = texts_of(8 * arguments.texts)
+    names = ["ours, encoder", *(name for name in clients if name.startswith("limit"))]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(arguments.rounds):
+        for name in names if turn % 2 else reversed(names):
+            began = time.perf_counter()
+            clients[name](texts)
+            seconds[name].append(time.perf_counter() - began)
+    rates = {name: round(len(texts) / statistics.median(taken)) for name, taken in seconds.items()}
+    others = {f"encoder / {name.split(',')[0]}": round(rates[names[0]] / rates[name], 2) for name in names[1:]}
+    return {"texts": len(texts), **rates, **others}
 
 
 def ratios(rates: dict[str, int]) -> dict[str, float]:
@@ -223,12 +240,11 @@ def show(result: dict[str, Any]) -> None:
         print(f"  {name:52} {rate:>8,} texts/s   (best {result['best'][name]:,})")
     for name, value in result["ratios"].items():
         print(f"  {name:52} {value:>8.2f} ×")
+    print("  a long job:", ", ".join(f"{name} {value:,}" for name, value in result["long_job"].items()))
 
 
 def stream_and_weigh(url: str, count: int) -> None:
     """Stream texts through an encoder and print the peak of this process's memory, in MB."""
-    import resource
-
     from bge_integrations import load_encoder
     from bge_integrations.encoder import stream
 
@@ -238,8 +254,7 @@ def stream_and_weigh(url: str, count: int) -> None:
         for part in stream(encoder, made, role="document"):
             total += len(part)
     assert total == count
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"texts": count, "peak_mb": round(peak), "seconds": round(time.perf_counter() - began, 1)}))
+    print(json.dumps({"texts": count, "peak_mb": round(peak_mb()), "seconds": round(time.perf_counter() - began, 1)}))
 
 
 def memory(url: str, counts: list[int]) -> list[dict[str, Any]]:

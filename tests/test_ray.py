@@ -501,6 +501,30 @@ def test_its_errors_name_the_callers_positions(cluster):
     assert caught.value.positions == (6,)
 
 
+class Alone:
+    """Fails where two batches are computed at a time."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = str(place)
+
+    def __call__(self, rows: range, texts: list[str]) -> None:
+        place = Path(self.place)
+        place.touch(exist_ok=False)
+        time.sleep(0.05)
+        place.unlink()
+
+
+def test_all_calls_together_have_no_more_workers_than_were_asked_for(cluster, tmp_path, diary):
+    both = RayEncoder(Halting(diary, until=5), batch=5).submit([f"text {i}" for i in range(20)], role="document")
+    until(lambda: len(workers_in(diary)) == 2)  # so that two are ready
+    go(tmp_path)
+    both.result(60)
+    encoder = RayEncoder(HashEncoder(before_batch=Alone(tmp_path / "busy")), batch=4, workers=1)
+    calls = [encoder.submit([f"{call} {i}" for i in range(16)], role="document") for call in range(2)]
+    assert [call.result(60).shape[0] for call in calls] == [16, 16]
+    assert pickle.loads(pickle.dumps(encoder)).workers == 1
+
+
 class Deadly:
     def __call__(self, rows: range, texts: list[str]) -> None:
         if "poison" in texts:

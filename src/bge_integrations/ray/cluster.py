@@ -6,6 +6,7 @@ import contextvars
 import logging
 import socket
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -141,6 +142,8 @@ class RayEncoder(WrappedEncoder):
         super().__init__(encoder)
         self.batch, self.workers, self.num_cpus, self.num_gpus = batch, workers, num_cpus, num_gpus
         self.batches = BGEBatchEncoder(role="document", encoder=encoder)
+        # Shared by all calls: one call's last batches must not leave another's more than ``workers``.
+        self.free = deque(range(workers)) if workers else None
 
     def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
         """Begin to hand batches out; a thread waits for them."""
@@ -198,25 +201,41 @@ class _Call:
         task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=_ATTEMPTS, max_calls=0)(_embed)
         batches = ray.put(self.encoder.batches)
         # Twice as many as there are workers, so that none waits for this thread.
-        room = plan.size if self.encoder.workers else 2 * plan.size
+        room = 2 * plan.size
         try:
             while (self.waiting or self.running) and not self.future.cancelled():
-                while self.waiting and len(self.running) < room:
+                while self.waiting and len(self.running) < room and self._enter():
                     rows = self.waiting.popleft()
                     self.running[task.remote(batches, self.texts[rows.start : rows.stop], self.role)] = rows
-                self._take(ray.wait(list(self.running), timeout=_PATIENCE)[0])
+                if self.running:
+                    self._take(ray.wait(list(self.running), timeout=_PATIENCE)[0])
+                else:
+                    time.sleep(_PATIENCE / 50)  # other calls have all workers
         finally:
             for reference in self.running:
                 ray.cancel(reference)
+                self._leave()
         report_cut(
             sorted(self.cut), model=self.encoder.card.id, max_tokens=self.encoder.card.max_tokens, truncate="warn"
         )
+
+    def _enter(self) -> bool:
+        free = self.encoder.free
+        try:
+            return free is None or free.pop() >= 0
+        except IndexError:
+            return False
+
+    def _leave(self) -> None:
+        if self.encoder.free is not None:
+            self.encoder.free.append(0)
 
     def _take(self, done: Sequence[Any]) -> None:
         import ray
 
         for reference in done:
             rows = self.running.pop(reference)
+            self._leave()
             try:
                 vectors, cut, used = ray.get(reference)
             except ray.exceptions.RayError as error:
