@@ -24,6 +24,7 @@ import openai
 import pytest
 
 from bge_integrations import errors
+from bge_integrations.background import BackgroundLoop
 from bge_integrations.cards import Offer, Provider
 from bge_integrations.catalog import find_model, find_provider
 from bge_integrations.engines.openai import OpenAIEngine
@@ -201,6 +202,26 @@ def test_closing_ends_calls_under_way_and_the_next_call_works(engine_of):
         assert caught.value.unfinished == tuple(range(40))
         host.default = None
         assert right(host, engine)
+
+
+def test_what_fails_after_its_call_was_cancelled_fails_in_silence(caplog):
+    """Asyncio would log ``Task exception was never retrieved``, whenever the task happens to be collected."""
+    begun = threading.Event()
+
+    async def fail_late():
+        begun.set()
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            raise errors.HostUnavailableError("the encoder was closed") from None
+
+    loop = BackgroundLoop("bge-test")
+    future = loop.run(fail_late())
+    assert begun.wait(10)
+    future.cancel()
+    loop.close()
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 @both

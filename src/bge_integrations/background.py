@@ -32,7 +32,7 @@ class BackgroundLoop:
 
     def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the loop and return its Future; cancelling that cancels the coroutine."""
-        return asyncio.run_coroutine_threadsafe(work, self._running())
+        return asyncio.run_coroutine_threadsafe(_followed(work), self._running())
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._pid != os.getpid():
@@ -65,6 +65,19 @@ class BackgroundLoop:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(name=state["_name"])  # type: ignore[misc]
+
+
+async def _followed(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work; how it fails once its Future was cancelled is nobody's affair, and asyncio is not to log it."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(_seen)
+    return await work
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _serve(loop: asyncio.AbstractEventLoop, endings: list[Ending]) -> None:
