@@ -219,8 +219,10 @@ def test_what_fails_after_its_call_was_cancelled_fails_in_silence(caplog):
     future = loop.run(fail_late())
     assert begun.wait(10)
     future.cancel()
-    loop.close()
+    loop.run(asyncio.sleep(0.05)).result(10)
+    del future
     gc.collect()
+    loop.close()
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
