@@ -562,7 +562,7 @@ def test_files_whose_node_is_lost(cluster, third_node, rows, tmp_path, diary):
 
 
 def columns():
-    from bge_integrations.bulk.sources import Columns
+    from bge_integrations.bulk import Columns
 
     return Columns(id="id", keep=("n",))
 

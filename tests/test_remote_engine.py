@@ -204,6 +204,16 @@ def test_closing_ends_calls_under_way_and_the_next_call_works(engine_of):
         assert right(host, engine)
 
 
+@pytest.mark.parametrize("client", ["DefaultAioHttpClient", "DefaultAsyncHttpxClient"])
+def test_a_host_where_nobody_listens_is_not_called_slow(client, monkeypatch):
+    monkeypatch.setattr(openai, "DefaultAioHttpClient", getattr(openai, client))
+    endpoint = Endpoint(provider=Provider(name="x"), base_url="http://127.0.0.1:9/v1", wire_model="m", key=lambda: None)
+    engine = OpenAIEngine(CARD, endpoint, limits=Limits(max_retries=0))
+    with pytest.raises(errors.HostUnavailableError, match="could not be reached"):
+        engine.encode(["a"], role="document")
+    engine.close()
+
+
 def test_what_fails_after_its_call_was_cancelled_fails_in_silence(caplog):
     """Asyncio would log ``Task exception was never retrieved``, whenever the task happens to be collected."""
     begun = threading.Event()

@@ -12,6 +12,7 @@ import orjson
 
 from ..encoder import Vectors
 from ..errors import ConfigError
+from .layout import ROWS
 from .manifest import read_manifest
 from .shards import Part, need_pyarrow
 
@@ -89,7 +90,7 @@ def _part(columns: dict[str, list[Any]], vectors: Vectors) -> Part:
 
 def _numpy(path: Path, size: int, rows: bool, vectors: bool) -> Iterator[Part]:
     numbers = np.load(path, mmap_mode="r")
-    lines = _lines(path.with_suffix(".rows.jsonl")) if rows else iter(())
+    lines = _lines(path.with_suffix(ROWS)) if rows else iter(())
     for first in range(0, len(numbers), size):
         part = numbers[first : first + size]
         found = np.asarray(part, np.float32) if vectors else _NONE

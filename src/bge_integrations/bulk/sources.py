@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, MissingExtraError
-from .rows import Columns, Row
-
-__all__ = ["STDIN", "Columns", "Row", "Tally", "find_inputs", "fingerprint", "input_kind", "open_input"]
 
 STDIN = "-"
 LINES, TABLES, TEXTS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".txt", ".md", ".rst")

@@ -62,8 +62,8 @@ class Connection:
             if payload is None:
                 return await self._client.get(path, cast_to=kind, options=self._options)
             return await self._client.post(path, cast_to=kind, options=self._options, body=payload)
-        except sdk.APITimeoutError:
-            return self._unreachable("did not answer in time")
+        except sdk.APITimeoutError as error:
+            return self._unreachable(_late(error))
         except Exception as error:  # noqa: BLE001 - SDK 2 wraps whatever its HTTP client raises, SDK 3 lets some through
             cause = error.__cause__ if isinstance(error, sdk.OpenAIError) else error
             if isinstance(cause, _Refused):
@@ -99,6 +99,14 @@ class Connection:
     async def close(self) -> None:
         """Close the pool."""
         await self._client.close()
+
+
+def _late(error: BaseException) -> str:
+    """Say what became of a request that the SDK says timed out: on aiohttp it says so of every failed connection."""
+    cause = error.__cause__ and error.__cause__.__cause__
+    if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
+        return f"could not be reached ({type(cause).__name__}: {cause})"
+    return "did not answer in time"
 
 
 def _sdk() -> Any:

@@ -16,8 +16,6 @@ TAKES = ("url", "client")
 _SCHEMA = "public"
 _COLUMNS = '"langchain_id", "content", "embedding", "langchain_metadata"'
 
-_COPY = f"COPY bge_rows ({_COLUMNS}) FROM STDIN"
-
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""').replace("%", "%%") + '"'
