@@ -158,16 +158,21 @@ def check_same(written: Line, job: Line, folder: Path) -> None:
     """
     old, new = _space(written), _space(job)
     if old != new:
-        told = "; ".join(
-            f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in new if old.get(name) != new[name]
-        )
         raise SpaceMismatchError(
-            f"{str(folder)!r} holds vectors of another space by their stamp ({told}): name another folder"
+            f"{str(folder)!r} holds vectors of another space by their stamp ({_changes(old, new)}): name another folder"
         )
     for name in ("inputs", "options"):
-        if _named(written, name) != _named(job, name):
-            told = f"{_short(written.get(name))} then, {_short(job[name])} now"
-            raise ConfigError(f"{name} of the job in {str(folder)!r} have changed ({told}): name another folder")
+        old, new = _named(written, name), _named(job, name)
+        if old != new:
+            raise ConfigError(
+                f"{name} of the job in {str(folder)!r} have changed ({_changes(old, new)}): name another folder"
+            )
+
+
+def _changes(old: Line, new: Line) -> str:
+    return "; ".join(
+        f"{name}: {old.get(name)!r} there, {new[name]!r} now" for name in new if old.get(name) != new[name]
+    )
 
 
 def _named(job: Line, name: str) -> Line:
@@ -179,8 +184,3 @@ def _space(job: Line) -> Line:
     # A newer version of this package may finish what an older one began; documents get no instruction.
     besides = ("package_version", "query_instruction", "space")
     return {name: value for name, value in job.get("stamp", {}).items() if name not in besides}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 300 else f"{text[:300]}…"
