@@ -368,6 +368,15 @@ def test_a_job_that_was_thought_dead_writes_nothing_any_more(tmp_path):
     assert find_finished(second).rows == 2
 
 
+def test_what_a_lost_machine_left_half_written_goes_and_whole_files_stay(tmp_path):
+    place = Folder(str(tmp_path), "id", "embedding", HashEncoder().stamp())
+    place.take()
+    Writer(place)(vectors(0))
+    (tmp_path / ".part-of-a-lost-machine.parquet.partial").write_bytes(b"PAR1")
+    assert place.clear() == [str(path) for path in files(tmp_path)]
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def vectors(id: int):
     import pyarrow
     from ray.data.extensions import ArrowTensorArray

@@ -128,6 +128,7 @@ def embed_dataset(
     place = Folder(folder, id=id, embedding=embedding, stamp=batches.encoder.stamp())
     finished = find_finished(place)
     written = _write(_embedded(_without(ds, finished, id), batches, block_rows, crew), place)
+    place.clear()
     return Written(sum(written), finished.rows, finished.files + len(written))
 
 

@@ -49,6 +49,18 @@ class Folder:
             if file.read().decode() != self.job:
                 raise ConfigError(f"another job has taken over {self.path!r}: this one ends here")
 
+    def clear(self) -> list[str]:
+        """Take away what a kill or a lost machine left half written, and return the files that are whole, sorted."""
+        from pyarrow import fs
+
+        system, path = self.open()
+        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        names = sorted(about.path for about in found if about.is_file)
+        for name in names:
+            if name.endswith(_PARTIAL):
+                system.delete_file(name)
+        return [name for name in names if name.endswith(".parquet")]
+
     def open(self) -> tuple[Any, str]:
         """Return the file system and the path in it."""
         from pathlib import Path
@@ -164,15 +176,9 @@ def find_finished(folder: Folder) -> Finished:
         SpaceMismatchError: a file holds vectors of another space.
         ConfigError: a file without a stamp, or an id in two files.
     """
-    from pyarrow import fs
-
     folder.take()
-    system, path = folder.open()
-    names = [about.path for about in system.get_file_info(fs.FileSelector(path, allow_not_found=True)) if about.is_file]
-    for name in names:
-        if name.endswith(_PARTIAL):
-            system.delete_file(name)
-    shards = sorted(name for name in names if name.endswith(".parquet"))
+    system, _ = folder.open()
+    shards = folder.clear()
     with ThreadPoolExecutor(16) as pool:
         parts = list(pool.map(lambda name: _ids_in(name, system, folder), shards))
     if not parts:
