@@ -136,7 +136,7 @@ def remote(scale: float, rounds: int) -> list[dict[str, Any]]:
 def free_encoder(dimensions: int) -> Any:
     """Return an encoder that costs nothing, to see what reading and writing alone can do."""
     from bge_integrations.catalog import find_model
-    from bge_integrations.encoder import FutureEncoder, Usage
+    from bge_integrations.core.encoder import FutureEncoder, Usage
 
     class Free(FutureEncoder):
         def __init__(self) -> None:

@@ -42,8 +42,8 @@ ENVIRONMENTS = {
 SETS = ("mixed", "slab", "short", "query", "concurrent")
 IMPORTS = {
     "ours": "import bge_integrations",
-    "ours, torch engine": "import bge_integrations.engines.packed, torch, tokenizers, safetensors.torch",
-    "ours, onnx engine": "import bge_integrations.engines.onnx, onnxruntime, tokenizers",
+    "ours, torch engine": "import bge_integrations.local.backends.packed, torch, tokenizers, safetensors.torch",
+    "ours, onnx engine": "import bge_integrations.local.backends.onnx, onnxruntime, tokenizers",
     "sentence-transformers": "import sentence_transformers",
     "LangChain HuggingFaceEmbeddings": "import langchain_huggingface, sentence_transformers",
     "LlamaIndex HuggingFaceEmbedding": "import llama_index.embeddings.huggingface",
@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
 def make_model() -> Path:
     import models
     from bge_integrations.catalog import find_model
-    from bge_integrations.engines.export import export_onnx
+    from bge_integrations.local.export import export_onnx
 
     folder = models.folder("bge-small", layers=12)
     export_onnx(find_model(str(folder)), folder)
@@ -141,13 +141,13 @@ def corpus() -> list[str]:
 
 
 def count_tokens(folder: Path, texts: list[str]) -> list[int]:
-    from bge_integrations.engines.tokens import TextTokenizer
+    from bge_integrations.core.tokenizer import TextTokenizer
 
     return TextTokenizer(folder, 512).tokenize(texts).lengths.tolist() if len(texts) > 1 else _uncut(folder, texts)
 
 
 def _uncut(folder: Path, texts: list[str]) -> list[int]:
-    from bge_integrations.engines.tokens import TextTokenizer
+    from bge_integrations.core.tokenizer import TextTokenizer
 
     return TextTokenizer(folder).count(texts)
 
@@ -306,7 +306,7 @@ def matrix_rates() -> dict[str, float]:
     import torch
     from torch.nn.functional import linear
 
-    from bge_integrations.engines.linear import fused_linear
+    from bge_integrations.local.backends.linear import fused_linear
 
     rates = {}
     for precision in ("float32", "bfloat16"):

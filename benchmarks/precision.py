@@ -66,7 +66,7 @@ def compare(folder: Path, query: dict[str, str]) -> dict[str, dict[str, float]]:
 def main() -> None:
     import models
     from bge_integrations.catalog import find_model
-    from bge_integrations.engines.export import export_onnx
+    from bge_integrations.local.export import export_onnx
 
     report: dict[str, Any] = {"texts": len(texts())}
     with tempfile.TemporaryDirectory() as scratch:

@@ -246,7 +246,7 @@ def show(result: dict[str, Any]) -> None:
 def stream_and_weigh(url: str, count: int) -> None:
     """Stream texts through an encoder and print the peak of this process's memory, in MB."""
     from bge_integrations import load_encoder
-    from bge_integrations.encoder import stream
+    from bge_integrations.core.encoder import stream
 
     with load_encoder("bge-large", base_url=url, api_key=KEY, max_inputs=BATCH, show_progress=False) as encoder:
         made = (f"passage {i}: a text of a common length, to be embedded and then forgotten" for i in range(count))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bge_integrations import MODELS, PROVIDERS, Provider, errors
-from bge_integrations.cards import ModelCard, Offer
 from bge_integrations.catalog import who_serves
 from bge_integrations.catalog.golden import read_golden
+from bge_integrations.catalog.records import ModelCard, Offer
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bge_integrations.cards import ModelCard, Role
-from bge_integrations.encoder import Blank, FutureEncoder, OnBatch, Usage, Vectors, report_cut
+from bge_integrations.catalog.records import ModelCard, Role
+from bge_integrations.core.encoder import Blank, FutureEncoder, OnBatch, Usage, Vectors, report_cut
 
 CARD = ModelCard(
     id="test/hash",

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from bge_integrations.cache import SQLiteStore
-from bge_integrations.cache.rows import keyer, unpack
 from bge_integrations.errors import BGEError
 from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.llama_index import BGEEmbedding
 from bge_integrations.load import engine_of
+from bge_integrations.wrappers.cache.rows import keyer, unpack
 
 CANARY = "sk-canary-5ac1f0"
 FACES = ("langchain", "langchain-async", "llama-index", "llama-index-async")

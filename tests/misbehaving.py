@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from bge_integrations.cards import ModelCard, Provider, Role
-from bge_integrations.encoder import OnBatch, Vectors
-from bge_integrations.engines.local import LocalEngine
+from bge_integrations.catalog.records import ModelCard, Provider, Role
+from bge_integrations.core.encoder import OnBatch, Vectors
+from bge_integrations.local.engine import LocalEngine
 
 
 class Remembering(LocalEngine):

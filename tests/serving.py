@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from bge_integrations.catalog import find_model
-from bge_integrations.encoder import FutureEncoder, Usage
+from bge_integrations.core.encoder import FutureEncoder, Usage
 from bge_integrations.server import serve
 
 CARD = replace(find_model("bge-small-en-v1.5"), dimensions=32, max_tokens=16)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_integrations.engines import answer
-from bge_integrations.engines.answer import embeddings_of, read_answer, read_json, vectors_of
 from bge_integrations.errors import BadAnswerError
+from bge_integrations.remote import vectors as answer
+from bge_integrations.remote.vectors import embeddings_of, read_answer, read_json, vectors_of
 
 DIMENSIONS = 3
 needs_simdjson = pytest.mark.skipif(answer._LazyParser is None, reason="simdjson is not installed (the extra 'fast')")

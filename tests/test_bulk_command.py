@@ -16,7 +16,7 @@ from bge_integrations.bulk import Report, read_shards
 from bge_integrations.bulk.sources import Tally
 from bge_integrations.cli import main
 from bge_integrations.cli.embed_progress import progress_line, rows_done
-from bge_integrations.encoder import Usage
+from bge_integrations.core.encoder import Usage
 from rig import Rig
 
 pytest.importorskip("pyarrow")

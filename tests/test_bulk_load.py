@@ -221,7 +221,7 @@ def test_rows_without_a_stamp_are_left_alone(place, shards, demo, opened, tmp_pa
     else:
         load_files(shards, place.into, **place.where)
         store = open_langchain(place, BGEEmbeddings(encoder=demo))
-        from bge_integrations.stores import find_slot
+        from bge_integrations.stamps.slots import find_slot
 
         find_slot(store).write("{}")
         close(store)

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from bge_integrations.cache import CachedEncoder, SQLiteStore, info
-from bge_integrations.cache.place import filesystem, network_filesystem
 from bge_integrations.errors import RepairWarning
+from bge_integrations.wrappers.cache.place import filesystem, network_filesystem
 from encoders import HashEncoder
 
 TEXTS = [f"text number {i}" for i in range(400)]

@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bge_integrations.canary import GuardedEncoder, UnverifiedWarning, probe_of
 from bge_integrations.catalog import find_model
 from bge_integrations.catalog.golden import read_golden
 from bge_integrations.errors import HostUnavailableError, SpaceMismatchError
+from bge_integrations.wrappers.verified import GuardedEncoder, UnverifiedWarning, probe_of
 from encoders import CARD, HashEncoder, hash_vectors
 
 BASE = find_model("bge-base-en-v1.5")

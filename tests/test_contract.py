@@ -15,7 +15,7 @@ import pytest
 
 import models
 from bge_integrations import ConfigError, InputError, InputTypeError, RepairWarning, RequestRefusedError, load_encoder
-from bge_integrations.encoder import Encoder
+from bge_integrations.core.encoder import Encoder
 from bge_integrations.load import engine_of
 
 EN = "Represent this sentence for searching relevant passages: "

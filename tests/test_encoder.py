@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bge_integrations import BadAnswerError, ConfigError, InputError, InputTypeError, RepairWarning, TruncationWarning
-from bge_integrations.encoder import Encoder, Usage, check_texts, check_vectors, report_cut, stream
+from bge_integrations.core.encoder import Encoder, Usage, check_texts, check_vectors, report_cut, stream
 from encoders import CARD, HashEncoder
 
 # ---- texts

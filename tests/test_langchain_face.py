@@ -18,14 +18,7 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.stores import InMemoryByteStore
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from bge_integrations import (
-    ConfigError,
-    InputError,
-    InputTypeError,
-    MissingKeyError,
-    TruncationWarning,
-    load_encoder,
-)
+from bge_integrations import ConfigError, InputError, InputTypeError, MissingKeyError, TruncationWarning, load_encoder
 from bge_integrations.langchain import BGEEmbeddings
 from encoders import CARD, HashEncoder
 

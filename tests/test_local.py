@@ -21,8 +21,8 @@ import pytest
 
 import models
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.local import LocalEngine
 from bge_integrations.errors import ConfigError, InputError, ModelLoadError, TruncationWarning
+from bge_integrations.local.engine import LocalEngine
 
 TEXTS = ["one", "two words", "three little words", "four " * 40, "five " * 90]
 
@@ -229,7 +229,7 @@ import os, sys
 sys.path.insert(0, {tests!r})
 import models
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.local import LocalEngine
+from bge_integrations.local.engine import LocalEngine
 engine = LocalEngine(find_model(str(models.demo())), backend="torch")
 texts = ["text %d" % i for i in range(200)]
 wanted = engine.encode(texts, role="document")
@@ -251,7 +251,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import models
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.local import LocalEngine
+from bge_integrations.local.engine import LocalEngine
 engine = LocalEngine(find_model(str(models.demo())), backend="torch")
 engine.encode(["warm"], role="query")
 engine.submit(["a long text " * 30] * 50_000, role="document")
@@ -348,7 +348,7 @@ def test_offline_a_hub_model_says_what_to_do_in_under_five_seconds(tmp_path, mon
     code = """
 import time
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.local import LocalEngine
+from bge_integrations.local.engine import LocalEngine
 from bge_integrations.errors import ModelLoadError
 import huggingface_hub
 engine = LocalEngine(find_model("bge-small-en-v1.5"))
@@ -377,7 +377,7 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
         code = """
 import time, threading
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.local import LocalEngine
+from bge_integrations.local.engine import LocalEngine
 from bge_integrations.errors import ModelLoadError
 import huggingface_hub
 engine = LocalEngine(find_model("bge-small-en-v1.5"))
@@ -444,9 +444,9 @@ def test_describe_says_what_was_chosen_and_why(engine):
 
 def test_a_waiting_query_costs_little_beside_the_model(engine):
     """The worker's own share of a lone query, as its median over many; generous, for slow and busy machines."""
-    from bge_integrations.engines.backend import Tokens
-    from bge_integrations.engines.jobs import Job
-    from bge_integrations.engines.worker import Worker
+    from bge_integrations.local.backends.base import Tokens
+    from bge_integrations.local.jobs import Job
+    from bge_integrations.local.scheduler import Worker
 
     class Instant:
         budget, padded = 1000, False

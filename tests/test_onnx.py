@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import models
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.export import export_onnx
-from bge_integrations.engines.local import LocalEngine
 from bge_integrations.errors import MissingExtraError, ModelLoadError
+from bge_integrations.local.engine import LocalEngine
+from bge_integrations.local.export import export_onnx
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -72,7 +72,7 @@ def test_neither_torch_nor_transformers_is_imported():
 import sys
 sys.modules.update(torch=None, transformers=None, sentence_transformers=None, onnx=None)
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.local import LocalEngine
+from bge_integrations.local.engine import LocalEngine
 engine = LocalEngine(find_model({str(exported("demo"))!r}))
 assert engine.encode(["text", "a longer text"], role="query").shape == (2, 256)
 told = engine.describe()
@@ -138,7 +138,7 @@ def test_a_broken_file_is_named(tmp_path):
 
 
 def test_what_is_missing_is_named_with_its_extra(monkeypatch):
-    import bge_integrations.engines.choice as choice
+    import bge_integrations.local.select as choice
 
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
     for options, extra in (({"backend": "onnx"}, "onnx"), ({"backend": "torch"}, "local"), ({}, "local")):

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 import models
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.architecture import read_architecture
-from bge_integrations.engines.cores import usable_cores
-from bge_integrations.engines.local import LocalEngine
-from bge_integrations.engines.packed import rows as matrix_rows
-from bge_integrations.engines.plan import cut_batches, slice_end
 from bge_integrations.errors import BGEWarning, ModelLoadError
+from bge_integrations.local.architecture import read_architecture
+from bge_integrations.local.backends.packed import rows as matrix_rows
+from bge_integrations.local.cores import usable_cores
+from bge_integrations.local.engine import LocalEngine
+from bge_integrations.local.plan import cut_batches, slice_end
 
 pytestmark = pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")
 
@@ -142,7 +142,7 @@ def test_no_transformers_is_imported():
     code = f"""
 import sys
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.local import LocalEngine
+from bge_integrations.local.engine import LocalEngine
 LocalEngine(find_model({str(models.demo())!r}), backend="torch").encode(["text"], role="document")
 assert "torch" in sys.modules
 loaded = {{"transformers", "sentence_transformers", "onnxruntime"}} & set(sys.modules)
@@ -175,7 +175,7 @@ import resource, sys
 sys.path.insert(0, {str(Path(models.__file__).parent)!r})
 import models, numpy as np
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.local import LocalEngine
+from bge_integrations.local.engine import LocalEngine
 path = models.folder("bge-m3", layers=2)
 engine = LocalEngine(find_model(str(path)), backend="torch")
 engine.encode(["warm"], role="document")
@@ -206,7 +206,7 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(models.__file__).parent)!r})
 import models
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.local import LocalEngine
+from bge_integrations.local.engine import LocalEngine
 engine = LocalEngine(find_model(str(models.folder("bge-small"))), backend="torch")
 def kilobytes():
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
@@ -288,7 +288,7 @@ def test_weights_with_something_unknown_are_refused(tmp_path):
 def test_a_processor_without_bfloat16_is_warned_about(monkeypatch):
     import torch
 
-    from bge_integrations.engines.choice import warn_if_emulated
+    from bge_integrations.local.select import warn_if_emulated
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
     with pytest.warns(BGEWarning, match="emulated"):

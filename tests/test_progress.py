@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from tqdm.auto import tqdm
 
-from bge_integrations import progress
 from bge_integrations.cache import CachedEncoder
 from bge_integrations.cli import main
 from bge_integrations.errors import HostError
-from bge_integrations.progress import ProgressEncoder, in_notebook
+from bge_integrations.wrappers import progress
+from bge_integrations.wrappers.progress import ProgressEncoder, in_notebook
 from encoders import HashEncoder
 
 TEXTS = [f"text number {i}" for i in range(10)]
@@ -197,7 +197,7 @@ import sys
 sys.modules["tqdm"] = None
 from encoders import HashEncoder
 from bge_integrations.errors import MissingExtraError
-from bge_integrations.progress import ProgressEncoder
+from bge_integrations.wrappers.progress import ProgressEncoder
 ProgressEncoder(HashEncoder(), None).encode(["a", "b"], role="document")
 try:
     ProgressEncoder(HashEncoder(), True)

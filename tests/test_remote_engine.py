@@ -24,11 +24,11 @@ import openai
 import pytest
 
 from bge_integrations import errors
-from bge_integrations.background import BackgroundLoop
-from bge_integrations.cards import Offer, Provider
 from bge_integrations.catalog import find_model, find_provider
-from bge_integrations.engines.openai import OpenAIEngine
-from bge_integrations.engines.remote import Endpoint, Limits
+from bge_integrations.catalog.records import Offer, Provider
+from bge_integrations.core.event_loop import BackgroundLoop
+from bge_integrations.remote.engine import Endpoint, Limits
+from bge_integrations.remote.protocols.openai import OpenAIEngine
 from rig import (
     Rig,
     cap,

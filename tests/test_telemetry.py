@@ -15,9 +15,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from bge_integrations import load_encoder
 from bge_integrations.cache import CachedEncoder
-from bge_integrations.encoder import Usage
+from bge_integrations.core.encoder import Usage
 from bge_integrations.errors import HostUnavailableError
-from bge_integrations.progress import ProgressEncoder
+from bge_integrations.wrappers.progress import ProgressEncoder
 from encoders import CARD, HashEncoder
 
 TEXTS = ["a private text", "another private text"]

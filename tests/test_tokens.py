@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 import models
 from bge_integrations import ConfigError, InputError, TruncationWarning, load_encoder
 from bge_integrations.catalog import find_model
-from bge_integrations.engines.cutter import TokenCutter, find_tokenizer
+from bge_integrations.core.cutter import TokenCutter, find_tokenizer
 from rig import Rig, rows
 
 EN = "Represent this sentence for searching relevant passages: "

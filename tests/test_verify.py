@@ -11,11 +11,11 @@ import pytest
 
 import models
 from bge_integrations.catalog import find_model
-from bge_integrations.encoder import FutureEncoder, Usage
-from bge_integrations.engines.openai import OpenAIEngine
-from bge_integrations.engines.remote import Endpoint
-from bge_integrations.engines.space import SpaceEngine
+from bge_integrations.core.encoder import FutureEncoder, Usage
 from bge_integrations.errors import ConfigError
+from bge_integrations.remote.engine import Endpoint
+from bge_integrations.remote.protocols.openai import OpenAIEngine
+from bge_integrations.remote.protocols.space import SpaceEngine
 from bge_integrations.verify import pin, table, verify
 from bge_integrations.verify.causes import pooled_otherwise
 from encoders import HashEncoder

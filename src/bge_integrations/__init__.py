@@ -5,8 +5,10 @@ lost; and vectors that share a ``space`` may be compared. The faces are ``bge_in
 ``bge_integrations.llama_index.BGEEmbedding``.
 """
 
-from .cards import ModelCard, Offer, Provider, Role
+from typing import TYPE_CHECKING, Any
+
 from .catalog import MODELS, PROVIDERS, find_model, find_provider
+from .catalog.records import ModelCard, Offer, Provider, Role
 from .errors import (
     AuthenticationError,
     BadAnswerError,
@@ -36,6 +38,10 @@ from .errors import (
 )
 from .load import Options, load_encoder
 
+if TYPE_CHECKING:
+    from .core.encoder import Encoder, stream
+    from .core.usage import Usage
+
 __all__ = [
     "MODELS",
     "PROVIDERS",
@@ -45,6 +51,7 @@ __all__ = [
     "BadAnswerError",
     "ConfigError",
     "DeadlineError",
+    "Encoder",
     "HostError",
     "HostUnavailableError",
     "InputError",
@@ -69,7 +76,20 @@ __all__ = [
     "TruncationWarning",
     "UnknownModelError",
     "UnknownProviderError",
+    "Usage",
     "find_model",
     "find_provider",
     "load_encoder",
+    "stream",
 ]
+
+# numpy is imported with these, so that `import bge_integrations` alone stays light
+_LAZY = {"Encoder": "core.encoder", "Usage": "core.usage", "stream": "core.encoder"}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import urlsplit
 
-from .cards import ModelCard, Provider
 from .catalog import check_served, find_model, find_provider, provider_at, who_serves
+from .catalog.records import ModelCard, Provider
 from .errors import ConfigError, InstructionWarning, MissingKeyError, NotServedError
-from .limiter import Limiter
 from .options import Options, Secret, check_options
+from .remote.limiter import Limiter
 
 if TYPE_CHECKING:
-    from .encoder import FutureEncoder
+    from .core.encoder import FutureEncoder
 
 __all__ = [
     "Key",
@@ -187,9 +187,9 @@ def _key(provider: Provider, url: str, options: Options) -> Key:
 
 
 def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, options: Options) -> FutureEncoder:
-    from .engines.openai import OpenAIEngine
-    from .engines.remote import Endpoint, Limits
-    from .engines.space import SpaceEngine
+    from .remote.engine import Endpoint, Limits
+    from .remote.protocols.openai import OpenAIEngine
+    from .remote.protocols.space import SpaceEngine
 
     _check_provider(provider, url, card, options)
     wire = options.get("wire_model") or _wire_model(provider, card, typed)
@@ -207,7 +207,7 @@ def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, op
 
 
 def _local(card: ModelCard, options: Options) -> FutureEncoder:
-    from .engines.local import LocalEngine
+    from .local.engine import LocalEngine
 
     return LocalEngine(card, **_given(options, *_COMMON, "device", "backend", "precision", "trust_remote_code"))
 
@@ -222,19 +222,19 @@ def _given(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def _wrapped(encoder: FutureEncoder, host: str | None, options: Options) -> FutureEncoder:
     if options.get("verify") and host:
-        from .canary import GuardedEncoder
+        from .wrappers.verified import GuardedEncoder
 
         encoder = GuardedEncoder(encoder, host=host, memory=cache_folder() / "verified.json")
     cache = options.get("cache")
     if cache is None:
         cache = os.environ.get("BGE_CACHE") or None
     if cache is not None and cache is not False:
-        from .cache import CachedEncoder
+        from .wrappers.cache import CachedEncoder
 
         encoder = CachedEncoder(encoder, cache_path() if cache is True else cache)
     show = options.get("show_progress")
     if show is not False:
-        from .progress import ProgressEncoder
+        from .wrappers.progress import ProgressEncoder
 
         encoder = ProgressEncoder(encoder, show)
     return encoder

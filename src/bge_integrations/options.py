@@ -7,8 +7,9 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Literal, Protocol, TypedDict, get_args
 
-from .cards import Pooling
 from .errors import ConfigError
+
+Pooling = Literal["cls", "mean", "last token"]
 
 __all__ = ["Options", "Secret", "check_names", "check_options"]
 

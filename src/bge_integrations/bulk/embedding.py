@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoder import FutureEncoder, Vectors, on_cut
+from ..core.encoder import FutureEncoder, Vectors, on_cut
 from ..errors import BadAnswerError, BGEError, HostError, InputError, TooLargeError
 from ..load import engine_of
 from .rows import Row, Shard

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..encoder import FutureEncoder
+from ..core.encoder import FutureEncoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning
 from .embedding import Conveyor, Embedded, OnError, stopped_at
 from .layout import ENDINGS, Format, Layout, need_pyarrow

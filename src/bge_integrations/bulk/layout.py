@@ -12,9 +12,9 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from ..encoder import Vectors
+from ..core.encoder import Vectors
 from ..errors import MissingExtraError
-from ..stores import KEY
+from ..stamps.slots import KEY
 from .rows import Columns, Row
 
 Format = Literal["parquet", "numpy", "jsonl"]

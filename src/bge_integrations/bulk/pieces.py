@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ..encoder import Vectors
+from ..core.encoder import Vectors
 from ..errors import ConfigError
 from .layout import ROWS
 from .manifest import read_manifest

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..encoder import FutureEncoder, on_cut
+from ..core.encoder import FutureEncoder, on_cut
 from ..errors import ConfigError
 from ..load import engine_of, token_counter
 from .readers import read_rows

@@ -11,12 +11,12 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from ..cards import ModelCard
 from ..catalog import find_model
-from ..encoder import FutureEncoder, Vectors
+from ..catalog.records import ModelCard
+from ..core.encoder import FutureEncoder, Vectors
 from ..errors import ConfigError, UnknownModelError
 from ..load import Options, load_encoder
-from ..stamps import check_stamp
+from ..stamps.stamp import check_stamp
 from .pieces import read_pieces
 from .shards import shard_files, stamp_of
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..encoder import Vectors
+from ..core.encoder import Vectors
 from ..errors import ConfigError
-from ..stores import KEY
+from ..stamps.slots import KEY
 from .layout import ENDINGS, ROWS, need_pyarrow
 from .manifest import read_manifest
 

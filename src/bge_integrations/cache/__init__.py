@@ -1,8 +1,4 @@
-"""A role-aware cache around any encoder: crash-safe, shared between processes, never in the way."""
+"""The cache around any encoder; it lives in ``bge_integrations.wrappers.cache``."""
 
-from .admin import clear, info, prune
-from .encoder import CachedEncoder
-from .sqlite import SQLiteStore
-from .stores import ByteStoreRows, KVStoreRows, Store
-
-__all__ = ["ByteStoreRows", "CachedEncoder", "KVStoreRows", "SQLiteStore", "Store", "clear", "info", "prune"]
+from ..wrappers.cache import *  # noqa: F403
+from ..wrappers.cache import __all__ as __all__

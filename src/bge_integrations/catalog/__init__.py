@@ -7,11 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..cards import ModelCard, Provider
 from ..errors import NotServedError, UnknownModelError, UnknownProviderError
-from .folder import read_folder
-from .hosts import PROVIDERS
+from .local_folder import read_folder
 from .models import MODELS
+from .providers import PROVIDERS
+from .records import ModelCard, Provider
 
 __all__ = [
     "MODELS",

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cards import ModelCard, Role
 from ..errors import ConfigError
+from .records import ModelCard, Role
 
 Verdict = Literal["same space", "same model at lower precision", "not this model"]
 VERDICTS: tuple[Verdict, ...] = ("same space", "same model at lower precision", "not this model")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..cards import ModelCard
 from ..demo import MODEL_FOLDER
+from .records import ModelCard
 
 _EN = "Represent this sentence for searching relevant passages: "
 _ZH = "为这个句子生成表示以用于检索相关文章："

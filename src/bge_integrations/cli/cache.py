@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Do what is asked and print what the cache holds then."""
-    from .. import cache
+    from ..wrappers import cache
 
     path = parsed.path or cache_path()
     if parsed.action == "clear":

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..encoder import FutureEncoder, Vectors
+from ..core.encoder import FutureEncoder, Vectors
 from ..errors import ConfigError
 from ..load import engine_of, load_encoder
 from .options import add_encoder_arguments, make_encoder, with_bar
@@ -65,7 +65,7 @@ def _visible(path: Path, folder: Path) -> bool:
 
 
 def _chunks(files: Sequence[Path], encoder: FutureEncoder, size: int) -> list[tuple[str, str]]:
-    from ..langchain import BGEEmbeddings
+    from ..langchain.embeddings import BGEEmbeddings
 
     splitter = BGEEmbeddings(encoder=encoder).splitter(chunk_size=size)
     texts = ((path, path.read_text("utf-8", errors="replace")) for path in files)
@@ -80,7 +80,7 @@ def _ask_langchain(
 ) -> None:
     from langchain_core.vectorstores import InMemoryVectorStore
 
-    from ..langchain import BGEEmbeddings
+    from ..langchain.embeddings import BGEEmbeddings
 
     store = InMemoryVectorStore(BGEEmbeddings(encoder=encoder))
     store.add_texts([text for _, text in chunks], metadatas=[{"file": name} for name, _ in chunks])
@@ -105,7 +105,7 @@ def _ask_llama_index(encoder: FutureEncoder, chunks: list[tuple[str, str]], ques
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
 
-    from ..llama_index import BGEEmbedding
+    from ..llama_index.embeddings import BGEEmbedding
 
     nodes = [TextNode(text=text, metadata={"file": name}) for name, text in chunks]
     for node in nodes:

@@ -11,7 +11,7 @@ from .options import add_encoder_arguments, make_encoder
 
 if TYPE_CHECKING:
     from ..bulk import Columns, Plan, Report
-    from ..encoder import FutureEncoder
+    from ..core.encoder import FutureEncoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

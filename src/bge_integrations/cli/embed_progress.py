@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from ..bulk import Report
-    from ..encoder import FutureEncoder, Usage
+    from ..core.encoder import FutureEncoder, Usage
 
 _EVERY = 0.25  # seconds between two changes of the bar
 Watchers: TypeAlias = "tuple[Callable[[Report], None], Callable[[Report], None]]"

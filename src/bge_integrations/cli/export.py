@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Export and print where to."""
     from ..catalog import find_model
-    from ..engines.export import export_onnx
+    from ..local.export import export_onnx
 
     path = export_onnx(find_model(parsed.model), parsed.output)
     print(f"wrote {path}")

@@ -6,9 +6,9 @@ import argparse
 import sys
 from typing import Any, cast
 
-from ..encoder import FutureEncoder
+from ..core.encoder import FutureEncoder
 from ..load import Options, load_encoder
-from ..progress import ProgressEncoder
+from ..wrappers.progress import ProgressEncoder
 
 _TEXT = {
     "provider": "a host of the catalogue, or 'local'",

@@ -11,10 +11,10 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoder import FutureEncoder, Role, Vectors
-from ..engines.cores import limit_cores
+from ..core.encoder import FutureEncoder, Role, Vectors
 from ..errors import BadAnswerError, ConfigError, InputError, TooLargeError
 from ..load import Options, load_encoder
+from ..local.cores import limit_cores
 
 __all__ = ["BGEBatchEncoder", "make_predict_fn"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..encoder import FutureEncoder, OnBatch, Role, Vectors, on_cut, report_cut
+from ..core.encoder import FutureEncoder, OnBatch, Role, Vectors, on_cut, report_cut
 from ..errors import (
     BGEError,
     ConfigError,
@@ -26,7 +26,7 @@ from ..errors import (
     TruncationWarning,
 )
 from ..load import engine_of
-from ..wrapper import WrappedEncoder
+from ..wrappers.base import WrappedEncoder
 from .batch import BGEBatchEncoder
 from .placement import Workers, plan_tasks
 

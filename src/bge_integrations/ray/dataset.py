@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, NamedTuple, Unpack, overload
 
-from ..encoder import FutureEncoder
+from ..core.encoder import FutureEncoder
 from ..errors import ConfigError
 from ..load import Options, engine_of
 from .batch import BGEBatchEncoder

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, SpaceMismatchError
-from ..stores import KEY
+from ..stamps.slots import KEY
 
 __all__ = ["Finished", "Folder", "Writer", "find_finished"]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ..encoder import Encoder
+from ..core.encoder import Encoder
 from ..errors import MissingExtraError
 from .limits import LIMITS, Limits
 

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from ..encoder import Vectors
+from ..core.encoder import Vectors
 from ..errors import (
     BadAnswerError,
     BGEError,

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from ..encoder import Encoder
+from ..core.encoder import Encoder
 from ..errors import ConfigError
 from .answers import CUT_HEADER, Refusal, error_response
 from .document import complete

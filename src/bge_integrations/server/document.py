@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cards import ModelCard
+from ..catalog.records import ModelCard
 from .answers import CUT_HEADER, OPENAI_PATHS
 from .gate import OPEN_PATHS
 from .limits import Limits

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from ..cards import Role
+from ..catalog.records import Role
 from . import schemas
 from .answers import Refusal, cut_header, embedding_rows, json_response
 from .service import Embedded, Service

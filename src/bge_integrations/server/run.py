@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from ..encoder import Encoder
+from ..core.encoder import Encoder
 from ..errors import ConfigError
 from .app import build_app
 from .connection import config_of

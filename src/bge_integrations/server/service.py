@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..cards import ModelCard, Role
 from ..catalog import PROVIDERS
-from ..encoder import Encoder, Vectors
+from ..catalog.records import ModelCard, Role
+from ..core.encoder import Encoder, Vectors
 from ..errors import BGEError, ConfigError, InputError
 from .answers import Refusal, refusal_of, trouble_of
 from .limits import Limits

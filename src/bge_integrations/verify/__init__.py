@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ..cards import Pooling
 from ..catalog.golden import ACCEPTED, VERDICTS
-from ..encoder import FutureEncoder, Vectors
-from ..engines.local import LocalEngine
+from ..catalog.records import Pooling
+from ..core.encoder import FutureEncoder, Vectors
 from ..errors import BadAnswerError, BGEError, BGEWarning, ConfigError
 from ..load import engine_of
-from ..stamps import check_store, read_stamp, stamp_store
+from ..local.engine import LocalEngine
+from ..stamps.stamp import check_store, read_stamp, stamp_store
 from .behaviour import look_at
 from .causes import other_models, pooled_otherwise
 from .diagnosis import Diagnosis, diagnose

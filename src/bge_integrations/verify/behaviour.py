@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from ..catalog.golden import read_golden
-from ..encoder import Vectors
+from ..core.encoder import Vectors
 from .probes import CountTokens, long_text
 from .report import Finding
 from .wire import Answer, Direct, Wire, decode

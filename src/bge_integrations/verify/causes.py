@@ -11,11 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, cast, get_args
 
-from ..cards import ModelCard, Pooling, Role
 from ..catalog import MODELS
-from ..encoder import FutureEncoder, Vectors
-from ..engines.local import LocalEngine
+from ..catalog.records import ModelCard, Pooling, Role
+from ..core.encoder import FutureEncoder, Vectors
 from ..errors import BGEError
+from ..local.engine import LocalEngine
 
 
 class Candidate(NamedTuple):
@@ -131,8 +131,8 @@ def pooled_otherwise(engine: LocalEngine) -> Iterator[list[tuple[Pooling, LocalE
 
 
 def _folder_of(engine: LocalEngine) -> Path | None:
-    from ..engines.choice import find_device, usable_weights
-    from ..engines.hub import find_folder
+    from ..local.files import find_folder
+    from ..local.select import find_device, usable_weights
 
     return find_folder(engine.card, usable_weights(engine.settings, find_device(engine.settings.device)))
 

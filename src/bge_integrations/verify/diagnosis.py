@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.golden import LOWER, SAME
-from ..encoder import FutureEncoder, Vectors
-from ..engines.local import LocalEngine
+from ..core.encoder import FutureEncoder, Vectors
 from ..errors import BGEError, BGEWarning
+from ..local.engine import LocalEngine
 from .causes import TEXT_FAULTS, Candidate, Wording, lower_limits, pooled_otherwise, sibling
 from .probes import LONGEST, Probe
 from .report import Cause, Outcome

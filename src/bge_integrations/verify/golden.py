@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cards import Role
 from ..catalog import find_model
 from ..catalog.golden import (
     VERDICTS,
@@ -20,7 +19,8 @@ from ..catalog.golden import (
     to_golden_json,
     worst,
 )
-from ..encoder import FutureEncoder, Vectors
+from ..catalog.records import Role
+from ..core.encoder import FutureEncoder, Vectors
 from ..errors import BGEError, ConfigError
 from .probes import Probe
 from .report import Finding, GoldenResult

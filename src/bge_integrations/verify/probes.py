@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..cards import Role
+from ..catalog.records import Role
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 

@@ -14,10 +14,10 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 
 import numpy as np
 
-from ..cards import ModelCard, Provider
-from ..encoder import FutureEncoder, Vectors
-from ..engines.endpoint import is_loopback
+from ..catalog.records import ModelCard, Provider
+from ..core.encoder import FutureEncoder, Vectors
 from ..errors import BGEError
+from ..remote.endpoint import is_loopback
 
 # A host that is busy says so for a while; what it says about a request comes after.
 _BUSY = (429, 502, 503, 504)

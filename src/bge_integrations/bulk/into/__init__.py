@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from ...errors import BGEError, ConfigError
-from ...stamps import check_store, read_stamp, stamp_store
+from ...stamps.stamp import check_store, read_stamp, stamp_store
 from ..pieces import read_pieces
 from ..shards import Part, shard_files, stamp_of
 from .target import Batch, Place, Store, Target

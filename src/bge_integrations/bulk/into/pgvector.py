@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from ...stores import comment_slot
+from ...stamps.slots import comment_slot
 from .target import Batch, Place, check_dimensions, need
 
 BATCH_ROWS = 2000

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from ...errors import ConfigError
-from ...stores import qdrant_slot
+from ...stamps.slots import qdrant_slot
 from .target import Batch, Place, check_dimensions, need
 
 BATCH_ROWS = 256

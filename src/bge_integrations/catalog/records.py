@@ -1,0 +1,162 @@
+"""Frozen records of models and hosts, and how a model wants a text for a role.
+
+Roles are ``"query"`` and ``"document"``. Only a query ever gets an instruction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import ConfigError
+from ..options import Pooling
+
+Role = Literal["query", "document"]
+Protocol = Literal["openai", "space"]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """One embedding model.
+
+    Attributes:
+        id: the name on the hub, or the folder's name for a local model.
+        dimensions: length of a vector.
+        max_tokens: tokens that the model reads, special tokens included; the rest of a text is lost.
+        query_instruction: put in front of a query, byte for byte; ``""`` where the model wants none;
+            ``None`` where its authors name no default task, so that the user must.
+        query_format: how instruction and query are joined.
+        pooling: how token vectors become one vector.
+        revision: the commit that is loaded, or a fingerprint of a folder's weights.
+        aliases: other names that users type for it.
+        folder: where the weights lie, for a model that is not on a hub.
+        source: where these facts were read.
+        checked: the date on which they were read.
+    """
+
+    id: str
+    dimensions: int
+    max_tokens: int
+    query_instruction: str | None
+    query_format: str = "{instruction}{text}"
+    pooling: Pooling = "cls"
+    instruction_needed: Literal["needed", "optional", "none", "unknown"] = "optional"
+    languages: tuple[str, ...] = ()
+    licence: str | None = None
+    revision: str | None = None
+    parameters_millions: float | None = None
+    aliases: tuple[str, ...] = ()
+    folder: str | None = None
+    note: str = ""
+    source: str = ""
+    checked: str = ""
+
+    def instruction(self, query_instruction: str | None = None) -> str:
+        """Return the instruction that a query gets: the user's where given, else the card's.
+
+        Args:
+            query_instruction: ``None`` for the card's own, ``""`` for none, any other string as it is.
+
+        Raises:
+            ConfigError: the card names no default and the user gave none.
+        """
+        chosen = self.query_instruction if query_instruction is None else query_instruction
+        if chosen is None:
+            raise ConfigError(
+                f"{self.id!r} has no default query instruction: pass query_instruction= with the task in a "
+                "sentence, or query_instruction='' for none"
+            )
+        return chosen
+
+    def format(self, text: str, role: Role, query_instruction: str | None = None) -> str:
+        """Return exactly what the model is to read for ``text`` in ``role``.
+
+        Raises:
+            ConfigError: the card names no default instruction and the user gave none.
+        """
+        if role == "document":
+            return text
+        instruction = self.instruction(query_instruction)
+        if not instruction:
+            return text
+        head, tail = self.query_format.split("{text}")
+        return head.replace("{instruction}", instruction) + text + tail
+
+    def document_space(self, variant: str = "") -> str:
+        """Name the space of document vectors, which no query instruction changes.
+
+        Args:
+            variant: what sets the vectors apart from the model's own, such as ``"int8"`` or ``"mean"``.
+        """
+        revision = (self.revision or "unpinned")[:16]
+        return "/".join(filter(None, [f"{self.id}@{revision}", self.pooling, str(self.dimensions), variant]))
+
+    def space(self, query_instruction: str | None = None, variant: str = "") -> str:
+        """Name the vector space; two encoders with the same name may be compared."""
+        chosen = self.query_instruction if query_instruction is None else query_instruction
+        digest = hashlib.sha256(chosen.encode("utf-8", "surrogatepass")).hexdigest()[:8] if chosen else "none"
+        return f"{self.document_space(variant)}/query:{digest}"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a host calls a model, and on what terms.
+
+    Attributes:
+        model: id of the model's card.
+        wire: what the host wants as ``model``.
+        withdrawn: the date since which the host no longer answers for it.
+        usd_per_million_tokens: the price that the host states.
+        aliases: other spellings that the host accepts.
+        note: what is not confirmed about it.
+    """
+
+    model: str
+    wire: str
+    withdrawn: str | None = None
+    usd_per_million_tokens: float | None = None
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One host, or one kind of server that people run themselves.
+
+    Attributes:
+        name: what users type.
+        base_url: without ``/embeddings``; ``{account_id}``-style holes are filled from ``url_env``;
+            ``None`` where the user has to say it.
+        key_env: variables that hold the key, the first one that is set wins.
+        base_url_env: variable that holds the base URL.
+        url_env: (hole, variable) pairs of ``base_url``.
+        offers: the models it serves; empty for servers that run whatever they are given.
+        max_inputs: texts per request.
+        needs_key: whether a call without a key cannot work.
+        base64: whether it answers ``encoding_format="base64"`` well; ``None`` where unknown.
+        pooling: what it pools by where that is not what the model wants.
+        refused: why no BGE model can be had there, for a host that serves none.
+        quirks: what to know about it.
+    """
+
+    name: str
+    title: str = ""
+    base_url: str | None = None
+    key_env: tuple[str, ...] = ()
+    base_url_env: str | None = None
+    url_env: tuple[tuple[str, str], ...] = ()
+    offers: tuple[Offer, ...] = ()
+    max_inputs: int | None = None
+    needs_key: bool = False
+    protocol: Protocol = "openai"
+    base64: bool | None = None
+    pooling: Pooling | None = None
+    refused: str = ""
+    quirks: str = ""
+    source: str = ""
+    checked: str = ""
+
+    def offer(self, model_id: str) -> Offer | None:
+        """Return what the host offers for a model, or None."""
+        return next((offer for offer in self.offers if offer.model == model_id), None)

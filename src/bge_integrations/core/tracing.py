@@ -1,0 +1,103 @@
+"""A span per call by OpenTelemetry's conventions for generative AI, where the program uses OpenTelemetry.
+
+No text is ever in a span. Conventions: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/#embeddings
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from ..catalog.records import ModelCard
+
+__all__ = ["Described", "add_tokens", "span"]
+
+
+class Described(Protocol):
+    """What a span tells of an encoder."""
+
+    card: ModelCard
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the encoder works, as plain data without secrets."""
+        ...
+
+
+_tokens: ContextVar[list[float] | None] = ContextVar("bge_tokens", default=None)
+
+
+def add_tokens(count: float) -> None:
+    """Count tokens towards the call in whose context this runs; requests that calls share count for the first."""
+    counted = _tokens.get()
+    if counted is not None:
+        counted[0] += count
+
+
+@contextmanager
+def span(encoder: Described, role: str, count: int | None) -> Iterator[None]:
+    """Put the enclosed call into a span, where a tracer provider is set; else cost next to nothing."""
+    tracer = _tracer()
+    if tracer is None:
+        yield
+        return
+    name, kind = f"embeddings {encoder.card.id}", sys.modules["opentelemetry.trace"].SpanKind.CLIENT
+    quiet = {"record_exception": False, "set_status_on_exception": False}  # messages may quote a host's answer
+    counted = [0.0]
+    reset = _tokens.set(counted)
+    try:
+        with tracer.start_as_current_span(
+            name, kind=kind, attributes=_before(encoder, role, count), **quiet
+        ) as current:
+            try:
+                yield
+            except BaseException as error:
+                _mark(current, error)
+                raise
+            finally:
+                if counted[0]:
+                    current.set_attribute("gen_ai.usage.input_tokens", int(counted[0]))
+    finally:
+        _tokens.reset(reset)
+
+
+def _tracer() -> Any:
+    # A program that has not imported the API itself cannot have set a provider: no import is ever needed here.
+    api = sys.modules.get("opentelemetry.trace")
+    if api is None:
+        return None
+    provider = api.get_tracer_provider()
+    return None if isinstance(provider, api.ProxyTracerProvider) else _tracer_of(provider)
+
+
+@lru_cache(maxsize=4)
+def _tracer_of(provider: Any) -> Any:
+    return provider.get_tracer("bge_integrations", version("bge-integrations"))
+
+
+def _before(encoder: Described, role: str, count: int | None) -> dict[str, Any]:
+    about = encoder.describe()
+    host = urlsplit(about.get("base_url") or "")
+    known = {
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.provider.name": about.get("provider") or "local",
+        "gen_ai.request.model": about.get("wire_model") or encoder.card.id,
+        "gen_ai.embeddings.dimension.count": encoder.card.dimensions,
+        "server.address": host.hostname,
+        "server.port": host.port,
+        "bge.role": role,
+        "bge.texts": count,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _mark(current: Any, error: BaseException) -> None:
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    current.set_attribute("error.type", name)
+    current.set_status(sys.modules["opentelemetry.trace"].StatusCode.ERROR)

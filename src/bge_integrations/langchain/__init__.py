@@ -1,0 +1,5 @@
+"""LangChain adapters."""
+
+from .embeddings import BGEEmbeddings
+
+__all__ = ["BGEEmbeddings"]

@@ -1,0 +1,5 @@
+"""LlamaIndex adapters."""
+
+from .embeddings import BGEEmbedding
+
+__all__ = ["BGEEmbedding"]

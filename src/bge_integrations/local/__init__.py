@@ -1,0 +1,1 @@
+"""Models on this machine: one worker thread over several back-ends."""

@@ -1,0 +1,101 @@
+"""A model's own ONNX file on onnxruntime, without torch or transformers."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...catalog.records import ModelCard
+from ...core.tokenizer import TextTokenizer, Tokens
+from ...errors import MissingExtraError, ModelLoadError
+from ..architecture import read_json
+from ..cores import usable_cores
+from ..files import ONNX_FILE
+
+_STATES = ("last_hidden_state", "token_embeddings")
+
+
+class OnnxBackend:
+    """Computes ``onnx/model.onnx``: token states from the graph, pooling here."""
+
+    padded = True
+    budget = 1024
+
+    def __init__(self, card: ModelCard, folder: Path, *, int8: bool = False) -> None:
+        self.threads = usable_cores()
+        self.session = _session(folder / ONNX_FILE, self.threads, int8=int8)
+        self.tokenizer = TextTokenizer(folder, card.max_tokens)
+        self.pooling = card.pooling
+        self.padding = int(read_json(folder / "config.json").get("pad_token_id") or 0)
+        self.inputs = {node.name for node in self.session.get_inputs()}
+        names = [node.name for node in self.session.get_outputs()]
+        states = [name for name in _STATES if name in names]
+        if not states:
+            raise ModelLoadError(f"{str(folder / ONNX_FILE)!r} has no output {' or '.join(_STATES)}, only {names}")
+        self.output = states[0]
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        """Return token ids, cut to what the model reads."""
+        return self.tokenizer.tokenize(texts)
+
+    def forward(self, items: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """Return the pooled states of texts."""
+        lengths = np.fromiter(map(len, items), np.int64, len(items))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.padding, np.int64)
+        ids[mask] = np.concatenate(items)
+        feed = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+        states = self.session.run([self.output], {name: feed[name] for name in self.inputs})[0]
+        if self.pooling == "cls":
+            return cast("NDArray[np.float32]", states[:, 0])
+        return cast("NDArray[np.float32]", (states * mask[:, :, None]).sum(1) / lengths[:, None])
+
+    def describe(self) -> dict[str, Any]:
+        """Return the number of threads."""
+        return {"threads": self.threads}
+
+
+def _session(path: Path, threads: int, *, int8: bool) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("backend='onnx' needs onnxruntime: pip install \"bge-integrations[onnx]\"") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    try:
+        if not int8:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with tempfile.TemporaryDirectory() as folder:
+            small = _quantised(path, Path(folder))
+            return onnxruntime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
+    except MissingExtraError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"onnxruntime cannot load {str(path)!r}: {error}") from error
+
+
+def _quantised(path: Path, folder: Path) -> Path:
+    """Write the graph with 8-bit weights and return where."""
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError as error:
+        raise MissingExtraError("precision='int8' needs onnx to rewrite the graph: pip install onnx") from error
+    target = folder / "model.onnx"
+    logging.root.addFilter(_not_about_preprocessing)
+    try:
+        quantize_dynamic(path, target, weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        logging.root.removeFilter(_not_about_preprocessing)
+    return target
+
+
+def _not_about_preprocessing(record: logging.LogRecord) -> bool:
+    """Keep onnxruntime's advice, which it gives through the root logger, from the user's log."""
+    return "pre-processing before quantization" not in record.getMessage()

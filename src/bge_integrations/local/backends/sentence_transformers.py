@@ -1,0 +1,118 @@
+"""Everything that the packed engine does not know, through sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...catalog.records import ModelCard
+from ...core.tokenizer import Tokens
+from ...errors import MissingExtraError, ModelLoadError
+from .packed import set_threads
+
+
+class SentenceTransformerBackend:
+    """Computes any model that sentence-transformers loads; the model's saved prompts are never added."""
+
+    padded = True
+
+    def __init__(
+        self, card: ModelCard, folder: Path, *, device: str, precision: str, trust_remote_code: bool = False
+    ) -> None:
+        self.model = _load(folder, device, precision, trust_remote_code, card)
+        self.model.max_seq_length = min(card.max_tokens, self.model.max_seq_length or card.max_tokens)
+        self.precision = precision
+        self.device = device
+        self.threads = set_threads()
+        self.budget = 2048 if device == "cpu" else 32_768
+        size = _dimensions(self.model)
+        if size not in (None, card.dimensions):
+            raise ModelLoadError(f"{str(folder)!r} gives {size} dimensions, {card.id!r} has {card.dimensions}")
+        if not (folder / "modules.json").is_file():
+            _pool_like(card, self.model)
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        """Return the texts themselves, with what their tokens count to: the model tokenises them again."""
+        limit = self.model.max_seq_length
+        lengths = np.array(self.count(texts), np.int64)
+        return Tokens(list(texts), np.minimum(lengths, limit), np.flatnonzero(lengths > limit).tolist())
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, special tokens included."""
+        encoded = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def forward(self, items: Sequence[str]) -> NDArray[np.float32]:
+        """Return the pooled vectors of texts."""
+        rows = self.model.encode(
+            list(items),
+            prompt="",  # an empty prompt keeps the saved default prompt away
+            batch_size=len(items),
+            convert_to_tensor=True,
+            normalize_embeddings=False,
+            show_progress_bar=False,
+        )
+        return cast("NDArray[np.float32]", rows.float().cpu().numpy())
+
+    def describe(self) -> dict[str, Any]:
+        """Return precision, device and threads."""
+        return {"precision": self.precision, "device": self.device, "threads": self.threads}
+
+
+def _load(folder: Path, device: str, precision: str, code: bool, card: ModelCard) -> Any:
+    try:
+        import torch
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtraError(
+            f'{card.id!r} needs sentence-transformers: pip install "bge-integrations[local]"'
+        ) from error
+    try:
+        with _without_bar():
+            return SentenceTransformer(
+                str(folder),
+                device=device,
+                trust_remote_code=code,
+                local_files_only=True,
+                model_kwargs={"dtype": getattr(torch, precision)},
+            )
+    except Exception as error:
+        raise ModelLoadError(f"sentence-transformers cannot load {str(folder)!r}: {error}") from error
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Keep the bar away that transformers shows while it reads weights: there is one per call here, of texts."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _dimensions(model: Any) -> int | None:
+    ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    return cast("int | None", ask())
+
+
+def _pool_like(card: ModelCard, model: Any) -> None:
+    """Pool as the card says in a folder that says nothing, where sentence-transformers takes the mean.
+
+    Raises:
+        ModelLoadError: the loaded model has no pooling that could be set.
+    """
+    mode = card.pooling.replace(" token", "token")
+    index = next((i for i, module in enumerate(model) if type(module).__name__ == "Pooling"), None)
+    if index is None:
+        raise ModelLoadError(f"{card.id!r} has no pooling of its own and none could be set: save it with one")
+    model[index] = type(model[index])(card.dimensions, pooling_mode=mode)

@@ -1,0 +1,193 @@
+"""The local engine: a model on this machine behind one worker thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..catalog.records import ModelCard
+from ..core.encoder import Blank, FutureEncoder, OnBatch, Role, Truncate, Usage, Vectors, report_cut
+from ..core.tokenizer import TextTokenizer
+from ..errors import ConfigError, ModelLoadError
+from .backends.base import Backend
+from .files import find_folder, get_folder
+from .jobs import Job
+from .scheduler import Worker
+from .select import Choice, Settings, choose, find_device, usable_weights, warn_if_emulated
+
+_LOG = logging.getLogger("bge_integrations")
+
+
+class LocalEngine(FutureEncoder):
+    """Embeds on this machine. The model is loaded at first use; concurrent calls are merged into batches."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        *,
+        query_instruction: str | None = None,
+        blank: Blank = "error",
+        truncate: Truncate = "warn",
+        device: str | None = None,
+        backend: str = "auto",
+        precision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if truncate not in ("warn", "error"):
+            raise ConfigError(f"truncate must be 'warn' or 'error', not {truncate!r}")
+        self.card = card
+        self.query_instruction = query_instruction
+        self.blank = blank
+        self.truncate = truncate
+        self.settings = Settings(card, device, backend, precision, trust_remote_code)
+        self.variant = "int8" if precision == "int8" else ""
+        self.usage = Usage()
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._worker = Worker(partial(load_backend, self.settings))
+        self._counter: TextTokenizer | None = None
+
+    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
+        """Queue checked texts for the worker.
+
+        Raises:
+            ConfigError: the model has no default query instruction and none was given.
+        """
+        self.format(texts[:1], role)
+        caller = copy_context()  # a wrapper and the telemetry listen in it
+        job = Job(
+            texts,
+            self.card.dimensions,
+            prepare=partial(self.format, role=role),
+            report=lambda cut: caller.run(self._report, cut),
+            count=lambda texts, tokens: caller.run(self._count, texts, tokens),
+            strict=self.truncate == "error",
+            on_batch=on_batch,
+        )
+        return self._worker.submit(job)
+
+    def _report(self, cut: list[int]) -> None:
+        report_cut(cut, model=self.card.id, max_tokens=self.card.max_tokens, truncate=self.truncate)
+
+    def _count(self, texts: int, tokens: int) -> None:
+        self.usage.add(texts=texts, tokens=tokens)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has for this model, special tokens included, uncut.
+
+        Raises:
+            ModelLoadError: the model's files cannot be had.
+        """
+        if self._counter is None:
+            settings = self.settings
+            kinds = usable_weights(settings, find_device(settings.device))
+            self._counter = TextTokenizer(get_folder(self.card, kinds, code=settings.trust_remote_code))
+        return self._counter.count(texts)
+
+    def describe(self) -> dict[str, Any]:
+        """Return backend, precision, device, threads, why they were chosen, and how often the model ran."""
+        loop = self._worker.loop
+        chosen = loop.backend.describe() if loop.backend is not None else _foreseen(self.settings)
+        return {**super().describe(), **chosen, "loaded": loop.backend is not None, "forward_passes": loop.passes}
+
+    def close(self) -> None:
+        """Stop the worker after the batch in hand and let the model go; a later call loads it again."""
+        self._worker.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_worker", "_counter")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rebuild()
+
+    def __repr__(self) -> str:
+        return f"LocalEngine({self.card.id!r}, backend={self.settings.backend!r})"
+
+
+class DescribedBackend:
+    """A backend together with why it was chosen."""
+
+    def __init__(self, backend: Backend, choice: Choice) -> None:
+        self.budget, self.padded = backend.budget, backend.padded
+        self.tokenize, self.forward = backend.tokenize, backend.forward
+        self._describe = backend.describe
+        self._choice = choice
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was chosen, and why, with the backend's own details."""
+        return {**_plain(self._choice), **self._describe()}
+
+
+def _plain(choice: Choice) -> dict[str, Any]:
+    return {
+        "backend": choice.backend,
+        "precision": choice.precision,
+        "device": choice.device,
+        "why": choice.why,
+    }
+
+
+def _foreseen(settings: Settings) -> dict[str, Any]:
+    """Return what will be chosen, as far as the files that are here tell."""
+    device = find_device(settings.device)
+    try:
+        kinds = usable_weights(settings, device)
+        folder = find_folder(settings.card, kinds)
+        if folder is not None:
+            return _plain(choose(settings, device, folder, kinds))
+    except (ModelLoadError, ImportError) as error:
+        return {"backend": settings.backend, "device": device, "why": str(error)}
+    return {"backend": settings.backend, "device": device, "why": "not on this machine yet"}
+
+
+def load_backend(settings: Settings) -> Backend:
+    """Find or fetch the model's files and load them.
+
+    Raises:
+        ModelLoadError: the files cannot be had or read.
+        MissingExtraError: a package is not installed.
+    """
+    device = find_device(settings.device)
+    kinds = usable_weights(settings, device)
+    folder = get_folder(settings.card, kinds, code=settings.trust_remote_code)
+    choice = choose(settings, device, folder, kinds)
+    warn_if_emulated(choice.precision, choice.device)
+    backend = DescribedBackend(_loaded(settings, choice, folder), choice)
+    _LOG.info("%s: %s", settings.card.id, ", ".join(f"{key} {value}" for key, value in backend.describe().items()))
+    return backend
+
+
+def _loaded(settings: Settings, choice: Choice, folder: Path) -> Backend:
+    card = settings.card
+    if choice.backend == "onnx":
+        from .backends.onnx import OnnxBackend
+
+        return OnnxBackend(card, folder, int8=choice.precision == "int8")
+    if choice.backend == "torch" and choice.architecture is not None:
+        from .backends.packed import PackedBackend
+        from .weights import read_weights
+
+        return PackedBackend(
+            choice.architecture,
+            read_weights(folder),
+            TextTokenizer(folder, card.max_tokens),
+            pooling=card.pooling,
+            precision=choice.precision,
+            device=choice.device,
+        )
+    from .backends.sentence_transformers import SentenceTransformerBackend
+
+    return SentenceTransformerBackend(
+        card,
+        folder,
+        device=choice.device,
+        precision=choice.precision,
+        trust_remote_code=settings.trust_remote_code,
+    )

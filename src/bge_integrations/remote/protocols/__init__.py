@@ -1,0 +1,1 @@
+"""What is sent to a host and how its answer is read, per protocol."""

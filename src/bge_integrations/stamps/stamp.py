@@ -1,0 +1,134 @@
+"""Write into a vector store which space its vectors are of, and refuse an encoder of another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, SpaceMismatchError
+from .slots import find_slot
+
+__all__ = ["check_stamp", "check_store", "read_stamp", "stamp_store"]
+
+_DOCUMENTS = ("model", "revision", "dimensions", "pooling", "variant")
+_STAMPED = (*_DOCUMENTS, "query_instruction")
+
+
+def stamp_store(store: Any, encoder: Any, *, replace: bool = False) -> dict[str, Any]:
+    """Write the encoder's stamp into a vector store.
+
+    Args:
+        store: of LangChain or LlamaIndex over Chroma, Qdrant, pgvector or LanceDB; a Chroma collection or LanceDB
+            table; or the folder in which a FAISS index was saved (the stamp becomes a file beside it). Collection and
+            table have to exist: LlamaIndex makes some at the first ``add``.
+        encoder: an encoder, or a face of LangChain or LlamaIndex that holds one.
+        replace: overwrite the stamp of another space, once the documents are embedded anew.
+
+    Returns:
+        The stamp.
+
+    Raises:
+        SpaceMismatchError: the store is stamped with another space already. A new query instruction alone is written,
+            since it leaves the documents' vectors as they are.
+        ConfigError: no such kind of store, or one that cannot keep a stamp.
+    """
+    slot, stamp = find_slot(store), _stamp(encoder)
+    written = _parse(slot.read())
+    changed = [name for name in _differences(written, stamp) if name in _DOCUMENTS] if written else []
+    if changed and not replace:
+        raise _mismatch(written, stamp)
+    line = json.dumps(stamp, sort_keys=True)
+    slot.write(line)
+    if _parse(slot.read()) != stamp:
+        raise ConfigError(f"{type(store).__name__} did not keep the stamp: its server is too old for metadata")
+    return stamp
+
+
+def check_store(store: Any, encoder: Any) -> dict[str, Any]:
+    """Refuse an encoder whose vectors do not belong into a store.
+
+    Args:
+        store: as ``stamp_store`` takes it.
+        encoder: an encoder, or a face of LangChain or LlamaIndex that holds one.
+
+    Returns:
+        The store's stamp.
+
+    Raises:
+        SpaceMismatchError: says what differs and whether the documents have to be embedded again
+            (``differences`` and ``reembed`` say it as data).
+        ConfigError: the store has no stamp.
+    """
+    written = read_stamp(store)
+    if not written:
+        raise ConfigError(
+            f"this {_kind(store)} has no stamp, so nobody knows of which space its vectors are; where you know "
+            "that this encoder made them, stamp_store(store, encoder) says so"
+        )
+    check_stamp(written, encoder)
+    return written
+
+
+def check_stamp(written: Mapping[str, Any], encoder: Any) -> None:
+    """Refuse an encoder whose vectors do not belong to those that a stamp was written for.
+
+    Args:
+        written: a stamp.
+        encoder: whatever has a ``stamp()``, or a face of LangChain or LlamaIndex that holds such a thing.
+
+    Raises:
+        SpaceMismatchError: as ``check_store`` does.
+    """
+    stamp = _stamp(encoder)
+    if _differences(written, stamp):
+        raise _mismatch(written, stamp)
+
+
+def read_stamp(store: Any) -> dict[str, Any]:
+    """Return the stamp of a store; empty where it has none.
+
+    Raises:
+        ConfigError: no such kind of store.
+    """
+    return _parse(find_slot(store).read())
+
+
+def _stamp(encoder: Any) -> dict[str, Any]:
+    held = getattr(encoder, "encoder", encoder)
+    stamp: dict[str, Any] = held.stamp()
+    return stamp
+
+
+def _parse(line: str | None) -> dict[str, Any]:
+    try:
+        data = json.loads(line or "{}")
+    except ValueError:
+        raise ConfigError(f"the store's stamp is not JSON: {line!r:.80}; stamp_store(..., replace=True)") from None
+    return data if isinstance(data, dict) else {}
+
+
+def _differences(written: Mapping[str, Any], stamp: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    pairs = {name: (written.get(name), stamp.get(name)) for name in _STAMPED}
+    return {name: pair for name, pair in pairs.items() if (pair[0] or None) != (pair[1] or None)}
+
+
+def _mismatch(written: Mapping[str, Any], stamp: Mapping[str, Any]) -> SpaceMismatchError:
+    differences = _differences(written, stamp)
+    reembed = any(name in _DOCUMENTS for name in differences)
+    told = "; ".join(f"{name}: {old!r} in the store, {new!r} here" for name, (old, new) in differences.items())
+    remedy = (
+        "the vectors cannot be compared: use the store's model, or embed its documents again and "
+        "stamp_store(..., replace=True)"
+        if reembed
+        else "its documents need not be embedded again, since no instruction goes into their vectors: pass the store's "
+        "query_instruction=, or take up this one with stamp_store(store, encoder)"
+    )
+    return SpaceMismatchError(
+        f"the store was made otherwise ({told}): {remedy}", differences=differences, reembed=reembed
+    )
+
+
+def _kind(store: Any) -> str:
+    return "folder" if isinstance(store, (str, Path)) else type(store).__name__

@@ -1,0 +1,1 @@
+"""Encoders around an encoder: cache, progress bar, first-use check."""

@@ -1,0 +1,8 @@
+"""A role-aware cache around any encoder: crash-safe, shared between processes, never in the way."""
+
+from .admin import clear, info, prune
+from .encoder import CachedEncoder
+from .sqlite import SQLiteStore
+from .stores import ByteStoreRows, KVStoreRows, Store
+
+__all__ = ["ByteStoreRows", "CachedEncoder", "KVStoreRows", "SQLiteStore", "Store", "clear", "info", "prune"]

@@ -1,0 +1,180 @@
+"""Where rows lie: an SQLite file, or what the user already has from LangChain or LlamaIndex."""
+
+from __future__ import annotations
+
+import base64
+import time
+import warnings
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ...core.event_loop import BackgroundLoop
+from ...errors import ConfigError, RepairWarning
+from .place import SetAsideError
+from .sqlite import SQLiteStore
+
+__all__ = ["ByteStoreRows", "KVStoreRows", "Store", "TolerantStore", "as_store"]
+
+_PAUSE = 60.0  # seconds before a store that failed is tried again
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Rows by key. ``settle`` and ``close`` are called too, where there are such methods."""
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the row of each key, or None where there is none."""
+        ...
+
+    def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store rows, in place of those that were there."""
+        ...
+
+
+def as_store(store: object, *, max_bytes: int | None = None) -> Store:
+    """Return a store for a path, a ``Store``, LangChain's ``ByteStore`` or LlamaIndex's ``BaseKVStore``.
+
+    Raises:
+        ConfigError: it is none of these, or a bound is asked for that only an SQLite file can keep.
+    """
+    if isinstance(store, (str, Path)):
+        return SQLiteStore(store, max_bytes=max_bytes)
+    if max_bytes is not None:
+        raise ConfigError("max_bytes bounds an SQLite file; a store of your own has its own bounds")
+    if isinstance(store, Store):
+        return store
+    if callable(getattr(store, "mget", None)) and callable(getattr(store, "mset", None)):
+        return ByteStoreRows(store)
+    if callable(getattr(store, "get", None)) and callable(getattr(store, "put", None)):
+        return KVStoreRows(store)
+    raise ConfigError(
+        f"cache= takes a path, a ByteStore of LangChain or a KVStore of LlamaIndex, not {type(store).__name__}"
+    )
+
+
+class _Foreign:
+    """Another package's store: its methods, or their async twins where it has no others."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self._loop = BackgroundLoop("bge-cache-store")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.store).__name__})"  # a store's own repr may hold a password
+
+    def either(self, plain: Callable[[], Any], twin: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Call ``plain``, or run ``twin`` where there is no such thing."""
+        try:
+            return plain()
+        except NotImplementedError:
+            return self._loop.run(twin()).result()
+
+
+class ByteStoreRows(_Foreign):
+    """Rows in a LangChain ``ByteStore`` (``mget`` and ``mset``)."""
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the row of each key, or None where there is none."""
+        names = [_name(key) for key in keys]
+        rows = self.either(lambda: self.store.mget(names), lambda: self.store.amget(names))
+        return [row if isinstance(row, bytes) else None for row in rows]
+
+    def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store rows."""
+        named = [(_name(key), row) for key, row in pairs]
+        self.either(lambda: self.store.mset(named), lambda: self.store.amset(named))
+
+
+class KVStoreRows(_Foreign):
+    """Rows in a LlamaIndex ``BaseKVStore`` (``get`` and ``put``), in a collection of their own."""
+
+    collection = "bge_vectors"
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the row of each key, or None where there is none."""
+        return [self._get(_name(key)) for key in keys]
+
+    def _get(self, name: str) -> bytes | None:
+        got = self.either(
+            lambda: self.store.get(name, collection=self.collection),
+            lambda: self.store.aget(name, collection=self.collection),
+        )
+        row = got.get("row") if isinstance(got, dict) else None
+        try:
+            return base64.b64decode(row) if isinstance(row, str) else None
+        except ValueError:
+            return None
+
+    def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store rows."""
+        for key, row in pairs:
+            name, value = _name(key), {"row": base64.b64encode(row).decode("ascii")}
+            self._put(name, value)
+
+    def _put(self, name: str, value: dict[str, str]) -> None:
+        self.either(
+            lambda: self.store.put(name, value, collection=self.collection),
+            lambda: self.store.aput(name, value, collection=self.collection),
+        )
+
+
+def _name(key: bytes) -> str:
+    return f"bge-{key.hex()}"
+
+
+class TolerantStore:
+    """A store whose failures cost hits and not the job: one warning, then a pause before it is tried again."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._warned = False
+        self._paused = {"read": 0.0, "write": 0.0}
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the row of each key; None for all where the store fails."""
+        rows = self._try("read", lambda: self.store.get_many(keys))
+        return rows if rows is not None and len(rows) == len(keys) else [None] * len(keys)
+
+    def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store rows, if the store can."""
+        self._try("write", lambda: self.store.put_many(pairs))
+
+    def settle(self) -> None:
+        """Let the store do what can wait."""
+        settle = getattr(self.store, "settle", None)
+        if settle is not None:
+            self._try("write", settle)
+
+    def close(self) -> None:
+        """Close the store, where it can be closed."""
+        close = getattr(self.store, "close", None)
+        if close is not None:
+            self._try("write", close)
+
+    def _try(self, what: str, work: Callable[[], Any]) -> Any:
+        if time.monotonic() < self._paused[what]:
+            return None
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 - whatever a user's store raises must not end the job
+            if not isinstance(error, SetAsideError):
+                self._paused[what] = time.monotonic() + _PAUSE
+            self._warn(error)
+            return None
+
+    def _warn(self, error: Exception) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"the cache {self.store!r} cannot be used, texts are embedded without it: {error or type(error).__name__}",
+            RepairWarning,
+            stacklevel=2,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"store": self.store}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["store"])  # type: ignore[misc]
