@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import ModelLoadError
-from .records import ModelCard, Pooling
+from ..options import Pooling
+from .records import ModelCard
 
 _POOLING_KEYS: dict[str, Pooling] = {
     "pooling_mode_cls_token": "cls",

@@ -25,11 +25,11 @@ except ImportError as error:
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_serializer
 
 from ..catalog import MODELS
-from ..catalog.records import ModelCard, Pooling
+from ..catalog.records import ModelCard
 from ..core.encoder import FutureEncoder, check_texts
 from ..errors import ConfigError, SpaceMismatchError
 from ..load import Options, check_encoder, engine_of, load_encoder, token_counter
-from ..options import check_names
+from ..options import Pooling, check_names
 from ..remote.limiter import Limiter
 
 __all__ = ["BGEEmbedding"]

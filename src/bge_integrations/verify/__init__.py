@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from ..catalog.golden import ACCEPTED, VERDICTS
-from ..catalog.records import Pooling
 from ..core.encoder import FutureEncoder, Vectors
 from ..errors import BadAnswerError, BGEError, BGEWarning, ConfigError
 from ..load import engine_of
 from ..local.engine import LocalEngine
+from ..options import Pooling
 from ..stamps.stamp import check_store, read_stamp, stamp_store
 from .behaviour import look_at
 from .causes import other_models, pooled_otherwise

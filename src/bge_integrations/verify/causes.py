@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple, cast, get_args
 
 from ..catalog import MODELS
-from ..catalog.records import ModelCard, Pooling, Role
+from ..catalog.records import ModelCard, Role
 from ..core.encoder import FutureEncoder, Vectors
 from ..errors import BGEError
 from ..local.engine import LocalEngine
+from ..options import Pooling
 
 
 class Candidate(NamedTuple):
