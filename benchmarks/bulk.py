@@ -136,9 +136,9 @@ def remote(scale: float, rounds: int) -> list[dict[str, Any]]:
 def free_encoder(dimensions: int) -> Any:
     """Return an encoder that costs nothing, to see what reading and writing alone can do."""
     from bge_integrations.catalog import find_model
-    from bge_integrations.core.encoder import FutureEncoder, Usage
+    from bge_integrations.core.encoder import Encoder, Usage
 
-    class Free(FutureEncoder):
+    class Free(Encoder):
         def __init__(self) -> None:
             self.card = replace(find_model("bge-large"), dimensions=dimensions)
             self.usage = Usage()

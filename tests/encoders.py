@@ -7,13 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from bge_integrations.catalog.records import ModelCard, Role
-from bge_integrations.core.encoder import Blank, FutureEncoder, OnBatch, Usage, Vectors, report_cut
+from bge_integrations.core.checks import refuse_truncation
+from bge_integrations.core.encoder import Batch, Blank, Encoder, Stream, Usage, Vectors
 
 CARD = ModelCard(
     id="test/hash",
@@ -31,7 +32,7 @@ def hash_vectors(formatted: Sequence[str], dimensions: int) -> Vectors:
     return (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
 
 
-class HashEncoder(FutureEncoder):
+class HashEncoder(Encoder):
     """Vectors by hash, in batches, on threads of its own, and a record of all that it was sent.
 
     Args:
@@ -79,33 +80,41 @@ class HashEncoder(FutureEncoder):
         """Return what ``encode`` must return."""
         return hash_vectors(self.format(texts, role), self.card.dimensions)
 
-    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
+    def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
         if self._pid != os.getpid():
             self._reset()
         with self._lock:
             self.calls.append(list(texts))
-        self._report_long(texts)
-        return self._pool.submit(self._work, texts, role, on_batch)
+        long = self._too_long(texts)
+        if self.truncate == "error":
+            refuse_truncation(long, model=self.card.id, max_tokens=self.max_words)
+        self._pool.submit(self._run, texts, role, stream, set(long))
 
-    def _report_long(self, texts: list[str]) -> None:
-        if self.max_words is not None:
-            long = [i for i, text in enumerate(texts) if len(text.split()) > self.max_words]
-            report_cut(long, model=self.card.id, max_tokens=self.max_words, truncate=self.truncate)
+    def _too_long(self, texts: list[str]) -> list[int]:
+        return [i for i, text in enumerate(texts) if self.max_words and len(text.split()) > self.max_words]
 
-    def _work(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Vectors:
-        done = np.empty((len(texts), self.card.dimensions), np.float32)
-        formatted = self.format(texts, role)
+    def _run(self, texts: list[str], role: Role, stream: Stream, long: set[int]) -> None:
+        try:
+            self.work(texts, role, stream, long)
+        except BaseException as error:  # noqa: BLE001 - as an engine does
+            stream.fail(error)
+        else:
+            stream.finish()
+
+    def work(self, texts: list[str], role: Role, stream: Stream, long: set[int]) -> None:
         for first in range(0, len(texts), self.batch):
-            rows = range(first, min(first + self.batch, len(texts)))
+            rows = list(range(first, min(first + self.batch, len(texts))))
             if self.delay:
                 time.sleep(self.delay)
+            part = [texts[i] for i in rows]
             if self.before_batch:
-                self.before_batch(rows, texts[rows.start : rows.stop])
-            done[rows.start : rows.stop] = hash_vectors(formatted[rows.start : rows.stop], self.card.dimensions)
-            self.usage.add(texts=len(rows), requests=1, tokens=sum(len(texts[i].split()) for i in rows))
-            if on_batch:
-                on_batch(rows, done[rows.start : rows.stop])
-        return done
+                self.before_batch(rows, part)
+            self.usage.add(requests=1)
+            tokens = sum(len(text.split()) for text in part)
+            stream.put(Batch(rows, self.vectors(part, role), tokens, [i for i in rows if i in long]))
+
+    def vectors(self, texts: list[str], role: Role) -> Vectors:
+        return hash_vectors(self.format(texts, role), self.card.dimensions)
 
     def close(self) -> None:
         self.closed += 1

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from bge_integrations.catalog import find_model
-from bge_integrations.core.encoder import FutureEncoder, Usage
+from bge_integrations.core.encoder import Encoder, Usage
 from bge_integrations.server import serve
 
 CARD = replace(find_model("bge-small-en-v1.5"), dimensions=32, max_tokens=16)
@@ -24,7 +24,7 @@ def vector_of(text: str, role: str = "document", card=CARD) -> np.ndarray:
     return row / np.linalg.norm(row)
 
 
-class ServedEncoder(FutureEncoder):
+class ServedEncoder(Encoder):
     """Works on one thread, waits at ``gate`` where one is set, and calls ``spoil`` on each result."""
 
     def __init__(self, gate: threading.Event | None = None, spoil=None, delay: float = 0.0, card=CARD) -> None:

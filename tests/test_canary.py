@@ -16,8 +16,8 @@ import pytest
 
 from bge_integrations.catalog import find_model
 from bge_integrations.catalog.golden import read_golden
-from bge_integrations.errors import HostUnavailableError, SpaceMismatchError
-from bge_integrations.wrappers.verified import GuardedEncoder, UnverifiedWarning, probe_of
+from bge_integrations.errors import HostUnavailableError, SpaceMismatchError, UnverifiedWarning
+from bge_integrations.wrappers.verified import VerifiedEncoder, probe_of
 from encoders import CARD, HashEncoder, hash_vectors
 
 BASE = find_model("bge-base-en-v1.5")
@@ -32,13 +32,16 @@ class Recorded(HashEncoder):
         super().__init__(card, **options)
         self.noise, self.shuffled, self.fails, self.held = noise, shuffled, fails, held
 
-    def _work(self, texts, role, on_batch):
+    def work(self, texts, role, stream, long):
         if self.held is not None:
             assert self.held.wait(30)
         if self.fails:
             self.fails -= 1
-            raise HostUnavailableError("down", provider="host", model=self.card.id, unfinished=range(len(texts)))
-        vectors = super()._work(texts, role, on_batch)
+            raise HostUnavailableError("down", provider="host", model=self.card.id)
+        super().work(texts, role, stream, long)
+
+    def vectors(self, texts, role):
+        vectors = super().vectors(texts, role)
         known = {golden.text: golden for golden in read_golden().of(self.card)}
         for row, text in zip(vectors, texts, strict=True):
             if text in known:
@@ -63,7 +66,7 @@ def memory(tmp_path):
 
 
 def guarded(inner, memory=None, day="2026-11-21"):
-    return GuardedEncoder(inner, host=HOST, memory=memory, today=lambda: day)
+    return VerifiedEncoder(inner, host=HOST, memory=memory, today=lambda: day)
 
 
 @pytest.mark.parametrize("card", [BASE, SMALL], ids=["a full vector", "five numbers"])
@@ -104,7 +107,7 @@ def test_the_day_s_result_is_remembered_per_host_model_and_space(memory):
     guarded(again, memory).encode(["one"], role="document")
     assert again.calls == [["one"]]
     for other in (
-        GuardedEncoder(again, host="https://other.example/v1", memory=memory, today=lambda: "2026-11-21"),
+        VerifiedEncoder(again, host="https://other.example/v1", memory=memory, today=lambda: "2026-11-21"),
         guarded(again, memory, day="2026-11-22"),
         guarded(Recorded(SMALL), memory),
     ):
@@ -118,7 +121,7 @@ def test_the_day_s_result_is_remembered_per_host_model_and_space(memory):
 
 def test_a_new_day_is_asked_anew_within_the_same_object():
     inner, day = Recorded(), ["2026-11-21"]
-    encoder = GuardedEncoder(inner, host=HOST, today=lambda: day[0])
+    encoder = VerifiedEncoder(inner, host=HOST, today=lambda: day[0])
     encoder.encode(["one"], role="document")
     day[0] = "2026-11-22"
     encoder.encode(["two"], role="document")

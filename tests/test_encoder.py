@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_integrations import BadAnswerError, ConfigError, InputError, InputTypeError, RepairWarning, TruncationWarning
-from bge_integrations.core.encoder import Encoder, Usage, check_texts, check_vectors, report_cut, stream
+from bge_integrations import (
+    BadAnswerError,
+    BGEError,
+    ConfigError,
+    InputError,
+    InputTypeError,
+    RepairWarning,
+    TooLongError,
+    TruncationWarning,
+)
+from bge_integrations.core.checks import check_texts, refuse_truncation
+from bge_integrations.core.encoder import Encoder, Usage, stream
+from bge_integrations.core.outputs import check_vectors
 from encoders import CARD, HashEncoder
 
 # ---- texts
@@ -146,6 +159,14 @@ def test_a_wrong_count_is_refused_whole(rows):
     assert caught.value.positions == (0, 1)
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-20, 1e-10, 1e10, 2e19, 1e30, 1e38])
+def test_a_row_of_any_scale_of_float32_becomes_a_unit_vector(scale):
+    rows = np.array([[3, 4, 0], [1, 1, 1]], np.float64)
+    vectors = check_vectors([(rows[0] / 5 * scale).tolist(), rows[1].tolist()], count=2, dimensions=3)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+    assert vectors[1] @ (rows[1] / np.sqrt(3)) > 0.999
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_wrong_dimension_is_refused(size):
     with pytest.raises(BadAnswerError, match=f"{size} dimensions came back, the model has 2"):
@@ -179,21 +200,95 @@ def test_an_answer_of_another_kind_is_refused(rows):
 # ---- the rest of the seam
 
 
-def test_long_texts_are_reported_once_with_positions_or_refused():
-    with pytest.warns(TruncationWarning, match=r"2 text\(s\) .* 512 tokens .*positions 1, 7") as caught:
-        report_cut([1, 7], model="m", max_tokens=512, truncate="warn")
+@pytest.mark.parametrize("how", ["encode", "submit", "aencode"])
+def test_long_texts_are_reported_once_with_positions_at_the_callers_line(how):
+    encoder = HashEncoder(max_words=2, batch=2)
+    texts = ["one", "one two three", "one two", "one two three four"]
+
+    async def awaited():
+        return await encoder.aencode(texts, role="document")
+
+    calls = {
+        "encode": lambda: encoder.encode(texts, role="document"),
+        "submit": lambda: encoder.submit(texts, role="document").result(),
+        "aencode": lambda: asyncio.run(awaited()),
+    }
+    with pytest.warns(TruncationWarning, match=r"2 text\(s\) .* 512 tokens .*positions 1, 3") as caught:
+        calls[how]()
     assert len(caught) == 1
-    with pytest.raises(InputError, match="split them") as refused:
-        report_cut([1, 7], model="m", max_tokens=512, truncate="error")
-    assert refused.value.positions == (1, 7)
-    report_cut([], model="m", max_tokens=512, truncate="error")
+    assert encoder.usage.truncated == 2
+    if how != "submit":
+        assert caught[0].filename == __file__
+
+
+def test_long_texts_are_refused_with_positions():
+    encoder = HashEncoder(max_words=2, truncate="error")
+    with pytest.raises(TooLongError, match=r"2 text\(s\) .* split them.*positions 1, 2") as refused:
+        encoder.encode(["a", "a b c", "a b c d"], role="document")
+    assert refused.value.positions == (1, 2)
+    assert encoder.sent == ["a", "a b c", "a b c d"]
+    refuse_truncation([], model="m", max_tokens=512)
+
+
+def test_a_listener_gets_the_positions_instead_of_a_warning():
+    positions = []
+    HashEncoder(max_words=1).submit(["a", "b c"], role="document", on_truncated=positions.extend).result()
+    assert positions == [1]
 
 
 def test_many_positions_are_shortened_in_words_but_not_in_the_error():
     with pytest.raises(InputError, match="…") as refused:
-        report_cut(range(100), model="m", max_tokens=512, truncate="error")
+        refuse_truncation(range(100), model="m", max_tokens=512)
     assert len(refused.value.positions) == 100
     assert len(str(refused.value)) < 250
+
+
+def test_an_encoder_that_loses_a_row_is_caught():
+    class Losing(HashEncoder):
+        def work(self, texts, role, stream, long):
+            super().work(texts[:-1], role, stream, long)
+
+    with pytest.raises(BGEError, match="no vector for text 2"):
+        Losing().encode(["a", "b", "c"], role="document")
+
+
+@pytest.mark.parametrize("nested", ["encode", "aencode"])
+def test_waiting_for_the_same_encoder_inside_on_batch_is_an_error_and_not_a_hang(nested):
+    encoder = HashEncoder()
+
+    def on_batch(indices, vectors):
+        if nested == "encode":
+            encoder.encode(["b"], role="document")
+        else:
+            asyncio.run(encoder.aencode(["b"], role="document"))
+
+    with pytest.raises(BGEError, match="inside on_batch"):
+        encoder.encode(["a"], role="document", on_batch=on_batch)
+    assert encoder.encode(["c"], role="document").shape == (1, 16)
+
+
+def test_another_encoder_may_be_called_inside_on_batch():
+    inner, seen = HashEncoder(), []
+    HashEncoder().encode(["a"], role="document", on_batch=lambda *_: seen.append(inner.encode(["b"], role="query")))
+    assert seen[0].shape == (1, 16)
+
+
+def test_what_on_batch_raises_ends_the_call():
+    def on_batch(indices, vectors):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        HashEncoder(batch=1).encode(["a", "b"], role="document", on_batch=on_batch)
+
+
+def test_vectors_go_with_their_last_holder_without_a_collection():
+    gc.disable()
+    try:
+        for encode in (HashEncoder(batch=2).encode, lambda *a, **k: HashEncoder().submit(*a, **k).result()):
+            held = weakref.ref(encode(["a", "b", "c"], role="document"))
+            assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_a_stream_is_embedded_in_order_in_bounded_memory():
@@ -224,7 +319,7 @@ def test_usage_counts_from_many_threads_and_travels():
     assert twin.to_dict() == {**usage.to_dict(), "texts": 1001}
 
 
-def test_an_encoder_is_one_by_protocol_and_closes_as_a_context():
+def test_an_encoder_closes_as_a_context():
     with HashEncoder() as encoder:
         assert isinstance(encoder, Encoder)
     assert encoder.closed == 1

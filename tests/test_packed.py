@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bge_integrations.local.plan import cut_batches, slice_end
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from bge_integrations.local.architecture import read_architecture
 from bge_integrations.local.backends.packed import rows as matrix_rows
 from bge_integrations.local.cores import usable_cores
 from bge_integrations.local.engine import LocalEngine
-from bge_integrations.local.plan import cut_batches, slice_end
 
 pytestmark = pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")
 

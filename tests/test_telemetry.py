@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from bge_integrations import load_encoder
 from bge_integrations.cache import CachedEncoder
-from bge_integrations.core.encoder import Usage
+from bge_integrations.core.encoder import Batch, Usage
 from bge_integrations.errors import HostUnavailableError
 from bge_integrations.wrappers.progress import ProgressEncoder
 from encoders import CARD, HashEncoder
@@ -31,12 +31,11 @@ def exporter(monkeypatch):
     return exporter
 
 
-class Propagating(HashEncoder):
-    """Counts tokens in the caller's context, as an engine on a background event loop does."""
+class Counting(HashEncoder):
+    """Counts seven tokens a call."""
 
-    def start(self, texts, role, on_batch):
-        self.usage.add(tokens=7)
-        return super().start(texts, role, on_batch)
+    def work(self, texts, role, stream, long):
+        stream.put(Batch(range(len(texts)), self.vectors(texts, role), 7))
 
 
 def run(encoder, how):
@@ -47,7 +46,7 @@ def run(encoder, how):
 
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_a_call_is_a_span_by_the_conventions(exporter, how):
-    run(Propagating(), how)
+    run(Counting(), how)
     (span,) = exporter.get_finished_spans()
     assert (span.name, span.kind) == ("embeddings test/hash", SpanKind.CLIENT)
     assert dict(span.attributes) == {
@@ -104,7 +103,7 @@ def test_an_error_is_named_and_not_quoted(exporter, how):
 
 
 def test_wrappers_add_no_spans_and_tokens_of_one_call_stay_its_own(exporter, tmp_path):
-    with ProgressEncoder(CachedEncoder(Propagating(), tmp_path / "v.sqlite")) as encoder:
+    with ProgressEncoder(CachedEncoder(Counting(), tmp_path / "v.sqlite")) as encoder:
         encoder.encode(TEXTS, role="document")
         encoder.encode(TEXTS, role="document")
     first, second = exporter.get_finished_spans()

@@ -11,7 +11,7 @@ import pytest
 
 import models
 from bge_integrations.catalog import find_model
-from bge_integrations.core.encoder import FutureEncoder, Usage
+from bge_integrations.core.encoder import Encoder, Usage
 from bge_integrations.errors import ConfigError
 from bge_integrations.remote.engine import Endpoint
 from bge_integrations.remote.protocols.openai import OpenAIEngine
@@ -247,7 +247,7 @@ def test_another_number_of_dimensions_is_not_this_model(place, encoder):
 
 @pytest.mark.parametrize("encoder", ["openai"], indirect=True)
 def test_any_encoder_can_be_the_reference_then_poolings_are_not_tried(place, encoder):
-    class Other(FutureEncoder):
+    class Other(Encoder):
         def __init__(self, inner):
             self.card, self.hidden, self.usage = inner.card, inner, Usage()
 

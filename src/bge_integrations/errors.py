@@ -2,7 +2,8 @@
 
 BGEError
 ├── InputError (ValueError)              a text that cannot be embedded; see ``positions``
-│   └── InputTypeError (TypeError)       not a text at all
+│   ├── InputTypeError (TypeError)       not a text at all
+│   └── TooLongError                     longer than the model reads, with ``truncate="error"``
 ├── ConfigError (ValueError)             the call names something that cannot work
 │   ├── UnknownModelError                no such model; names near matches
 │   ├── UnknownProviderError             no such provider; names near matches
@@ -11,6 +12,7 @@ BGEError
 │   └── MissingKeyError                  the host needs a key and none was found
 ├── MissingExtraError (ImportError)      an optional dependency is not installed
 ├── ModelLoadError (OSError)             a local model could not be read, or not be downloaded
+├── CacheError (OSError)                 a cache file is not ours, is damaged, or cannot be opened
 ├── SpaceMismatchError (ValueError)      vectors of two spaces would have been mixed
 └── HostError                            the host failed; carries what was finished and what was not
     ├── AuthenticationError              401, 403
@@ -21,45 +23,113 @@ BGEError
     ├── HostUnavailableError (ConnectionError)   connection faults, 408, 409, 5xx
     ├── BadAnswerError (ValueError)      an answer that is not the vectors asked for
     └── DeadlineError (TimeoutError)     the whole-call ``timeout`` ran out
+
+BGEWarning (UserWarning)
+├── InstructionWarning                   a model is used without a known query instruction
+├── RepairWarning                        something was repaired on the way
+├── TruncationWarning                    texts are longer than the model reads and were truncated
+└── UnverifiedWarning                    ``verify="first-use"`` for a model without published values
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import copy
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Self
+
+Places = Sequence[int] | Sequence[Sequence[int]]
+"""For each position in a part of a list, its position or positions in the whole list."""
 
 
 class BGEError(Exception):
-    """Base of every error of this package; flat, so that it can be pickled and logged."""
+    """Base of every error of this package. Flat, so that it can be pickled and logged.
 
-    def __init__(self, message: str, **details: Any) -> None:
+    Attributes:
+        message: what happened and what to do next, without positions.
+    """
+
+    def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-        self.__dict__.update(details)
+
+    def __str__(self) -> str:
+        return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, {k: v for k, v in self.__dict__.items() if k != "message"})
+        return _rebuild, (type(self), self.message, self.__dict__)
+
+    def add(self, text: str) -> Self:
+        """Return this error with ``text`` appended to its message."""
+        other = self._copy()
+        other.message += text
+        other.args = (other.message,)
+        return other
+
+    def at(self, places: Places) -> Self:
+        """Return this error about a part of a list as an error about the whole list.
+
+        Args:
+            places: where each text of the part stands in the whole list; several positions for a text that
+                stands there more than once.
+        """
+        del places
+        return self
+
+    def _copy(self) -> Self:
+        # One error may belong to several calls, each with positions of its own.
+        other = copy.copy(self)
+        other.__cause__, other.__suppress_context__ = self.__cause__, self.__suppress_context__
+        return other.with_traceback(self.__traceback__)
 
 
-def _rebuild(kind: type[BGEError], message: str, details: dict[str, Any]) -> BGEError:
-    return kind(message, **details)
+def _rebuild(kind: type[BGEError], message: str, state: dict[str, Any]) -> BGEError:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(state)
+    return error
+
+
+def _moved(positions: Iterable[int], places: Places) -> tuple[int, ...]:
+    whole: list[int] = []
+    for i in positions:
+        place = places[i]
+        whole += [place] if isinstance(place, int) else place
+    return tuple(sorted(whole))
+
+
+def shorten(positions: Sequence[int], most: int = 10) -> str:
+    """Return positions as text, the first ``most`` of them."""
+    return ", ".join(map(str, positions[:most])) + (", …" if len(positions) > most else "")
 
 
 class InputError(BGEError, ValueError):
     """A text cannot be embedded.
 
     Attributes:
-        positions: indices of the texts concerned, in the list that the caller gave.
+        positions: indices of the texts concerned, in the list that the caller passed.
     """
 
-    def __init__(self, message: str, *, positions: Iterable[int] = (), **details: Any) -> None:
-        super().__init__(message, positions=tuple(positions), **details)
+    def __init__(self, message: str, *, positions: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.positions = tuple(positions)
 
-    positions: tuple[int, ...]
+    def at(self, places: Places) -> Self:
+        """Return this error with the positions of the whole list."""
+        other = self._copy()
+        other.positions = _moved(self.positions, places)
+        return other
 
 
 class InputTypeError(InputError, TypeError):
-    """Something that is not a text was given where a text belongs."""
+    """Something that is not a text was passed where a text belongs."""
+
+
+class TooLongError(InputError):
+    """Texts are longer than the model reads, and ``truncate="error"`` forbids to truncate them."""
+
+    def __str__(self) -> str:
+        return f"{len(self.positions)} text(s) are {self.message} (positions {shorten(self.positions)})"
 
 
 class ConfigError(BGEError, ValueError):
@@ -83,7 +153,7 @@ class InsecureHostError(ConfigError):
 
 
 class MissingKeyError(ConfigError):
-    """The host needs a key and none was given or found in the environment."""
+    """The host needs a key, and none was passed or found in the environment."""
 
 
 class MissingExtraError(BGEError, ImportError):
@@ -94,8 +164,34 @@ class ModelLoadError(BGEError, OSError):
     """A local model could not be read, or could not be downloaded."""
 
 
+class CacheError(BGEError, OSError):
+    """A cache file cannot be used: not ours, damaged, or not to be opened."""
+
+
 class SpaceMismatchError(BGEError, ValueError):
-    """Vectors of two different spaces would have been mixed."""
+    """Vectors of two different spaces would have been mixed.
+
+    Attributes:
+        model: id of the model, where a host was checked.
+        differences: what differs, as ``{name: (stored, here)}``, where two stamps were compared.
+        reembed: whether the documents have to be embedded again.
+        verdict: how the host's vectors compare with the published ones, where a host was checked.
+        cosine: to the published vector, where a host was checked.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        model: str = "",
+        differences: dict[str, tuple[Any, Any]] | None = None,
+        reembed: bool | None = None,
+        verdict: str = "",
+        cosine: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.model, self.differences, self.reembed = model, differences or {}, reembed
+        self.verdict, self.cosine = verdict, cosine
 
 
 class HostError(BGEError):
@@ -103,21 +199,16 @@ class HostError(BGEError):
 
     Attributes:
         provider: name of the provider, or the host part of its URL.
-        model: id of the model asked for.
+        model: id of the model.
         status: HTTP status, or None where there was no answer.
         positions: indices of the caller's texts that the failure concerns.
         retry_after: seconds that the host asked to wait, or None.
         finished: indices whose vectors reached ``on_batch`` before the failure.
         unfinished: the other indices; the same call again needs only these.
+        retryable: whether sending the same request again may succeed.
     """
 
-    provider: str
-    model: str
-    status: int | None
-    positions: tuple[int, ...]
-    retry_after: float | None
-    finished: tuple[int, ...]
-    unfinished: tuple[int, ...]
+    retryable: bool = False
 
     def __init__(
         self,
@@ -128,21 +219,33 @@ class HostError(BGEError):
         status: int | None = None,
         positions: Iterable[int] = (),
         retry_after: float | None = None,
-        finished: Iterable[int] = (),
-        unfinished: Iterable[int] = (),
-        **details: Any,
+        retryable: bool | None = None,
     ) -> None:
-        super().__init__(
-            message,
-            provider=provider,
-            model=model,
-            status=status,
-            positions=tuple(positions),
-            retry_after=retry_after,
-            finished=tuple(finished),
-            unfinished=tuple(unfinished),
-            **details,
-        )
+        super().__init__(message)
+        self.provider, self.model, self.status = provider, model, status
+        self.positions, self.retry_after = tuple(positions), retry_after
+        self.finished: tuple[int, ...] = ()
+        self.unfinished: tuple[int, ...] = ()
+        if retryable is not None:
+            self.retryable = retryable
+
+    def at(self, places: Places) -> Self:
+        """Return this error with the positions of the whole list."""
+        other = self._copy()
+        other.positions = _moved(self.positions, places)
+        other.finished, other.unfinished = _moved(self.finished, places), _moved(self.unfinished, places)
+        return other
+
+    def after(self, finished: Iterable[int], unfinished: Iterable[int]) -> Self:
+        """Return this error with what was finished before it."""
+        other = self._copy()
+        other.finished, other.unfinished = tuple(finished), tuple(unfinished)
+        return other
+
+
+class _TextError(HostError):
+    def __str__(self) -> str:
+        return f"{self.message} (text {shorten(self.positions, 5)})" if self.positions else self.message
 
 
 class AuthenticationError(HostError):
@@ -156,20 +259,32 @@ class QuotaError(HostError):
 class RateLimitError(HostError):
     """The host kept answering 429; ``retry_after`` says how long it asked to wait."""
 
+    retryable = True
+
 
 class RequestRefusedError(HostError):
     """The host refused the request in a way that sending it again would not change."""
 
 
-class TooLargeError(RequestRefusedError):
-    """A single text is too large for the host."""
+class TooLargeError(_TextError, RequestRefusedError):
+    """A single text is too large for the host.
+
+    Attributes:
+        limit: whether a request held too many texts, or too many bytes or tokens.
+    """
+
+    def __init__(self, message: str, *, limit: Literal["texts", "bytes"] = "texts", **about: Any) -> None:
+        super().__init__(message, **about)
+        self.limit = limit
 
 
 class HostUnavailableError(HostError, ConnectionError):
     """The host could not be reached or kept failing."""
 
+    retryable = True
 
-class BadAnswerError(HostError, ValueError):
+
+class BadAnswerError(_TextError, ValueError):
     """The host's answer is not the vectors that were asked for."""
 
 
@@ -186,8 +301,21 @@ class InstructionWarning(BGEWarning):
 
 
 class TruncationWarning(BGEWarning):
-    """Texts are longer than the model reads and were cut."""
+    """Texts are longer than the model reads and were truncated."""
+
+
+class UnverifiedWarning(BGEWarning):
+    """``verify="first-use"`` was asked for a model of which no values are published."""
 
 
 class RepairWarning(BGEWarning):
-    """Something was put right on the way: a lone surrogate, rows without an index, a cache set aside."""
+    """Something was repaired on the way: a lone surrogate, rows without an index, a cache passed by."""
+
+
+def warn(message: str, category: type[BGEWarning] = BGEWarning) -> None:
+    """Warn at the first line outside this package, so that users see which call of theirs it is about."""
+    frame, level = sys._getframe(1), 2  # noqa: SLF001 - warnings' own skip_file_prefixes needs Python 3.12
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (package, "contextlib"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

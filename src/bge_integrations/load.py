@@ -16,7 +16,7 @@ from .options import Options, Secret, check_options
 from .remote.limiter import Limiter
 
 if TYPE_CHECKING:
-    from .core.encoder import FutureEncoder
+    from .core.encoder import Encoder
 
 __all__ = [
     "Key",
@@ -77,7 +77,7 @@ class Key:
         self._value = self._from_environment()
 
 
-def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> FutureEncoder:
+def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> Encoder:
     """Return an encoder for a model, on this machine or at a host.
 
     Nothing is loaded and nothing is sent before the first call. What is not given is read from ``BGE_MODEL``,
@@ -186,7 +186,7 @@ def _key(provider: Provider, url: str, options: Options) -> Key:
     return Key(options.get("api_key"), (*variables, "BGE_API_KEY"), needed=provider.needs_key, host=provider.name)
 
 
-def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, options: Options) -> FutureEncoder:
+def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, options: Options) -> Encoder:
     from .remote.engine import Endpoint, Limits
     from .remote.protocols.openai import OpenAIEngine
     from .remote.protocols.space import SpaceEngine
@@ -206,7 +206,7 @@ def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, op
     )
 
 
-def _local(card: ModelCard, options: Options) -> FutureEncoder:
+def _local(card: ModelCard, options: Options) -> Encoder:
     from .local.engine import LocalEngine
 
     return LocalEngine(card, **_given(options, *_COMMON, "device", "backend", "precision", "trust_remote_code"))
@@ -220,11 +220,11 @@ def _given(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
-def _wrapped(encoder: FutureEncoder, host: str | None, options: Options) -> FutureEncoder:
+def _wrapped(encoder: Encoder, host: str | None, options: Options) -> Encoder:
     if options.get("verify") and host:
-        from .wrappers.verified import GuardedEncoder
+        from .wrappers.verified import VerifiedEncoder
 
-        encoder = GuardedEncoder(encoder, host=host, memory=cache_folder() / "verified.json")
+        encoder = VerifiedEncoder(encoder, host=host, memory=cache_folder() / "verified.json")
     cache = options.get("cache")
     if cache is None:
         cache = os.environ.get("BGE_CACHE") or None
@@ -240,7 +240,7 @@ def _wrapped(encoder: FutureEncoder, host: str | None, options: Options) -> Futu
     return encoder
 
 
-def check_encoder(encoder: FutureEncoder, model: str | None, options: Mapping[str, Any]) -> None:
+def check_encoder(encoder: Encoder, model: str | None, options: Mapping[str, Any]) -> None:
     """Refuse what a ready encoder would have to ignore.
 
     Raises:
@@ -253,20 +253,20 @@ def check_encoder(encoder: FutureEncoder, model: str | None, options: Mapping[st
         raise ConfigError(f"encoder= is ready: {', '.join(given)} belong to load_encoder(...), which makes it")
 
 
-def engine_of(encoder: FutureEncoder) -> FutureEncoder:
+def engine_of(encoder: Encoder) -> Encoder:
     """Return the engine under the wrappers."""
     while (inner := getattr(encoder, "inner", None)) is not None:
         encoder = inner
     return encoder
 
 
-def key_of(encoder: FutureEncoder) -> str | None:
+def key_of(encoder: Encoder) -> str | None:
     """Return the key that the encoder's engine holds, or None."""
     endpoint = getattr(engine_of(encoder), "endpoint", None)
     return getattr(getattr(endpoint, "key", None), "value", None)
 
 
-def token_counter(encoder: FutureEncoder) -> Callable[[Sequence[str]], list[int]]:
+def token_counter(encoder: Encoder) -> Callable[[Sequence[str]], list[int]]:
     """Return what counts the tokens of texts, special tokens included, as the model does.
 
     Raises:

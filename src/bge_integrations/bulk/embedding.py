@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.encoder import FutureEncoder, Vectors, on_cut
+from ..core.encoder import Encoder, Vectors
 from ..errors import BadAnswerError, BGEError, HostError, InputError, TooLargeError
 from ..load import engine_of
 from .rows import Row, Shard
@@ -44,7 +44,7 @@ class Conveyor:
 
     def __init__(
         self,
-        encoder: FutureEncoder,
+        encoder: Encoder,
         on_error: OnError,
         *,
         on_rows: Callable[[int], None],
@@ -83,17 +83,12 @@ class Conveyor:
             raise failure
 
     def _embed(self, shard: Shard) -> Embedded:
-        on_cut.set(self._count_long)
         began = time.perf_counter()
         try:
             rows, vectors = self._rows(list(shard.rows))
         finally:
             self._encoder.usage.add(seconds=time.perf_counter() - began)
         return Embedded(Shard(shard.number, rows), vectors)
-
-    def _count_long(self, positions: Sequence[int]) -> Sequence[int]:
-        self._on_long(len(positions))
-        return ()
 
     def _rows(self, rows: list[Row]) -> tuple[list[Row], Vectors]:
         """Embed the good rows; as long as the encoder refuses some of them, set these aside and send the rest."""
@@ -126,7 +121,9 @@ class Conveyor:
         with self._lock:
             if self._ended:
                 raise BGEError("the job was stopped")
-            call = self._encoder.submit(texts, role="document", on_batch=keep)
+            call = self._encoder.submit(
+                texts, role="document", on_batch=keep, on_truncated=lambda long: self._on_long(len(long))
+            )
             self._calls.add(call)
         try:
             found = call.result()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.encoder import FutureEncoder
+from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning
 from .embedding import Conveyor, Embedded, OnError, stopped_at
 from .layout import ENDINGS, Format, Layout, need_pyarrow
@@ -64,7 +64,7 @@ OnProgress = Callable[[Report], None]
 def embed_files(
     inputs: str | Sequence[str],
     folder: str | Path,
-    encoder: FutureEncoder,
+    encoder: Encoder,
     *,
     columns: Columns | None = None,
     shard_rows: int = SHARD_ROWS,
@@ -115,7 +115,7 @@ class _Job:
         self,
         inputs: str | Sequence[str],
         folder: Path,
-        encoder: FutureEncoder,
+        encoder: Encoder,
         columns: Columns,
         shard_rows: int,
         format: Format,

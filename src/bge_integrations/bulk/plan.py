@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.encoder import FutureEncoder, on_cut
+from ..core.encoder import Encoder
 from ..errors import ConfigError
 from ..load import engine_of, token_counter
 from .readers import read_rows
@@ -44,7 +44,7 @@ class Plan:
     usd: float | None = None
 
 
-def plan_files(inputs: str | Sequence[str], encoder: FutureEncoder, *, columns: Columns | None = None) -> Plan:
+def plan_files(inputs: str | Sequence[str], encoder: Encoder, *, columns: Columns | None = None) -> Plan:
     """Count rows, tokens, texts that would be cut, time and price; nothing is sent to any host.
 
     An engine on this machine embeds some texts of the input to see how fast it is.
@@ -68,7 +68,7 @@ def plan_files(inputs: str | Sequence[str], encoder: FutureEncoder, *, columns: 
     return plan
 
 
-def _counter(encoder: FutureEncoder) -> Callable[[Sequence[str]], list[int]] | None:
+def _counter(encoder: Encoder) -> Callable[[Sequence[str]], list[int]] | None:
     try:
         return token_counter(encoder)
     except ConfigError:
@@ -99,7 +99,7 @@ class _Sample:
                 self.texts[place] = text
 
 
-def _add_time(plan: Plan, encoder: FutureEncoder, sample: Sequence[str]) -> None:
+def _add_time(plan: Plan, encoder: Encoder, sample: Sequence[str]) -> None:
     engine = engine_of(encoder)
     limits = getattr(engine, "limits", None)
     if limits is not None:
@@ -125,25 +125,21 @@ def _paced(plan: Plan, limits: Any) -> tuple[float | None, str]:
     return max(times), "at the pace that was set; the host may be slower"
 
 
-def _measured(engine: FutureEncoder, sample: Sequence[str]) -> tuple[float, int]:
+def _measured(engine: Encoder, sample: Sequence[str]) -> tuple[float, int]:
     """Return characters per second on this machine, and by how many texts that is known."""
-    token = on_cut.set(lambda _: ())
-    try:
-        engine.encode(sample[:4], role="document")  # loads the model
-        done = size = 0
-        spent = 0.0
-        while done < len(sample) and spent < _SAMPLE_SECONDS:
-            part = sample[done : done + max(16, done)]
-            began = time.perf_counter()
-            engine.encode(part, role="document")
-            spent += time.perf_counter() - began
-            done, size = done + len(part), size + sum(map(len, part))
-        return size / spent, done
-    finally:
-        on_cut.reset(token)
+    engine.submit(sample[:4], role="document", on_truncated=lambda _: None).result()  # loads the model
+    done = size = 0
+    spent = 0.0
+    while done < len(sample) and spent < _SAMPLE_SECONDS:
+        part = sample[done : done + max(16, done)]
+        began = time.perf_counter()
+        engine.submit(part, role="document", on_truncated=lambda _: None).result()
+        spent += time.perf_counter() - began
+        done, size = done + len(part), size + sum(map(len, part))
+    return size / spent, done
 
 
-def _price(encoder: FutureEncoder) -> float | None:
+def _price(encoder: Encoder) -> float | None:
     endpoint = getattr(engine_of(encoder), "endpoint", None)
     offer = endpoint and endpoint.provider.offer(encoder.card.id)
     return offer.usd_per_million_tokens if offer else None

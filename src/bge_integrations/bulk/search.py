@@ -13,7 +13,7 @@ import numpy as np
 
 from ..catalog import find_model
 from ..catalog.records import ModelCard
-from ..core.encoder import FutureEncoder, Vectors
+from ..core.encoder import Encoder, Vectors
 from ..errors import ConfigError, UnknownModelError
 from ..load import Options, load_encoder
 from ..stamps.stamp import check_stamp
@@ -81,7 +81,7 @@ def search_files(
     return _search(files, vectors, k)
 
 
-def encoder_of(folder: str | Path, model: str | None = None, **options: Any) -> FutureEncoder:
+def encoder_of(folder: str | Path, model: str | None = None, **options: Any) -> Encoder:
     """Return an encoder of the space that the shards in a folder are of.
 
     Args:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core.encoder import FutureEncoder, Vectors
+from ..core.encoder import Encoder, Vectors
 from ..errors import ConfigError
 from ..load import engine_of, load_encoder
 from .options import add_encoder_arguments, make_encoder, with_bar
@@ -64,7 +64,7 @@ def _visible(path: Path, folder: Path) -> bool:
     return not any(part.startswith(".") or part in ("node_modules", "site-packages") for part in parts)
 
 
-def _chunks(files: Sequence[Path], encoder: FutureEncoder, size: int) -> list[tuple[str, str]]:
+def _chunks(files: Sequence[Path], encoder: Encoder, size: int) -> list[tuple[str, str]]:
     from ..langchain.embeddings import BGEEmbeddings
 
     splitter = BGEEmbeddings(encoder=encoder).splitter(chunk_size=size)
@@ -76,7 +76,7 @@ def _chunks(files: Sequence[Path], encoder: FutureEncoder, size: int) -> list[tu
 
 
 def _ask_langchain(
-    encoder: FutureEncoder, plain: FutureEncoder, chunks: list[tuple[str, str]], questions: Sequence[str], k: int
+    encoder: Encoder, plain: Encoder, chunks: list[tuple[str, str]], questions: Sequence[str], k: int
 ) -> None:
     from langchain_core.vectorstores import InMemoryVectorStore
 
@@ -101,7 +101,7 @@ def _hit(score: float, name: str, text: str) -> str:
     return f"{score:.3f} {name[:18]:18} {' '.join(text.split())[:44]:44}"
 
 
-def _ask_llama_index(encoder: FutureEncoder, chunks: list[tuple[str, str]], questions: Sequence[str], k: int) -> None:
+def _ask_llama_index(encoder: Encoder, chunks: list[tuple[str, str]], questions: Sequence[str], k: int) -> None:
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
 
@@ -122,7 +122,7 @@ def _ask_llama_index(encoder: FutureEncoder, chunks: list[tuple[str, str]], ques
 
 
 def _compare_remote(
-    parsed: argparse.Namespace, encoder: FutureEncoder, chunks: list[tuple[str, str]], questions: Sequence[str]
+    parsed: argparse.Namespace, encoder: Encoder, chunks: list[tuple[str, str]], questions: Sequence[str]
 ) -> None:
     texts = [text for _, text in chunks]
     from .. import server

@@ -11,7 +11,7 @@ from .options import add_encoder_arguments, make_encoder
 
 if TYPE_CHECKING:
     from ..bulk import Columns, Plan, Report
-    from ..core.encoder import FutureEncoder
+    from ..core.encoder import Encoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def run(parsed: argparse.Namespace) -> int:
     return int(report.rows > 0 and report.errors == report.rows)
 
 
-def _place(parsed: argparse.Namespace, encoder: FutureEncoder) -> FutureEncoder:
+def _place(parsed: argparse.Namespace, encoder: Encoder) -> Encoder:
     if parsed.on == "here":
         if parsed.address or parsed.workers:
             raise ConfigError("--address and --workers are for --on ray")
@@ -73,7 +73,7 @@ def _place(parsed: argparse.Namespace, encoder: FutureEncoder) -> FutureEncoder:
     return spread(encoder, parsed.address, workers=parsed.workers)
 
 
-def _embed(parsed: argparse.Namespace, encoder: FutureEncoder, columns: Columns) -> Report:
+def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns) -> Report:
     from ..bulk import embed_files
 
     with watch(encoder) as (on_shard, on_progress):
@@ -107,7 +107,7 @@ def _or_unknown(value: float | None, shown: str, why: str = "") -> str:
     return format(value, shown)
 
 
-def _show_report(report: Report, encoder: FutureEncoder, folder: str) -> None:
+def _show_report(report: Report, encoder: Encoder, folder: str) -> None:
     _print("rows", f"{report.rows:,}")
     _print("bad rows", f"{report.errors:,}" + (f" (see {folder}/errors.jsonl)" if report.errors else ""))
     _print("shards", f"{report.shards:,}" + (f" ({report.resumed:,} were there)" if report.resumed else ""))

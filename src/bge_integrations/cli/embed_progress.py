@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from ..bulk import Report
-    from ..core.encoder import FutureEncoder, Usage
+    from ..core.encoder import Encoder, Usage
 
 _EVERY = 0.25  # seconds between two changes of the bar
 Watchers: TypeAlias = "tuple[Callable[[Report], None], Callable[[Report], None]]"
 
 
 @contextmanager
-def watch(encoder: FutureEncoder) -> Iterator[Watchers]:
+def watch(encoder: Encoder) -> Iterator[Watchers]:
     """Yield what ``embed_files`` calls after each shard, and as rows are finished."""
     began = time.monotonic()
     bar = _bar() if sys.stderr.isatty() else None

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any, cast
 
-from ..core.encoder import FutureEncoder
+from ..core.encoder import Encoder
 from ..load import Options, load_encoder
 from ..wrappers.progress import ProgressEncoder
 
@@ -63,12 +63,12 @@ def encoder_options(parsed: argparse.Namespace) -> Options:
     return cast("Options", given)
 
 
-def make_encoder(parsed: argparse.Namespace, **extra: Any) -> FutureEncoder:
+def make_encoder(parsed: argparse.Namespace, **extra: Any) -> Encoder:
     """Return the encoder that the command line names."""
     options = cast("Options", {**encoder_options(parsed), **extra})
     return load_encoder(parsed.model, **options)
 
 
-def with_bar(encoder: FutureEncoder) -> FutureEncoder:
+def with_bar(encoder: Encoder) -> Encoder:
     """Return the encoder with a bar for each call, on a terminal; gone when the call is."""
     return ProgressEncoder(encoder, show=True, leave=False) if sys.stderr.isatty() else encoder

@@ -1,86 +1,82 @@
-"""The seam: what an encoder is.
+"""The seam: an encoder turns texts and a role into batches, and a batch carries its own facts.
 
-An encoder turns texts and a role into unit vectors. Engines, the cache and the progress bar all are encoders; the faces
-for LangChain and LlamaIndex hold one.
+Engines, the cache, the first-use check and the progress bar are encoders; each writes one method, ``batches``. What
+users call (``encode``, ``aencode``, ``submit``) is derived here, once, from the batches of a call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
-from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
-
-import numpy as np
+from typing import Any, Self
 
 from ..catalog.records import ModelCard, Role
-from .checks import Blank, Truncate, Vectors, check_role, check_texts, check_vectors, on_cut, report_cut
+from ..errors import BGEError, ConfigError, TruncationWarning, shorten, warn
+from .batches import Batch, Collector, OnBatch, OnTruncated, Relay, Stream, delivering
+from .checks import Blank, Truncate, check_role, check_texts
+from .outputs import Dense, Output, Vectors
 from .tracing import span
 from .usage import Usage
 
-OnBatch: TypeAlias = Callable[[Sequence[int], Vectors], None]
-"""Called with the caller's indices and their vectors as each part is finished, from the encoder's own thread."""
-
-__all__ = [
-    "Blank",
-    "Encoder",
-    "FutureEncoder",
-    "OnBatch",
-    "Role",
-    "Truncate",
-    "Usage",
-    "Vectors",
-    "check_role",
-    "check_texts",
-    "check_vectors",
-    "on_cut",
-    "report_cut",
-    "stream",
-]
+__all__ = ["Batch", "Blank", "Encoder", "OnBatch", "Relay", "Role", "Stream", "Truncate", "Usage", "Vectors", "stream"]
 
 
-@runtime_checkable
-class Encoder(Protocol):
-    """Anything that turns texts and a role into unit vectors."""
+class Encoder(ABC):
+    """Turns texts and a role into unit vectors.
 
-    @property
-    def card(self) -> ModelCard:
-        """The model."""
-        ...
+    Subclasses set ``card`` and ``usage`` and implement ``batches``.
 
-    @property
-    def space(self) -> str:
-        """Name of the vector space: same string, comparable vectors."""
-        ...
-
-    def encode(self, texts: Sequence[str], *, role: Role, on_batch: OnBatch | None = None) -> Vectors:
-        """Embed texts and wait for the vectors."""
-        ...
-
-    async def aencode(self, texts: Sequence[str], *, role: Role, on_batch: OnBatch | None = None) -> Vectors:
-        """Embed texts without blocking the caller's event loop."""
-        ...
-
-    def close(self) -> None:
-        """Release threads, connections and models."""
-        ...
-
-
-class FutureEncoder(ABC):
-    """An encoder whose work is a Future: ``encode`` waits for it, ``aencode`` awaits it.
-
-    Subclasses set ``card``, ``usage``, ``query_instruction``, ``blank`` and ``variant`` and implement ``start``.
+    Attributes:
+        card: the model.
+        usage: what was done so far; shared by an engine and the wrappers around it.
+        query_instruction: ``None`` for the model's own, ``""`` for none, other text as it is.
+        blank: ``"error"`` refuses blank texts, ``"keep"`` embeds them.
+        truncate: ``"warn"`` truncates over-long texts and warns, ``"error"`` refuses them.
+        variant: what sets the vectors apart from the model's own, such as ``"int8"``.
+        remote: whether texts go to a host.
+        base_url: the host's address, or None.
+        price: USD per million tokens, where the host states it.
+        max_concurrency: requests in flight; 1 on this machine.
     """
 
     card: ModelCard
+    usage: Usage
     query_instruction: str | None = None
     blank: Blank = "error"
+    truncate: Truncate = "warn"
     variant: str = ""
-    usage: Usage
+    remote: bool = False
+    base_url: str | None = None
+    price: float | None = None
+    max_concurrency: int = 1
+
+    @abstractmethod
+    def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
+        """Begin to embed checked texts (at least one) and return at once; batches go into ``stream``.
+
+        Raises:
+            BGEError: nothing was begun; the stream has not been touched.
+        """
+
+    @property
+    def engine(self) -> Encoder:
+        """The encoder that computes or asks a host, under all wrappers."""
+        return self
+
+    @property
+    def output(self) -> Output:
+        """What ``encode`` returns one row of per text."""
+        return Dense(self.card.dimensions)
+
+    @property
+    def key(self) -> str | None:
+        """The host's key, or None."""
+        return None
 
     @property
     def space(self) -> str:
@@ -117,28 +113,55 @@ class FutureEncoder(ABC):
         """Return what the model is to read for each text.
 
         Raises:
-            ConfigError: the model has no default query instruction and none was given.
+            ConfigError: the model has no default query instruction and none was passed.
         """
         return [self.card.format(text, role, self.query_instruction) for text in texts]
 
-    @abstractmethod
-    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
-        """Begin to embed checked texts (at least one) and return at once."""
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has for this model, special tokens included, before truncation.
 
-    def submit(self, texts: Sequence[str], *, role: Role, on_batch: OnBatch | None = None) -> Future[Vectors]:
+        Raises:
+            ConfigError: the model's tokenizer is not on this machine.
+        """
+        del texts
+        raise ConfigError(
+            f"no tokenizer of {self.card.id!r} on this machine: pass tokenizer= with a tokenizer.json, or "
+            f"tokenizers.Tokenizer.from_pretrained({self.card.id!r})"
+        )
+
+    def submit(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role,
+        on_batch: OnBatch | None = None,
+        on_truncated: OnTruncated | None = None,
+    ) -> Future[Vectors]:
         """Begin to embed ``texts`` and return a Future of their vectors.
+
+        Args:
+            texts: the texts, without any instruction.
+            role: ``"query"`` or ``"document"``.
+            on_batch: called with indices and vectors as each part is finished.
+            on_truncated: called once with the positions of texts longer than the model reads, instead of a warning.
 
         Raises:
             InputTypeError: something is not a text; nothing was begun.
             InputError: a text is blank and ``blank="error"``.
         """
+        return self._begin(texts, role, on_batch, on_truncated or self._warn_truncated).future
+
+    def _begin(
+        self, texts: Sequence[str], role: Role, on_batch: OnBatch | None, on_truncated: OnTruncated | None = None
+    ) -> Collector:
         check_role(role)
         checked = check_texts(texts, blank=self.blank)
-        if not checked:
-            empty: Future[Vectors] = Future()
-            empty.set_result(np.empty((0, self.card.dimensions), np.float32))
-            return empty
-        return self.start(checked, role, on_batch)
+        call = Collector(self, len(checked), on_batch, on_truncated)
+        if checked:
+            self.batches(checked, role, call)
+        else:
+            call.finish()
+        return call
 
     def encode(self, texts: Sequence[str], *, role: Role, on_batch: OnBatch | None = None) -> Vectors:
         """Embed texts and wait for the vectors.
@@ -154,14 +177,24 @@ class FutureEncoder(ABC):
         Raises:
             InputError: a text cannot be embedded.
             HostError: the host failed; says what was finished.
+            BGEError: called from ``on_batch`` of the same encoder, or while the interpreter ends.
         """
-        with self._observed(texts, role):
-            future = self.submit(texts, role=role, on_batch=on_batch)
-            try:
-                return future.result()
-            except BaseException:
-                future.cancel()
-                raise
+        self._refuse_endless_wait()
+        began = time.perf_counter()
+        try:
+            with span(self, role, _length(texts)) as set_tokens:
+                call = self._begin(texts, role, on_batch)
+                try:
+                    vectors = call.future.result()
+                except BaseException:
+                    call.future.cancel()
+                    raise
+                finally:
+                    set_tokens(call.tokens)
+        finally:
+            self.usage.add(seconds=time.perf_counter() - began)
+        self._warn_truncated(call.truncated)
+        return vectors
 
     async def aencode(self, texts: Sequence[str], *, role: Role, on_batch: OnBatch | None = None) -> Vectors:
         """Embed texts without blocking the caller's event loop; otherwise as ``encode``.
@@ -169,19 +202,40 @@ class FutureEncoder(ABC):
         Raises:
             InputError: a text cannot be embedded.
             HostError: the host failed; says what was finished.
+            ConfigError: the running event loop is not asyncio's.
         """
-        with self._observed(texts, role):
-            return await asyncio.wrap_future(self.submit(texts, role=role, on_batch=on_batch))
-
-    @contextmanager
-    def _observed(self, texts: Sequence[str], role: Role) -> Iterator[None]:
-        # The outermost encoder alone passes here (wrappers begin the inner one), so that nothing counts twice.
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigError("aencode needs asyncio's event loop: under trio, run encode in a thread") from None
+        self._refuse_endless_wait()
         began = time.perf_counter()
         try:
-            with span(self, role, len(texts) if isinstance(texts, Sized) else None):
-                yield
+            with span(self, role, _length(texts)) as set_tokens:
+                call = self._begin(texts, role, on_batch)
+                try:
+                    vectors = await asyncio.wrap_future(call.future)
+                finally:
+                    set_tokens(call.tokens)
         finally:
             self.usage.add(seconds=time.perf_counter() - began)
+        self._warn_truncated(call.truncated)
+        return vectors
+
+    def _warn_truncated(self, positions: Sequence[int]) -> None:
+        if positions:
+            warn(
+                f"{len(positions)} text(s) are longer than the {self.card.max_tokens} tokens that {self.card.id!r} "
+                f"reads (positions {shorten(sorted(positions))}): the rest was truncated; split them to keep it",
+                TruncationWarning,
+            )
+
+    def _refuse_endless_wait(self) -> None:
+        # Its own thread would have to finish the batch in hand first, or is frozen already.
+        if delivering.engine is self.engine:
+            raise BGEError("encode() inside on_batch would wait for itself: use submit(), or call it afterwards")
+        if sys.is_finalizing():
+            raise BGEError("the interpreter is shutting down: encode before that")
 
     def close(self) -> None:  # noqa: B027 - having nothing to close is the common case
         """Release threads, connections and models; a later call makes them anew."""
@@ -191,6 +245,10 @@ class FutureEncoder(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _length(texts: object) -> int | None:
+    return len(texts) if isinstance(texts, Sized) else None
 
 
 def stream(encoder: Encoder, texts: Iterable[str], *, role: Role, size: int = 8192) -> Iterator[Vectors]:

@@ -21,12 +21,12 @@ class Tokens:
     Attributes:
         items: what ``forward`` takes, one for each text.
         lengths: tokens of each, special tokens included.
-        cut: positions of the texts that were longer.
+        truncated: positions of the texts that were longer.
     """
 
     items: list[Any]
     lengths: NDArray[np.int64]
-    cut: list[int]
+    truncated: list[int]
 
 
 class TextTokenizer:

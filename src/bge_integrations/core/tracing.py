@@ -6,9 +6,8 @@ No text is ever in a span. Conventions: https://opentelemetry.io/docs/specs/semc
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ..catalog.records import ModelCard
 
-__all__ = ["Described", "add_tokens", "span"]
+__all__ = ["Described", "span"]
 
 
 class Described(Protocol):
@@ -29,41 +28,34 @@ class Described(Protocol):
         ...
 
 
-_tokens: ContextVar[list[float] | None] = ContextVar("bge_tokens", default=None)
-
-
-def add_tokens(count: float) -> None:
-    """Count tokens towards the call in whose context this runs; requests that calls share count for the first."""
-    counted = _tokens.get()
-    if counted is not None:
-        counted[0] += count
-
-
 @contextmanager
-def span(encoder: Described, role: str, count: int | None) -> Iterator[None]:
-    """Put the enclosed call into a span, where a tracer provider is set; else cost next to nothing."""
+def span(encoder: Described, role: str, count: int | None) -> Iterator[Callable[[int], None]]:
+    """Put the enclosed call into a span, where a tracer provider is set; else cost next to nothing.
+
+    Yields:
+        What sets the number of tokens that the call took.
+    """
     tracer = _tracer()
     if tracer is None:
-        yield
+        yield _ignore
         return
     name, kind = f"embeddings {encoder.card.id}", sys.modules["opentelemetry.trace"].SpanKind.CLIENT
     quiet = {"record_exception": False, "set_status_on_exception": False}  # messages may quote a host's answer
-    counted = [0.0]
-    reset = _tokens.set(counted)
-    try:
-        with tracer.start_as_current_span(
-            name, kind=kind, attributes=_before(encoder, role, count), **quiet
-        ) as current:
-            try:
-                yield
-            except BaseException as error:
-                _mark(current, error)
-                raise
-            finally:
-                if counted[0]:
-                    current.set_attribute("gen_ai.usage.input_tokens", int(counted[0]))
-    finally:
-        _tokens.reset(reset)
+    with tracer.start_as_current_span(name, kind=kind, attributes=_before(encoder, role, count), **quiet) as current:
+
+        def set_tokens(tokens: int) -> None:
+            if tokens:
+                current.set_attribute("gen_ai.usage.input_tokens", tokens)
+
+        try:
+            yield set_tokens
+        except BaseException as error:
+            _mark(current, error)
+            raise
+
+
+def _ignore(tokens: int) -> None:
+    del tokens
 
 
 def _tracer() -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .tracing import add_tokens
+from .lock import Lock
 
 __all__ = ["Usage"]
 
@@ -23,6 +22,7 @@ class Usage:
         cache_hits: vectors that came out of a cache.
         seconds: time in which at least one call waited, summed over calls.
         usd: price of the tokens where the host states one, else None.
+        truncated: texts that were longer than the model reads.
     """
 
     texts: int = 0
@@ -32,25 +32,15 @@ class Usage:
     cache_hits: int = 0
     seconds: float = 0.0
     usd: float | None = None
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+    truncated: int = 0
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def add(self, **amounts: float) -> None:
         """Add to the counters; safe from any thread."""
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, (getattr(self, name) or 0) + amount)
-        if "tokens" in amounts:
-            add_tokens(amounts["tokens"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counters as plain data."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.to_dict()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}

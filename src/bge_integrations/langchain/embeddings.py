@@ -14,7 +14,7 @@ except ImportError as error:
 
     raise MissingExtraError('LangChain is not installed: pip install "bge-integrations[langchain]"') from error
 
-from ..core.encoder import FutureEncoder
+from ..core.encoder import Encoder
 from ..errors import ConfigError, MissingExtraError
 from ..load import Options, check_encoder, key_of, load_encoder, token_counter
 
@@ -51,7 +51,7 @@ class BGEEmbeddings(Embeddings):
         self,
         model: str | PathLike[str] | None = None,
         *,
-        encoder: FutureEncoder | None = None,
+        encoder: Encoder | None = None,
         encode_kwargs: Mapping[str, Any] | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[Options],

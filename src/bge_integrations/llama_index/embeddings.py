@@ -26,7 +26,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError,
 
 from ..catalog import MODELS
 from ..catalog.records import ModelCard
-from ..core.encoder import FutureEncoder, check_texts
+from ..core.checks import check_texts
+from ..core.encoder import Encoder
 from ..errors import ConfigError, SpaceMismatchError
 from ..load import Options, check_encoder, engine_of, load_encoder, token_counter
 from ..options import Pooling, check_names
@@ -93,11 +94,11 @@ class BGEEmbedding(BaseEmbedding):
     num_workers: int | None = Field(default=None, exclude=True)
     embeddings_cache: Any = Field(default=None, exclude=True)
 
-    _encoder: FutureEncoder = PrivateAttr()
+    _encoder: Encoder = PrivateAttr()
     _store: Any = PrivateAttr(default=None)
 
     def __init__(
-        self, model: str | os.PathLike[str] | None = None, *, encoder: FutureEncoder | None = None, **fields: Any
+        self, model: str | os.PathLike[str] | None = None, *, encoder: Encoder | None = None, **fields: Any
     ) -> None:
         named = fields.pop("model_name", None)
         name, store = os.fspath(model or named or ""), fields.pop("embeddings_cache", None)
@@ -142,7 +143,7 @@ class BGEEmbedding(BaseEmbedding):
         return "BGEEmbedding"
 
     @property
-    def encoder(self) -> FutureEncoder:
+    def encoder(self) -> Encoder:
         """The encoder that does the work."""
         return self._encoder
 
@@ -240,7 +241,7 @@ class BGEEmbedding(BaseEmbedding):
 
             yield told
 
-    def _shown(self) -> FutureEncoder:
+    def _shown(self) -> Encoder:
         if not _SHOWN.get():
             return self._encoder
         from ..wrappers.progress import ProgressEncoder
@@ -267,7 +268,7 @@ class BGEEmbedding(BaseEmbedding):
 class _ModelSplitter(SentenceSplitter):
     """Counts in a model's tokens on the other side of a pickle too, where its base would fall back on tiktoken."""
 
-    _counts_for: FutureEncoder = PrivateAttr()
+    _counts_for: Encoder = PrivateAttr()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _splitter, (self._counts_for, self.chunk_size, self.chunk_overlap)
@@ -276,7 +277,7 @@ class _ModelSplitter(SentenceSplitter):
 _SPECIAL = 2  # [CLS] and [SEP], or whatever a model puts around a text
 
 
-def _splitter(encoder: FutureEncoder, chunk_size: int, chunk_overlap: int) -> SentenceSplitter:
+def _splitter(encoder: Encoder, chunk_size: int, chunk_overlap: int) -> SentenceSplitter:
     count = token_counter(encoder)
     # The splitter counts with len(tokenizer(text)).
     splitter = _ModelSplitter(
@@ -314,7 +315,7 @@ def _options(face: BGEEmbedding) -> Options:
     return cast("Options", {**given, **({"rate_limiter": face.rate_limiter} if face.rate_limiter else {})})
 
 
-def _cached(encoder: FutureEncoder, store: Any) -> FutureEncoder:
+def _cached(encoder: Encoder, store: Any) -> Encoder:
     from ..wrappers.cache import CachedEncoder
 
     return CachedEncoder(encoder, store)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import Future
-from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..catalog.records import ModelCard
-from ..core.encoder import Blank, FutureEncoder, OnBatch, Role, Truncate, Usage, Vectors, report_cut
+from ..core.checks import refuse_truncation
+from ..core.encoder import Blank, Encoder, Role, Stream, Truncate, Usage
 from ..core.tokenizer import TextTokenizer
 from ..errors import ConfigError, ModelLoadError
 from .backends.base import Backend
 from .files import find_folder, get_folder
 from .jobs import Job
-from .scheduler import Worker
+from .scheduler import Scheduler
 from .select import Choice, Settings, choose, find_device, usable_weights, warn_if_emulated
 
 _LOG = logging.getLogger("bge_integrations")
 
 
-class LocalEngine(FutureEncoder):
+class LocalEngine(Encoder):
     """Embeds on this machine. The model is loaded at first use; concurrent calls are merged into batches."""
 
     def __init__(
@@ -50,33 +49,20 @@ class LocalEngine(FutureEncoder):
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self._worker = Worker(partial(load_backend, self.settings))
+        self._scheduler = Scheduler(partial(load_backend, self.settings), self.output)
         self._counter: TextTokenizer | None = None
 
-    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
-        """Queue checked texts for the worker.
+    def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
+        """Queue checked texts for the worker thread.
 
         Raises:
-            ConfigError: the model has no default query instruction and none was given.
+            ConfigError: the model has no default query instruction and none was passed.
         """
         self.format(texts[:1], role)
-        caller = copy_context()  # a wrapper and the telemetry listen in it
-        job = Job(
-            texts,
-            self.card.dimensions,
-            prepare=partial(self.format, role=role),
-            report=lambda cut: caller.run(self._report, cut),
-            count=lambda texts, tokens: caller.run(self._count, texts, tokens),
-            strict=self.truncate == "error",
-            on_batch=on_batch,
+        refuse = partial(refuse_truncation, model=self.card.id, max_tokens=self.card.max_tokens)
+        self._scheduler.submit(
+            Job(texts, partial(self.format, role=role), stream, refuse if self.truncate == "error" else None)
         )
-        return self._worker.submit(job)
-
-    def _report(self, cut: list[int]) -> None:
-        report_cut(cut, model=self.card.id, max_tokens=self.card.max_tokens, truncate=self.truncate)
-
-    def _count(self, texts: int, tokens: int) -> None:
-        self.usage.add(texts=texts, tokens=tokens)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text has for this model, special tokens included, uncut.
@@ -92,16 +78,16 @@ class LocalEngine(FutureEncoder):
 
     def describe(self) -> dict[str, Any]:
         """Return backend, precision, device, threads, why they were chosen, and how often the model ran."""
-        loop = self._worker.loop
+        loop = self._scheduler.loop
         chosen = loop.backend.describe() if loop.backend is not None else _foreseen(self.settings)
         return {**super().describe(), **chosen, "loaded": loop.backend is not None, "forward_passes": loop.passes}
 
     def close(self) -> None:
         """Stop the worker after the batch in hand and let the model go; a later call loads it again."""
-        self._worker.close()
+        self._scheduler.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_worker", "_counter")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_scheduler", "_counter")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -1,16 +1,21 @@
-"""One call to a local engine, from its texts to its vectors."""
+"""Calls to the local engine, and how their texts are cut into slices and batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..core.encoder import OnBatch, Vectors
-from .plan import Indices, slice_end
+from ..core.encoder import Batch, Stream
+from ..core.outputs import Rows
+
+Indices = NDArray[np.int64]
+
+NOTHING: Indices = np.empty(0, np.int64)
+SLICE_TEXTS = 4096
+SLICE_CHARACTERS = 1_000_000  # some 250,000 tokens: what the tokenizer returns for each is about 100 bytes
 
 
 @dataclass(eq=False)
@@ -18,33 +23,26 @@ class Job:
     """One call.
 
     Attributes:
-        texts: as the caller gave them.
+        texts: as the caller passed them.
         prepare: puts the instruction in front.
-        report: told once which positions were cut; may raise.
-        strict: whether ``report`` has to be told before anything is computed.
-        count: told how many texts and tokens were embedded.
+        stream: where finished rows go.
+        refuse: raises for texts that are longer than the model reads, before anything is computed; None to truncate.
+        taken: texts that are in a slice already.
     """
 
     texts: list[str]
-    dimensions: int
     prepare: Callable[[Sequence[str]], list[str]]
-    report: Callable[[list[int]], None]
-    count: Callable[[int, int], None]
-    strict: bool = False
-    on_batch: OnBatch | None = None
-    future: Future[Vectors] = field(default_factory=Future)
+    stream: Stream
+    refuse: Callable[[Sequence[int]], None] | None = None
     taken: int = 0
-    tokens: int = 0
-    cut: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.missing = len(self.texts)
-        self.vectors: Vectors = np.empty((0, self.dimensions), np.float32)
 
     @property
     def alive(self) -> bool:
-        """Whether somebody still waits for the vectors."""
-        return not self.future.done()
+        """Whether somebody still waits for the rows."""
+        return not self.stream.cancelled
 
     def take(self, texts: int, characters: int) -> tuple[range, list[str]]:
         """Return the next texts, ready for the model, and where they stand."""
@@ -53,37 +51,54 @@ class Job:
         self.taken = end
         return part, self.prepare(self.texts[part.start : part.stop])
 
-    def put(self, indices: Indices, rows: Vectors) -> None:
-        """Keep finished rows, pass them on, and finish the call with the last one."""
-        if not self.vectors.size:
-            self.vectors = np.empty((len(self.texts), self.dimensions), np.float32)
-        self.vectors[indices] = rows
+    def put(self, indices: Indices, rows: Rows, tokens: int, truncated: Sequence[int]) -> None:
+        """Pass finished rows on, and finish the call with the last one."""
         self.missing -= len(indices)
-        try:
-            if self.on_batch is not None:
-                self.on_batch(indices.tolist(), rows)
-        except BaseException as error:  # noqa: BLE001 - whatever the caller's function raised belongs to the caller
-            self.fail(error)
+        self.stream.put(Batch(indices.tolist(), rows, tokens, truncated))
         if not self.missing:
-            self.finish()
-
-    def finish(self) -> None:
-        """Hand the vectors over."""
-        self.count(len(self.texts), self.tokens)
-        _settle(self.future, self.vectors, None)
+            self.stream.finish()
 
     def fail(self, error: BaseException) -> None:
         """Give up, unless it was finished or cancelled meanwhile."""
-        _settle(self.future, None, error)
+        if self.alive:
+            self.stream.fail(error)
 
 
-def _settle(future: Future[Any], result: Any, error: BaseException | None) -> None:
-    try:
-        if future.done() or not future.set_running_or_notify_cancel():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-    except InvalidStateError:  # cancelled between the two lines
-        return
+def cut_batches(lengths: Indices, budget: int, *, padded: bool) -> list[Indices]:
+    """Cut texts into batches of at most ``budget`` tokens, longest first.
+
+    Args:
+        lengths: tokens of each text.
+        budget: tokens of a batch; a text that is longer is a batch of its own.
+        padded: whether every text of a batch costs as much as its longest.
+
+    Returns:
+        Indices into ``lengths`` of each batch; within and across batches longest first.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches: list[Indices] = []
+    start = total = 0
+    for end, length in enumerate(lengths[order].tolist()):
+        total = (end - start + 1) * int(lengths[order[start]]) if padded else total + length
+        if total > budget and end > start:
+            batches.append(order[start:end])
+            start, total = end, length
+    if len(order):
+        batches.append(order[start:])
+    return batches
+
+
+def slice_end(texts: Sequence[str], start: int, room: int, characters: int) -> int:
+    """Return where a slice that begins at ``start`` ends.
+
+    Args:
+        texts: all texts.
+        start: the first that is still to be taken.
+        room: texts that fit.
+        characters: characters that fit; the first text is taken whatever its size.
+    """
+    end = start
+    while end < len(texts) and end - start < room and (characters > 0 or end == start):
+        characters -= len(texts[end])
+        end += 1
+    return end

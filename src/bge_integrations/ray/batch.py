@@ -11,14 +11,14 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.encoder import FutureEncoder, Role, Vectors
+from ..core.encoder import Encoder, Role, Vectors
 from ..errors import BadAnswerError, ConfigError, InputError, TooLargeError
 from ..load import Options, load_encoder
 from ..local.cores import limit_cores
 
 __all__ = ["BGEBatchEncoder", "make_predict_fn"]
 
-_LOADED: dict[str, FutureEncoder] = {}
+_LOADED: dict[str, Encoder] = {}
 # One, and the one before it while a worker goes over to another job.
 _KEPT = 2
 
@@ -59,7 +59,7 @@ class BGEBatchEncoder:
         text: str = "text",
         embedding: str = "embedding",
         errors: str | None = None,
-        encoder: FutureEncoder | None = None,
+        encoder: Encoder | None = None,
         **options: Unpack[Options],
     ) -> None:
         if options.get("api_key") is not None:
@@ -99,7 +99,7 @@ class BGEBatchEncoder:
         """
         return self.loaded().encode(texts, role=self.role)
 
-    def loaded(self) -> FutureEncoder:
+    def loaded(self) -> Encoder:
         """Return the encoder of this process, which all copies share."""
         if self._name not in _LOADED:
             _respect_grant()

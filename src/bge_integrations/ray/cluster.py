@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.encoder import FutureEncoder, OnBatch, Role, Vectors, on_cut, report_cut
+from ..core.encoder import Encoder, OnBatch, Role, Vectors, on_cut, report_cut
 from ..errors import (
     BGEError,
     ConfigError,
@@ -26,7 +26,7 @@ from ..errors import (
     TruncationWarning,
 )
 from ..load import engine_of
-from ..wrappers.base import WrappedEncoder
+from ..wrappers.base import Wrapper
 from .batch import BGEBatchEncoder
 from .placement import Workers, plan_tasks
 
@@ -86,7 +86,7 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def spread(encoder: FutureEncoder, address: str | None = None, *, workers: int | None = None) -> FutureEncoder:
+def spread(encoder: Encoder, address: str | None = None, *, workers: int | None = None) -> Encoder:
     """Return an encoder whose engine works on a cluster, while what is around it (cache, bar, check) stays here.
 
     Args:
@@ -100,7 +100,7 @@ def spread(encoder: FutureEncoder, address: str | None = None, *, workers: int |
     """
     connect(address)
     around, engine = None, encoder
-    while isinstance(engine, WrappedEncoder):
+    while isinstance(engine, Wrapper):
         around, engine = engine, engine.inner
     there = RayEncoder(engine, workers=workers)
     there.plan()
@@ -110,7 +110,7 @@ def spread(encoder: FutureEncoder, address: str | None = None, *, workers: int |
     return encoder
 
 
-class RayEncoder(WrappedEncoder):
+class RayEncoder(Wrapper):
     """An encoder whose texts are embedded on the cluster, in batches, each by whatever worker is free.
 
     A batch whose worker or machine is lost is computed anew elsewhere. Rows come back to the caller's machine, so
@@ -132,7 +132,7 @@ class RayEncoder(WrappedEncoder):
 
     def __init__(
         self,
-        encoder: FutureEncoder,
+        encoder: Encoder,
         *,
         batch: int = 256,
         workers: int | None = None,

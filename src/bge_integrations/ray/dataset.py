@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, NamedTuple, Unpack, overload
 
-from ..core.encoder import FutureEncoder
+from ..core.encoder import Encoder
 from ..errors import ConfigError
 from ..load import Options, engine_of
 from .batch import BGEBatchEncoder
@@ -40,7 +40,7 @@ def embed_dataset(
     id: str = "id",
     embedding: str = "embedding",
     errors: str | None = None,
-    encoder: FutureEncoder | None = None,
+    encoder: Encoder | None = None,
     block_rows: int = 5_000,
     workers: int | None = None,
     num_cpus: float | None = None,
@@ -59,7 +59,7 @@ def embed_dataset(
     id: str = "id",
     embedding: str = "embedding",
     errors: str | None = None,
-    encoder: FutureEncoder | None = None,
+    encoder: Encoder | None = None,
     block_rows: int = 5_000,
     workers: int | None = None,
     num_cpus: float | None = None,
@@ -77,7 +77,7 @@ def embed_dataset(
     id: str = "id",
     embedding: str = "embedding",
     errors: str | None = None,
-    encoder: FutureEncoder | None = None,
+    encoder: Encoder | None = None,
     block_rows: int = 5_000,
     workers: int | None = None,
     num_cpus: float | None = None,

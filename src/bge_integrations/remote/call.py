@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import numpy as np
-
-from ..core.encoder import OnBatch, Vectors
+from ..core.encoder import Batch, Stream
+from ..core.outputs import Rows
 from ..errors import BadAnswerError, DeadlineError, HostError, HostUnavailableError, TooLargeError
 from .endpoint import Limits
 from .host import Line
@@ -17,16 +16,24 @@ from .retry import Attempts
 GRACE = 10.0
 """Seconds that requests under way get when the call has failed: they are paid for."""
 
-Send = Callable[[list[str], int], Awaitable[Vectors]]
-"""Sends one request with so many tokens and returns its vectors."""
+Send = Callable[[list[str], int], Awaitable[tuple[Rows, int]]]
+"""Sends one request with so many tokens; returns its rows and the tokens that the host counted."""
 
 
 class Call:
-    """One call: the texts as sent, the rows so far, and its workers.
+    """One call: the texts as sent and the tasks that send them.
+
+    Args:
+        line: what is shared by all calls to the host.
+        limits: bounds on requests and on waiting.
+        texts: as they are sent.
+        tokens: of each text, or a guess.
+        truncated: positions of texts that were longer than the model reads.
+        send: sends one request.
+        stream: where finished rows go.
+        retried: called for each request that is sent again.
 
     Attributes:
-        rows: vectors of the texts that are finished.
-        done: which those are.
         failure: what ended the call, if anything.
     """
 
@@ -36,17 +43,16 @@ class Call:
         limits: Limits,
         texts: list[str],
         tokens: list[int],
-        dimensions: int,
+        truncated: list[int],
         send: Send,
+        stream: Stream,
         *,
-        on_batch: OnBatch | None,
         retried: Callable[[], None],
     ) -> None:
         self._line, self._limits, self._texts, self._tokens = line, limits, texts, tokens
-        self._send_texts, self._on_batch, self._retried = send, on_batch, retried
+        self._send_texts, self._stream, self._retried = send, stream, retried
+        self._truncated = frozenset(truncated)
         self._plan = RequestPlan([len(text.encode()) for text in texts], tokens, line.caps)
-        self.rows: Vectors = np.empty((len(texts), dimensions), np.float32)
-        self.done = np.zeros(len(texts), bool)
         self.failure: BaseException | None = None
         self._stopping = False
         self._suspects: set[int] = set()
@@ -54,11 +60,11 @@ class Call:
         self._sending: set[asyncio.Task[None] | None] = set()
         self._clock = asyncio.timeout(None)
 
-    async def run(self) -> Vectors:
-        """Return the vectors of all texts.
+    async def run(self) -> None:
+        """Send all texts.
 
         Raises:
-            HostError: the host failed; not yet marked with what was finished.
+            HostError: the host failed.
         """
         try:
             async with self._clock:
@@ -74,15 +80,6 @@ class Call:
             self.failure = HostUnavailableError("the encoder was closed during the call")
         if self.failure is not None:
             raise self.failure
-        return self._let_go()
-
-    def _let_go(self) -> Vectors:
-        """Return the rows and keep nothing large: the retry library's cycles hold this object until Python collects."""
-        rows = self.rows
-        self.rows, self._texts, self._tokens = rows[:0].copy(), [], []
-        self._on_batch = None
-        self._clock = asyncio.timeout(None)  # holds its task, and that the result
-        return rows
 
     def _late(self) -> str:
         if self._limits.timeout:
@@ -131,7 +128,7 @@ class Call:
     def _fail(self, part: range, error: Exception) -> None:
         of_a_text = len(part) == 1 and isinstance(error, HostError) and _about_texts(error)
         if isinstance(error, HostError):
-            self._place(error, part)
+            error = self._place(error, part)
         if self.failure is not None or not of_a_text:  # a second failure says that it is the host, not the text
             self._stopping = True
             for worker in self._workers - self._sending - {asyncio.current_task()}:
@@ -144,7 +141,7 @@ class Call:
             self._limits, self._line.gate, self._in_time, suspect=suspect, retried=self._retried
         ).retrying()
         try:
-            vectors: Vectors = await attempts(self._once, part)
+            answer: tuple[Rows, int] = await attempts(self._once, part)
         except TooLargeError as error:
             self._learn(part, error)
         except HostError as error:
@@ -153,9 +150,9 @@ class Call:
             self._suspects.update(part)
             self._split(part)
         else:
-            self._finish(part, vectors)
+            self._finish(part, *answer)
 
-    async def _once(self, part: range) -> Vectors:
+    async def _once(self, part: range) -> tuple[Rows, int]:
         tokens = sum(self._tokens[part.start : part.stop])
         async with self._line.slots:
             await self._line.gate.enter(tokens, self._in_time)
@@ -169,35 +166,34 @@ class Call:
 
     def _worth_a_search(self, error: HostError) -> bool:
         # A host that answers others but fails at this request may fail at one text: Ollama's bge-m3 says 500 to some.
-        return getattr(error, "broken", False) or (error.status == 500 and self._line.answered > 0)
+        return (isinstance(error, BadAnswerError) and error.retryable) or (
+            error.status == 500 and self._line.answered > 0
+        )
 
     def _learn(self, part: range, error: TooLargeError) -> None:
         if len(part) == 1:
             self._line.caps.forget()
             raise error
-        self._line.caps.learn(len(part), self._plan.size(part), bulk=getattr(error, "bulk", False))
+        self._line.caps.learn(len(part), self._plan.size(part), bulk=error.limit == "bytes")
         self._split(part)
 
     def _split(self, part: range) -> None:
         self._plan.split(part)
         self._hire(len(part))
 
-    def _finish(self, part: range, vectors: Vectors) -> None:
+    def _finish(self, part: range, rows: Rows, tokens: int) -> None:
         self._line.answered += 1
-        self.rows[part.start : part.stop] = vectors
-        self.done[part.start : part.stop] = True
         if not self._limits.timeout:
             self._wind(self._limits.patience)
-        if self._on_batch is not None:
-            self._on_batch(part, vectors)
+        self._stream.put(Batch(part, rows, tokens, [i for i in part if i in self._truncated]))
 
-    def _place(self, error: HostError, part: range) -> None:
-        """Turn positions within a request into those of the caller, and take its texts out of the message."""
-        inside = [i for i in error.positions if i < len(part)] or range(len(part))
-        error.positions = tuple(part[i] for i in inside)
+    def _place(self, error: HostError, part: range) -> HostError:
+        """Return the error with positions of the call, and without the texts that a host may repeat in its message."""
+        error.positions = tuple(i for i in error.positions if i < len(part)) or tuple(range(len(part)))
         for i in part:
             if len(self._texts[i]) >= 8:
                 error.message = error.message.replace(self._texts[i], "…")
+        return error.at(part)
 
 
 def _about_texts(error: HostError) -> bool:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from ..catalog.records import Provider
 from ..errors import ConfigError, InsecureHostError
+
+
+class KeySource(Protocol):
+    """Where the key comes from."""
+
+    @property
+    def value(self) -> str | None:
+        """The key, or None where there is none."""
+        ...
+
+    def __call__(self) -> str | None:
+        """Return the key; raises MissingKeyError where one is needed and there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class Endpoint:
     provider: Provider
     base_url: str
     wire_model: str
-    key: Callable[[], str | None]
+    key: KeySource
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
@@ -48,7 +61,7 @@ class Endpoint:
 
     def scrub(self, text: str) -> str:
         """Return ``text`` without the key."""
-        key = getattr(self.key, "value", None) or ""
+        key = self.key.value or ""
         return text.replace(key, "***") if len(key) >= 4 else text
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from ..catalog import known_model
-from ..catalog.records import ModelCard, Role
+from ..catalog.records import ModelCard
+from ..core.checks import refuse_truncation
 from ..core.cutter import TokenCutter, find_tokenizer
-from ..core.encoder import Blank, FutureEncoder, OnBatch, Truncate, Usage, Vectors, report_cut
+from ..core.encoder import Blank, Encoder, Role, Stream, Truncate, Usage, Vectors
 from ..core.event_loop import BackgroundLoop
-from ..errors import BadAnswerError, HostError, TooLargeError
+from ..errors import BadAnswerError, HostError, HostUnavailableError
 from .call import Call
 from .endpoint import Endpoint, Limits
 from .host import Line
@@ -28,7 +26,7 @@ _LEFT_BEHIND: list[Line] = []
 """After a fork: the parent's connections, which the child must neither use nor close."""
 
 
-class RemoteEngine(FutureEncoder):
+class RemoteEngine(Encoder):
     """An encoder at a host; subclasses say what is sent and how the answer is read.
 
     Args:
@@ -59,7 +57,7 @@ class RemoteEngine(FutureEncoder):
         self.card, self.endpoint, self.limits = card, endpoint, limits or Limits()
         self.query_instruction, self.blank, self.variant = query_instruction, blank, variant
         self.truncate, self.tokenizer, self.rate_limiter = truncate, tokenizer, rate_limiter
-        self.usage = Usage(usd=0.0 if self._price else None)
+        self.usage = Usage(usd=0.0 if self.price else None)
         self._start()
 
     def _start(self) -> None:
@@ -79,8 +77,26 @@ class RemoteEngine(FutureEncoder):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.describe()})"
 
+    remote = True
+
     @property
-    def _price(self) -> float | None:
+    def base_url(self) -> str:  # type: ignore[override]
+        """The host's address."""
+        return self.endpoint.base_url
+
+    @property
+    def key(self) -> str | None:
+        """The host's key, or None."""
+        return self.endpoint.key.value
+
+    @property
+    def max_concurrency(self) -> int:  # type: ignore[override]
+        """Requests in flight."""
+        return self.limits.max_concurrency
+
+    @property
+    def price(self) -> float | None:  # type: ignore[override]
+        """USD per million tokens, where the host states it."""
         offer = self.endpoint.provider.offer(self.card.id)
         return offer.usd_per_million_tokens if offer else None
 
@@ -104,21 +120,25 @@ class RemoteEngine(FutureEncoder):
             self._cutter, self._looked = find_tokenizer(self.card, self.tokenizer), True
         return self._cutter
 
-    @property
-    def count_tokens(self) -> Callable[[Sequence[str]], list[int]] | None:
-        """What counts tokens as the model does, special tokens included; None where its tokenizer is not here."""
-        return self.cutter.count if self.cutter else None
-
-    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
-        """Begin to embed checked texts and return at once.
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has for this model, special tokens included, before truncation.
 
         Raises:
-            ConfigError: the model has no default query instruction and none was given.
+            ConfigError: the model's tokenizer is not on this machine.
+        """
+        return self.cutter.count(texts) if self.cutter else super().count_tokens(texts)
+
+    def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
+        """Begin to send checked texts and return at once.
+
+        Raises:
+            ConfigError: the model has no default query instruction and none was passed.
             MissingKeyError: the host needs a key and none was found.
         """
         self.format(texts[:1], role)
         self.endpoint.key()
-        return self._loop.run(self._embed(texts, role, on_batch))
+        work = self._loop.run(self._embed(texts, role, stream))
+        stream.on_cancel(work.cancel)
 
     def sent(self, texts: list[str], role: Role) -> list[str]:
         """Return what is sent for each text, before it is cut."""
@@ -133,31 +153,33 @@ class RemoteEngine(FutureEncoder):
     async def ask(self, line: Line, texts: list[str], role: Role) -> tuple[Vectors, int]:
         """Send one request and return its unit vectors and the tokens that the host counted."""
 
-    async def _embed(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Vectors:
-        line = self._here()
-        sent, tokens = await self._cut(self.sent(texts, role), role)
-        call = Call(
-            line,
-            self.limits,
-            sent,
-            tokens,
-            self.card.dimensions,
-            partial(self._exchange, line, role),
-            on_batch=on_batch,
-            retried=partial(self.usage.add, retries=1),
-        )
+    async def _embed(self, texts: list[str], role: Role, stream: Stream) -> None:
         try:
-            return await call.run()
-        except HostError as error:
-            await self.explain(line, error)
-            raise self._told(call, error) from None
+            await self._send(texts, role, stream)
+        except asyncio.CancelledError:
+            stream.fail(HostUnavailableError(f"{self.endpoint.name}: the encoder was closed during the call"))
+            raise
+        except Exception as error:  # noqa: BLE001 - belongs to the caller
+            stream.fail(error)
+        else:
+            stream.finish()
 
-    async def _cut(self, texts: list[str], role: Role) -> tuple[list[str], list[int]]:
+    async def _send(self, texts: list[str], role: Role, stream: Stream) -> None:
+        line = self._here()
+        sent, long, tokens = await self._cut(self.sent(texts, role), role)
+        if self.truncate == "error":
+            refuse_truncation(long, model=self.card.id, max_tokens=self.card.max_tokens)
+        send, retried = partial(self._exchange, line, role), partial(self.usage.add, retries=1)
+        call = Call(line, self.limits, sent, tokens, long, send, stream, retried=retried)
+        try:
+            await call.run()
+        except HostError as error:
+            raise self._complete(await self.explain(line, error)) from None
+
+    async def _cut(self, texts: list[str], role: Role) -> tuple[list[str], list[int], list[int]]:
         if self.cutter is None:
-            return texts, [len(text.encode()) // 4 + 2 for text in texts]
-        cut, long, counts = await asyncio.to_thread(self.cutter.cut, texts, self.room(role))
-        report_cut(long, model=self.card.id, max_tokens=self.card.max_tokens, truncate=self.truncate)
-        return cut, counts
+            return texts, [], [len(text.encode()) // 4 + 2 for text in texts]
+        return await asyncio.to_thread(self.cutter.cut, texts, self.room(role))
 
     def _here(self) -> Line:
         if self._line is None or self._line.loop is not asyncio.get_running_loop():
@@ -167,15 +189,10 @@ class RemoteEngine(FutureEncoder):
             self._loop.at_end(self._line.connection.close)
         return self._line
 
-    async def _exchange(self, line: Line, role: Role, texts: list[str], tokens: int) -> Vectors:
+    async def _exchange(self, line: Line, role: Role, texts: list[str], tokens: int) -> tuple[Vectors, int]:
         self.usage.add(requests=1)
         vectors, counted = await self.ask(line, texts, role)
-        if not counted and self.cutter is not None:
-            counted = tokens
-        self.usage.add(texts=len(texts), tokens=counted)
-        if self._price:
-            self.usage.add(usd=counted * self._price / 1e6)
-        return vectors
+        return vectors, counted if counted or self.cutter is None else tokens
 
     def check_model(self, named: object) -> None:
         """Refuse an answer that names another model of the catalogue; any other name is the host's own affair.
@@ -189,26 +206,21 @@ class RemoteEngine(FutureEncoder):
         if served is not None and served.id != self.card.id:
             raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self.card.id!r}")
 
-    async def explain(self, line: Line, error: HostError) -> None:
-        """Add to an error what the host tells when it is asked; asks nothing by default."""
+    async def explain(self, line: Line, error: HostError) -> HostError:
+        """Return an error with what the host says when it is asked; asks nothing by default."""
+        del line
+        return error
 
-    def _told(self, call: Call, error: HostError) -> HostError:
-        """Complete an error: who, which texts, how long to wait, what was finished."""
+    def _complete(self, error: HostError) -> HostError:
+        """Return an error that says which host and model it is about, how long to wait, and no secret."""
         error.provider, error.model = self.endpoint.name, self.card.id
         message = error.message
         if not message.startswith(error.provider):
             message = f"{error.provider}, {error.model!r}: {message}"
-        if isinstance(error, (BadAnswerError, TooLargeError)) and error.positions:
-            shown = ", ".join(map(str, error.positions[:5])) + (", …" if len(error.positions) > 5 else "")
-            message = f"{message} (text {shown})"
         if error.retry_after:
             message = f"{message}; it asks to wait {error.retry_after:.0f} s"
         error.message = self.endpoint.scrub(message)
         error.args = (error.message,)
-        error.finished = tuple(np.flatnonzero(call.done).tolist())
-        error.unfinished = tuple(np.flatnonzero(~call.done).tolist())
-        for internal in ("broken", "bulk"):
-            error.__dict__.pop(internal, None)
         error.__context__ = None  # the tries before it, with what the host said to them
         return error
 

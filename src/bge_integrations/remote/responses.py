@@ -40,15 +40,15 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endp
     whole = message_in(answer) or body[:4000].decode("utf-8", "replace")
     kind, advice = _kind(status, f"{whole} {_code(answer)}", headers, wait, endpoint, card)
     said = quote(whole.encode(), endpoint)
-    # Of TooLargeError: whether all texts together are too long, rather than too many.
-    details: dict[str, Any] = {"bulk": _is_bulk(whole)} if kind is TooLargeError else {}
+    # Whether all texts together are too long, rather than too many.
+    limit: dict[str, Any] = {"limit": "bytes"} if kind is TooLargeError and _is_bulk(whole) else {}
     return kind(
         f"{endpoint.name} answered {status} for {card.id!r}{': ' if said else ''}{said}{advice}",
         provider=endpoint.name,
         model=card.id,
         status=status,
         retry_after=wait,
-        **details,
+        **limit,
     )
 
 

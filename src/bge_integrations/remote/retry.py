@@ -54,7 +54,7 @@ class Attempts:
         return self._in_time(self._wait)
 
     def _helps(self, error: HostError) -> bool:
-        if isinstance(error, BadAnswerError) and getattr(error, "broken", False):
+        if isinstance(error, BadAnswerError) and error.retryable:
             self._broken += 1
             return self._broken == 1
         return isinstance(error, (HostUnavailableError, RateLimitError))

@@ -86,7 +86,7 @@ class Connection:
         kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind in _JSON or body.lstrip()[:1] in (b"{", b"["):
             return
-        raise self._bad(f"{kind} came back instead of JSON: {quote(body, self._endpoint)!r}", broken=True)
+        raise self._bad(f"{kind} came back instead of JSON: {quote(body, self._endpoint)!r}", retryable=True)
 
     def _bad(self, what: str, **details: Any) -> BadAnswerError:
         name, model = self._endpoint.name, self._card.id

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ..core.encoder import Vectors, check_vectors
+from ..core.outputs import Vectors, check_vectors
 from ..errors import BadAnswerError
 
 
@@ -74,7 +74,7 @@ def read_json(body: bytes) -> Any:
     """Parse JSON; NaN and Infinity are let through, so that the row that holds them can be named.
 
     Raises:
-        BadAnswerError: it is not JSON; ``broken`` is set, since a cut body is worth another try.
+        BadAnswerError: it is not JSON; ``retryable``, since a cut body is worth another try.
     """
     try:
         return orjson.loads(body)
@@ -84,7 +84,7 @@ def read_json(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         shown = body[:200].decode("utf-8", "replace")
-        raise BadAnswerError(f"the answer is not whole JSON: {shown!r}", broken=True) from None
+        raise BadAnswerError(f"the answer is not whole JSON: {shown!r}", retryable=True) from None
 
 
 def embeddings_of(answer: Any, count: int) -> tuple[list[Any], bool]:
@@ -96,7 +96,7 @@ def embeddings_of(answer: Any, count: int) -> tuple[list[Any], bool]:
     check_no_error(answer, count)
     data = answer.get("data") if isinstance(answer, Mapping) else None
     if not isinstance(data, list) or not all(isinstance(row, dict) and "embedding" in row for row in data):
-        raise BadAnswerError("the answer has no data[].embedding", positions=range(count), broken=True)
+        raise BadAnswerError("the answer has no data[].embedding", positions=range(count), retryable=True)
     check_count(data, count)
     indices = [row.get("index") for row in data]
     if all(index is None for index in indices):
@@ -121,14 +121,14 @@ def check_count(rows: Sequence[Any], count: int) -> None:
         BadAnswerError: there is not one row for each text.
     """
     if len(rows) != count:
-        raise BadAnswerError(f"{len(rows)} vectors came back for {count} texts", positions=range(count), broken=True)
+        raise BadAnswerError(f"{len(rows)} vectors came back for {count} texts", positions=range(count), retryable=True)
 
 
 def _places(indices: Sequence[Any]) -> Sequence[int]:
     count = len(indices)
     if any(type(index) is not int for index in indices) or set(indices) != set(range(count)):
         raise BadAnswerError(
-            f"the rows' indices are not 0 to {count - 1} once each", positions=range(count), broken=True
+            f"the rows' indices are not 0 to {count - 1} once each", positions=range(count), retryable=True
         )
     order = [0] * count
     for place, index in enumerate(indices):
@@ -140,7 +140,7 @@ def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:
     """Return unit vectors from rows of floats or of base64 (little-endian float32).
 
     Raises:
-        BadAnswerError: as ``check_vectors``, and for base64 that cannot be read. ``broken`` is set unless all rows are
+        BadAnswerError: as ``check_vectors``, and for base64 that cannot be read. ``retryable`` unless all rows are
             as long as another model's.
     """
     if all(isinstance(row, str) for row in embeddings):
@@ -150,7 +150,7 @@ def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:
     try:
         return check_vectors(rows, count=len(embeddings), dimensions=dimensions)
     except BadAnswerError as error:
-        error.__dict__["broken"] = not _of_another_model(embeddings, dimensions)
+        error.retryable = not _of_another_model(embeddings, dimensions)
         raise
 
 
@@ -192,6 +192,6 @@ def _decoded(rows: Sequence[str], dimensions: int) -> Vectors:
             raw = b""
         if len(raw) != 4 * dimensions:
             wrong = f"vector {i} is not {dimensions} numbers in base64"
-            raise BadAnswerError(wrong, positions=[i], broken=True)
+            raise BadAnswerError(wrong, positions=[i], retryable=True)
         vectors[i] = np.frombuffer(raw, "<f4")
     return vectors

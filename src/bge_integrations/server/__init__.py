@@ -126,6 +126,4 @@ def _check_extra() -> None:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError(
-            f"the server needs {error.name}: pip install 'bge-integrations[server]'", name=error.name
-        ) from error
+        raise MissingExtraError(f"the server needs {error.name}: pip install 'bge-integrations[server]'") from error

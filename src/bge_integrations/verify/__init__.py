@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..catalog.golden import ACCEPTED, VERDICTS
-from ..core.encoder import FutureEncoder, Vectors
+from ..core.encoder import Encoder, Vectors
 from ..errors import BadAnswerError, BGEError, BGEWarning, ConfigError
 from ..load import engine_of
 from ..local.engine import LocalEngine
@@ -57,7 +57,7 @@ def verify(
     reference: Any = None,
     golden: str | os.PathLike[str] | None = None,
     *,
-    others: Iterable[FutureEncoder] | None = None,
+    others: Iterable[Encoder] | None = None,
     behaviour: bool = True,
     on_step: OnStep | None = None,
 ) -> Report:
@@ -122,19 +122,19 @@ def pin(encoder: Any, path: str | os.PathLike[str]) -> int:
     return len(probes)
 
 
-def _engine(encoder: Any) -> FutureEncoder:
+def _engine(encoder: Any) -> Encoder:
     return engine_of(getattr(encoder, "encoder", encoder))
 
 
-def _host(encoder: FutureEncoder) -> str:
+def _host(encoder: Encoder) -> str:
     return str(getattr(getattr(encoder, "endpoint", None), "base_url", "this machine"))
 
 
-def _wire(encoder: FutureEncoder) -> Wire | Direct:
+def _wire(encoder: Encoder) -> Wire | Direct:
     return Wire(encoder) if hasattr(encoder, "endpoint") else Direct(encoder)
 
 
-def _counter(encoder: FutureEncoder | None) -> CountTokens | None:
+def _counter(encoder: Encoder | None) -> CountTokens | None:
     """Return what counts tokens as the encoder's model does, or None where its tokenizer is not here."""
     cutter = getattr(encoder, "cutter", None)
     count: CountTokens | None = getattr(encoder, "count_tokens", None) or getattr(cutter, "count", None)
@@ -146,7 +146,7 @@ def _counter(encoder: FutureEncoder | None) -> CountTokens | None:
     return count
 
 
-def _with_golden(report: Report, encoder: FutureEncoder, results: Sequence[GoldenResult], *, alone: bool) -> Report:
+def _with_golden(report: Report, encoder: Encoder, results: Sequence[GoldenResult], *, alone: bool) -> Report:
     verdict = verdict_of(results)
     if verdict is None:
         note = f"no values of {report.model} are known for {encoder.card.pooling} pooling: compare it with a reference"
@@ -162,9 +162,9 @@ def _with_golden(report: Report, encoder: FutureEncoder, results: Sequence[Golde
 
 def _with_reference(
     report: Report,
-    encoder: FutureEncoder,
-    reference: FutureEncoder,
-    others: Iterable[FutureEncoder] | None,
+    encoder: Encoder,
+    reference: Encoder,
+    others: Iterable[Encoder] | None,
     steps: Steps,
 ) -> Report:
     mine, theirs = encoder.card, reference.card
@@ -185,7 +185,7 @@ def _with_reference(
 
 
 @contextmanager
-def _pooled(reference: FutureEncoder, pooling: Pooling) -> Iterator[FutureEncoder]:
+def _pooled(reference: Encoder, pooling: Pooling) -> Iterator[Encoder]:
     """Yield the reference with the pooling that the encoder says it has (``accept_space``)."""
     if not isinstance(reference, LocalEngine) or reference.card.pooling == pooling:
         yield reference
@@ -213,7 +213,7 @@ def _merged(report: Report, found: Diagnosis, probes: Sequence[Probe], notes: Se
     )
 
 
-def _answers(encoder: FutureEncoder, probes: Sequence[Probe]) -> tuple[Vectors, list[str]]:
+def _answers(encoder: Encoder, probes: Sequence[Probe]) -> tuple[Vectors, list[str]]:
     """Return the vectors of the probes, one text at a time where the host's batches are broken."""
     vectors = np.empty((len(probes), encoder.card.dimensions), np.float32)
     notes: list[str] = []

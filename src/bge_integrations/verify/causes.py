@@ -13,7 +13,7 @@ from typing import NamedTuple, cast, get_args
 
 from ..catalog import MODELS
 from ..catalog.records import ModelCard, Role
-from ..core.encoder import FutureEncoder, Vectors
+from ..core.encoder import Encoder, Vectors
 from ..errors import BGEError
 from ..local.engine import LocalEngine
 from ..options import Pooling
@@ -178,9 +178,9 @@ def sibling(engine: LocalEngine, card: ModelCard) -> LocalEngine:
     )
 
 
-def other_models(card: ModelCard) -> list[FutureEncoder]:
+def other_models(card: ModelCard) -> list[Encoder]:
     """Return engines for the catalogue's other models of the same dimension whose weights are on this machine."""
-    found: list[FutureEncoder] = []
+    found: list[Encoder] = []
     for other in MODELS:
         if other.dimensions == card.dimensions and other.id != card.id:
             engine = LocalEngine(other, blank="keep")
@@ -189,5 +189,5 @@ def other_models(card: ModelCard) -> list[FutureEncoder]:
             except BGEError:
                 here = False
             if here:
-                found.append(cast("FutureEncoder", engine))
+                found.append(cast("Encoder", engine))
     return found

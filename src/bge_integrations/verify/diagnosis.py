@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.golden import LOWER, SAME
-from ..core.encoder import FutureEncoder, Vectors
+from ..core.encoder import Encoder, Vectors
 from ..errors import BGEError, BGEWarning
 from ..local.engine import LocalEngine
 from .causes import TEXT_FAULTS, Candidate, Wording, lower_limits, pooled_otherwise, sibling
@@ -46,9 +46,9 @@ class Diagnosis:
 def diagnose(
     answers: Vectors,
     probes: Sequence[Probe],
-    encoder: FutureEncoder,
-    reference: FutureEncoder,
-    others: Iterable[FutureEncoder] = (),
+    encoder: Encoder,
+    reference: Encoder,
+    others: Iterable[Encoder] = (),
     *,
     begin: Callable[[str], None] = lambda _: None,
 ) -> Diagnosis:
@@ -79,7 +79,7 @@ def diagnose(
     return replace(diagnosis, notes=tuple(notes))
 
 
-def _instruction(encoder: FutureEncoder) -> str:
+def _instruction(encoder: Encoder) -> str:
     return encoder.card.instruction(encoder.query_instruction)
 
 
@@ -95,7 +95,7 @@ def _tried(make: Callable[[], Iterator[Candidate]], notes: list[str]) -> list[Ca
 class _Embed:
     """Embeds texts exactly as they are."""
 
-    def __init__(self, encoder: FutureEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
@@ -134,9 +134,7 @@ def _by_order(answers: Vectors, right: Vectors) -> Iterator[Candidate]:
         yield Candidate("rows in another order", remedy, right[rows])
 
 
-def _by_engine(
-    reference: FutureEncoder, probes: Sequence[Probe], wording: Wording, right: Vectors
-) -> Iterator[Candidate]:
+def _by_engine(reference: Encoder, probes: Sequence[Probe], wording: Wording, right: Vectors) -> Iterator[Candidate]:
     if not isinstance(reference, LocalEngine):
         return
     texts = [wording.read(probe.text, probe.role) for probe in probes]
@@ -154,7 +152,7 @@ def _by_engine(
         yield Candidate(f"cut at {limit} tokens", remedy, vectors)
 
 
-def _by_model(others: Iterable[FutureEncoder], probes: Sequence[Probe], notes: list[str]) -> Iterator[Candidate]:
+def _by_model(others: Iterable[Encoder], probes: Sequence[Probe], notes: list[str]) -> Iterator[Candidate]:
     for other in others:
         try:
             vectors = _Embed(other)([other.format([p.text], p.role)[0] for p in probes])

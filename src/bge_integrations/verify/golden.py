@@ -20,7 +20,7 @@ from ..catalog.golden import (
     worst,
 )
 from ..catalog.records import Role
-from ..core.encoder import FutureEncoder, Vectors
+from ..core.encoder import Encoder, Vectors
 from ..errors import BGEError, ConfigError
 from .probes import Probe
 from .report import Finding, GoldenResult
@@ -29,7 +29,7 @@ from .report import Finding, GoldenResult
 _SCORE_SAME, _SCORE_LOWER = 0.002, 0.01
 
 
-def known_values(encoder: FutureEncoder, path: Path | None) -> GoldenFile:
+def known_values(encoder: Encoder, path: Path | None) -> GoldenFile:
     """Return the values to compare with: the user's file, or the published ones where they are of the same pooling.
 
     Raises:
@@ -49,7 +49,7 @@ def known_values(encoder: FutureEncoder, path: Path | None) -> GoldenFile:
     return read_golden() if catalogued.pooling == card.pooling else GoldenFile()
 
 
-def compare(encoder: FutureEncoder, values: GoldenFile) -> list[GoldenResult]:
+def compare(encoder: Encoder, values: GoldenFile) -> list[GoldenResult]:
     """Embed the texts of all known values of the model and judge the answers; one request per role.
 
     Raises:
@@ -78,7 +78,7 @@ def verdict_of(results: Sequence[GoldenResult]) -> Verdict | None:
     return worst([result.verdict for result in results]) if results else None
 
 
-def looks_like(encoder: FutureEncoder) -> str | None:
+def looks_like(encoder: Encoder) -> str | None:
     """Name another model of the catalogue whose published vector the host gives, or None.
 
     Raises:
@@ -94,7 +94,7 @@ def looks_like(encoder: FutureEncoder) -> str | None:
     return next((golden.model for golden in others if judge(golden, rows[golden.text]).verdict != VERDICTS[2]), None)
 
 
-def compare_scores(encoder: FutureEncoder, values: GoldenFile) -> list[Finding]:
+def compare_scores(encoder: Encoder, values: GoldenFile) -> list[Finding]:
     """Compare scores of queries against passages with published ones; they show whether the instruction is right.
 
     Only for models of which no full vector is known, and encoders that use the model's own instruction.
@@ -109,7 +109,7 @@ def compare_scores(encoder: FutureEncoder, values: GoldenFile) -> list[Finding]:
     return [_scores(encoder, item) for item in values.similarities if item.model == card.id]
 
 
-def _scores(encoder: FutureEncoder, item: Similarity) -> Finding:
+def _scores(encoder: Encoder, item: Similarity) -> Finding:
     role: Role = "query" if item.query_instruction else "document"
     queries = encoder.encode(item.queries, role=role)
     passages = encoder.encode(item.passages, role="document")
@@ -123,7 +123,7 @@ def _scores(encoder: FutureEncoder, item: Similarity) -> Finding:
     return Finding("published scores", deviation <= _SCORE_LOWER, says, {"deviation": deviation, "source": item.source})
 
 
-def pin_json(encoder: FutureEncoder, probes: Sequence[Probe], vectors: Vectors, *, host: str, day: str) -> str:
+def pin_json(encoder: Encoder, probes: Sequence[Probe], vectors: Vectors, *, host: str, day: str) -> str:
     """Write an encoder's answers down as golden values, for a later comparison."""
     source = f"{host}, {day}"
     goldens = [

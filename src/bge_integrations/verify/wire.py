@@ -15,7 +15,7 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 import numpy as np
 
 from ..catalog.records import ModelCard, Provider
-from ..core.encoder import FutureEncoder, Vectors
+from ..core.encoder import Encoder, Vectors
 from ..errors import BGEError
 from ..remote.endpoint import is_loopback
 
@@ -77,7 +77,7 @@ class Answer:
 class Wire:
     """Sends texts as documents to the endpoint of a remote engine."""
 
-    def __init__(self, engine: FutureEncoder, *, timeout: float = 60.0) -> None:
+    def __init__(self, engine: Encoder, *, timeout: float = 60.0) -> None:
         endpoint: Any = engine.endpoint  # type: ignore[attr-defined]
         self.card: ModelCard = engine.card
         self.provider: Provider = endpoint.provider
@@ -132,7 +132,7 @@ class Direct:
 
     space = True
 
-    def __init__(self, encoder: FutureEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self.card, self._encoder = encoder.card, encoder
 
     def post(self, texts: Sequence[str], *, encoding: str = "float") -> Answer:  # noqa: ARG002 - as Wire.post

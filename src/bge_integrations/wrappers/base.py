@@ -2,52 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ..catalog.records import ModelCard
-from ..core.encoder import Blank, FutureEncoder, Usage
+from ..core.encoder import Encoder
+from ..core.outputs import Output
 
-__all__ = ["WrappedEncoder"]
-
-
-class _Inner:
-    """An attribute that is read from ``inner`` each time, since engines learn some of theirs late."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, wrapper: Any, owner: type | None = None) -> Any:
-        return self if wrapper is None else getattr(wrapper.inner, self.name)
+__all__ = ["Wrapper"]
 
 
-def _of_inner() -> Any:
-    return _Inner()
+def _inner(name: str) -> Any:
+    """Return a property that reads ``inner``'s attribute each time, since engines learn some of theirs late."""
+    return property(lambda self: getattr(self.inner, name))
 
 
-class WrappedEncoder(FutureEncoder):
-    """An encoder around ``inner``; subclasses implement ``start``.
+class Wrapper(Encoder):
+    """An encoder around ``inner``; subclasses implement ``batches``.
 
     ``usage`` is the inner encoder's own object, so that nothing is counted twice.
     """
 
-    card: ModelCard = _of_inner()
-    query_instruction: str | None = _of_inner()
-    blank: Blank = _of_inner()
-    variant: str = _of_inner()
-    usage: Usage = _of_inner()
+    card = _inner("card")
+    usage = _inner("usage")
+    query_instruction = _inner("query_instruction")
+    blank = _inner("blank")
+    truncate = _inner("truncate")
+    variant = _inner("variant")
+    remote = _inner("remote")
+    base_url = _inner("base_url")
+    price = _inner("price")
+    max_concurrency = _inner("max_concurrency")
+    engine: Encoder = _inner("engine")
+    output: Output = _inner("output")
+    key: str | None = _inner("key")
+    space: str = _inner("space")
+    document_space: str = _inner("document_space")
 
-    def __init__(self, inner: FutureEncoder) -> None:
+    def __init__(self, inner: Encoder) -> None:
         self.inner = inner
-
-    @property
-    def space(self) -> str:
-        """Name of the vector space: same string, comparable vectors."""
-        return self.inner.space
-
-    @property
-    def document_space(self) -> str:
-        """Name of the space of document vectors, which no query instruction changes."""
-        return self.inner.document_space
 
     def stamp(self) -> dict[str, Any]:
         """Return what a store must remember about its vectors, as plain data."""
@@ -56,6 +48,10 @@ class WrappedEncoder(FutureEncoder):
     def describe(self) -> dict[str, Any]:
         """Return how the inner encoder works, as plain data without secrets."""
         return self.inner.describe()
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has, as the inner encoder counts them."""
+        return self.inner.count_tokens(texts)
 
     def close(self) -> None:
         """Close the inner encoder."""

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
-from importlib import import_module
 from typing import Any
 
-from ..core.encoder import FutureEncoder, OnBatch, Role, Vectors
+from ..core.encoder import Batch, Encoder, Relay, Role, Stream
 from ..errors import MissingExtraError
-from .base import WrappedEncoder
+from .base import Wrapper
 
 __all__ = ["ProgressEncoder", "in_notebook"]
 
 _PATIENCE = 2.0  # seconds of work before a bar that nobody asked for appears in a notebook
 
 
-class ProgressEncoder(WrappedEncoder):
+class ProgressEncoder(Wrapper):
     """An encoder around another one that shows how far a call has come, in a terminal or a notebook.
 
     Args:
@@ -32,69 +28,72 @@ class ProgressEncoder(WrappedEncoder):
         MissingExtraError: ``show=True`` and tqdm is not installed.
     """
 
-    def __init__(self, inner: FutureEncoder, show: bool | None = None, *, leave: bool = True) -> None:
+    def __init__(self, inner: Encoder, show: bool | None = None, *, leave: bool = True) -> None:
         super().__init__(inner)
         self.show, self.leave = show, leave
         if show:
             _tqdm()
 
-    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
+    def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
         """Begin to embed, with a bar where one is due."""
         if len(texts) < 2 or not (in_notebook() if self.show is None else self.show):
-            return self.inner.start(texts, role, on_batch)
-        bar = _Bar(len(texts), patience=0.0 if self.show else _PATIENCE, leave=self.leave)
-
-        def moved(indices: Sequence[int], vectors: Vectors) -> None:
-            bar.advance(len(indices))
-            if on_batch is not None:
-                on_batch(indices, vectors)
-
+            self.inner.batches(texts, role, stream)
+            return
+        shown = _Shown(stream, len(texts), patience=0.0 if self.show else _PATIENCE, leave=self.leave)
         try:
-            future = self.inner.start(texts, role, moved)
+            self.inner.batches(texts, role, shown)
         except BaseException:
-            bar.close()
+            shown.close()
             raise
-        future.add_done_callback(lambda _: bar.close())
-        return future
 
 
-class _Bar:
-    """A bar that appears once ``patience`` is over, and stays away if tqdm is missing and nobody asked for it."""
+class _Shown(Relay):
+    """A stream with a bar, which appears once ``patience`` is over; without tqdm, none that nobody asked for."""
 
-    def __init__(self, total: int, *, patience: float, leave: bool) -> None:
-        self._total, self._patience, self._done = total, patience, 0
-        self._look: dict[str, Any] = {"unit": "text", "desc": "Embedding", "dynamic_ncols": True, "leave": leave}
-        self._began = time.time()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._bar: Any = None if patience else self._made()
+    def __init__(self, outer: Stream, total: int, *, patience: float, leave: bool) -> None:
+        super().__init__(outer)
+        self._total, self._patience, self._leave = total, patience, leave
+        self._done, self._began, self._closed = 0, time.time(), False
+        self._bar = None if patience else self._made()
+        self.on_cancel(self.close)
 
     def _made(self) -> Any:
         try:
-            bar = _tqdm()(total=self._total, initial=self._done, **self._look)
+            bar = _tqdm()(
+                total=self._total,
+                initial=self._done,
+                unit="text",
+                desc="Embedding",
+                dynamic_ncols=True,
+                leave=self._leave,
+            )
         except MissingExtraError:
             self._closed = True
             return None
         bar.start_t = self._began
         return bar
 
-    def advance(self, count: int) -> None:
-        """Move the bar by ``count`` texts."""
-        with self._lock:
-            if self._closed:
-                return
-            self._done += count
-            if self._bar is not None:
-                self._bar.update(count)
-            elif self._done < self._total and time.time() - self._began > self._patience:
-                self._bar = self._made()
+    def put(self, batch: Batch) -> None:
+        self._done += len(batch.positions)
+        if self._bar is not None and not self._closed:
+            self._bar.update(len(batch.positions))
+        elif not self._closed and self._done < self._total and time.time() - self._began > self._patience:
+            self._bar = self._made()
+        super().put(batch)
+
+    def finish(self) -> None:
+        self.close()
+        super().finish()
+
+    def fail(self, error: BaseException) -> None:
+        self.close()
+        super().fail(error)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        with self._lock:
-            self._closed = True
-            if self._bar is not None:
-                self._bar.close()
+        self._closed = True
+        if self._bar is not None:
+            self._bar.close()
 
 
 def in_notebook() -> bool:
@@ -106,8 +105,9 @@ def in_notebook() -> bool:
 
 def _tqdm() -> Any:
     try:
-        return import_module("tqdm.auto").tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingExtraError(
             'show_progress=True needs tqdm: pip install "bge-integrations[cli]", or pass show_progress=None'
         ) from error
+    return tqdm

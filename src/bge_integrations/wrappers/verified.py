@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
-import threading
-import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextvars import copy_context
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from ..catalog import MODELS
 from ..catalog.golden import ACCEPTED, Golden, Judgement, judge, read_golden
 from ..catalog.records import ModelCard, Role
-from ..core.encoder import FutureEncoder, OnBatch, Vectors
-from ..errors import BGEWarning, HostError, SpaceMismatchError
-from .base import WrappedEncoder
+from ..core.encoder import Encoder, Stream, Vectors
+from ..core.files import write_atomic
+from ..core.lock import Lock
+from ..errors import HostError, SpaceMismatchError, UnverifiedWarning, warn
+from .base import Wrapper
 
-__all__ = ["GuardedEncoder", "check_probe", "probe_of"]
-
-
-class UnverifiedWarning(BGEWarning):
-    """``verify="first-use"`` was asked for a model of which no values are published."""
+__all__ = ["VerifiedEncoder", "check_probe", "probe_of"]
 
 
 def _today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-class GuardedEncoder(WrappedEncoder):
+class VerifiedEncoder(Wrapper):
     """Refuses a host that does not give the model's published vector.
 
     One text goes to the host before the first real request; that it passed is remembered for the day, per host,
@@ -49,7 +42,7 @@ class GuardedEncoder(WrappedEncoder):
     """
 
     def __init__(
-        self, inner: FutureEncoder, *, host: str, memory: Path | None = None, today: Callable[[], str] = _today
+        self, inner: Encoder, *, host: str, memory: Path | None = None, today: Callable[[], str] = _today
     ) -> None:
         super().__init__(inner)
         self.host, self.memory, self._day = host, memory, today
@@ -57,36 +50,49 @@ class GuardedEncoder(WrappedEncoder):
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._pid = Lock(), os.getpid()
         self._probe: Future[None] | None = None
 
-    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
-        """Begin to embed, after the host has been looked at."""
+    def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
+        """Begin to embed, after the host has been checked."""
         check = self._check()
         if check is None:
-            return self.inner.start(texts, role, on_batch)
-        begin = partial(copy_context().run, self.inner.start, texts, role, on_batch)
-        return _after(check, begin, len(texts))
+            self.inner.batches(texts, role, stream)
+            return
+        context = copy_context()
+
+        def checked(done: Future[None]) -> None:
+            if stream.cancelled:
+                return
+            try:
+                done.result()
+                context.run(self.inner.batches, texts, role, stream)
+            except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
+                # The probe's text is none of the caller's.
+                stream.fail(error.at([[]]) if isinstance(error, HostError) else error)
+
+        check.add_done_callback(checked)
 
     def _check(self) -> Future[None] | None:
+        if self._pid != os.getpid():  # a probe under way in the parent never ends here
+            self._reset()
         with self._lock:
             if self._passed == self._day():
                 return None
             if self._probe is None:
                 golden = probe_of(self.card)
                 if golden is None or self._remembered():
-                    self._settle(warn=golden is None)
+                    self._trust(known=golden is not None)
                     return None
                 return self._ask(golden)
             return self._probe
 
-    def _settle(self, *, warn: bool) -> None:
-        if warn and not self._passed:
-            warnings.warn(
+    def _trust(self, *, known: bool) -> None:
+        if not known and not self._passed:
+            warn(
                 f"no values of {self.card.id!r} with {self.card.pooling} pooling are published: {self.host} is used "
                 "unverified; compare it once with `bge verify --against local`",
                 UnverifiedWarning,
-                stacklevel=6,
             )
         self._passed = self._day()
 
@@ -104,7 +110,7 @@ class GuardedEncoder(WrappedEncoder):
                 self._finish(passed=True)
                 verdict.set_result(None)
 
-        self.inner.start([golden.text], golden.role, None).add_done_callback(judge_answer)
+        self.inner.submit([golden.text], role=golden.role).add_done_callback(judge_answer)
         return verdict
 
     def _finish(self, *, passed: bool) -> None:
@@ -114,7 +120,7 @@ class GuardedEncoder(WrappedEncoder):
 
     @property
     def _key(self) -> str:
-        wire = getattr(getattr(self.inner, "endpoint", None), "wire_model", "")
+        wire = self.inner.describe().get("wire_model", "")
         return hashlib.sha256("\n".join([self.host, wire, self.document_space]).encode()).hexdigest()[:32]
 
     def _remembered(self) -> bool:
@@ -131,7 +137,7 @@ class GuardedEncoder(WrappedEncoder):
         return {**self.inner.describe(), "verify": "first-use"}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_probe")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_pid", "_probe")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -167,52 +173,6 @@ def check_probe(golden: Golden, answer: Vectors, host: str, variant: str = "") -
     )
 
 
-def _after(check: Future[None], begin: Callable[[], Future[Vectors]], count: int) -> Future[Vectors]:
-    """Return a Future of what ``begin`` starts once the check has passed; cancelling it cancels that."""
-    result: Future[Vectors] = Future()
-
-    def begun(done: Future[None]) -> None:
-        if result.cancelled():
-            return
-        try:
-            done.result()
-            work = begin()
-        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
-            _settle(result, error=_for_texts(error, count))
-            return
-        result.add_done_callback(lambda outer: work.cancel() if outer.cancelled() else None)
-        work.add_done_callback(lambda ended: _copy(ended, result))
-
-    check.add_done_callback(begun)
-    return result
-
-
-def _copy(ended: Future[Vectors], result: Future[Vectors]) -> None:
-    if ended.cancelled():
-        result.cancel()
-        return
-    error = ended.exception()
-    _settle(result, error=error) if error else _settle(result, vectors=ended.result())
-
-
-def _settle(result: Future[Vectors], *, vectors: Vectors | None = None, error: BaseException | None = None) -> None:
-    try:
-        if error is not None:
-            result.set_exception(error)
-        elif vectors is not None:
-            result.set_result(vectors)
-    except InvalidStateError:
-        pass  # cancelled in the meantime
-
-
-def _for_texts(error: BaseException, count: int) -> BaseException:
-    if not isinstance(error, HostError):
-        return error
-    mine = copy.copy(error)
-    mine.positions, mine.finished, mine.unfinished = (), (), tuple(range(count))
-    return mine
-
-
 def _read(path: Path) -> dict[str, str]:
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -224,10 +184,6 @@ def _read(path: Path) -> dict[str, str]:
 def _write(path: Path, data: dict[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            json.dump(data, file)
-        os.replace(file.name, path)  # noqa: PTH105 - one atomic step
+        write_atomic(path, json.dumps(data))
     except OSError as error:
-        warnings.warn(
-            f"cannot remember that the host was verified ({error}): it is asked again", BGEWarning, stacklevel=2
-        )
+        warn(f"cannot remember that the host was verified ({error}): it is checked again next time")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from ...catalog.records import Role
 from ...core.encoder import Vectors
-from ...errors import BadAnswerError, HostError, RepairWarning, RequestRefusedError, TooLargeError
+from ...errors import BadAnswerError, HostError, RepairWarning, RequestRefusedError, TooLargeError, warn
 from ..engine import RemoteEngine
 from ..host import Line
 from ..transport import answer_bound
@@ -75,8 +74,9 @@ class OpenAIEngine(RemoteEngine):
         vectors = vectors_of(rows, self.card.dimensions)
         if not numbered and count > 1 and not line.told_unnumbered:
             line.told_unnumbered = True
-            said = f"{self.endpoint.name} sends rows without an index: they are taken in the order they came"
-            warnings.warn(said, RepairWarning, stacklevel=2)
+            warn(
+                f"{self.endpoint.name} sends rows without an index: they are used in the order they came", RepairWarning
+            )
         return vectors, _tokens(answer), packed
 
 

@@ -49,7 +49,7 @@ class SpaceEngine(RemoteEngine):
         check_no_error(answer, count)
         rows = answer.get("embeddings") if isinstance(answer, dict) else None
         if not isinstance(rows, list):
-            raise BadAnswerError("the answer has no embeddings", positions=range(count), broken=True)
+            raise BadAnswerError("the answer has no embeddings", positions=range(count), retryable=True)
         check_count(rows, count)
         self.check_model(answer.get("model"))
         stated = answer.get("dimension")
@@ -59,16 +59,16 @@ class SpaceEngine(RemoteEngine):
             )
         return rows
 
-    async def explain(self, line: Line, error: HostError) -> None:
+    async def explain(self, line: Line, error: HostError) -> HostError:
         """Say of a Space that does not answer whether it sleeps."""
         if not isinstance(error, (HostUnavailableError, BadAnswerError)) or isinstance(error, DeadlineError):
-            return
+            return error
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 health = read_json(await line.connection.send("/health", None, 100_000))
         except (BGEError, TimeoutError):
-            told = "its /health does not answer either: it may be asleep, building or paused; open its page to wake it"
+            state = "its /health does not answer either: it may be asleep, building or paused; open its page to wake it"
         else:
             loaded = isinstance(health, dict) and health.get("model_loaded")
-            told = "its /health says it is up" if loaded else "its /health says that the model is not loaded yet"
-        error.message = f"{error.message}; {told}"
+            state = "its /health says it is up" if loaded else "its /health says that the model is not loaded yet"
+        return error.add(f"; {state}")

@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ...core.encoder import FutureEncoder, OnBatch, Role, Truncate, Vectors, on_cut, report_cut
+from ...core.checks import refuse_truncation
+from ...core.encoder import Batch, Encoder, Relay, Role, Stream
 from ...errors import BGEError
-from ..base import WrappedEncoder
-from .lookup import Call
-from .rows import keyer, unpack
+from ..base import Wrapper
+from .rows import keyer, pack, unpack
 from .stores import Store, TolerantStore, as_store
 
 __all__ = ["CachedEncoder"]
 
 
-class CachedEncoder(WrappedEncoder):
+class CachedEncoder(Wrapper):
     """An encoder around another one, with a memory that survives kills and is shared between processes.
 
     Each batch is committed as it is finished. A query and a document never share a row; nor do two models, revisions,
@@ -37,7 +36,7 @@ class CachedEncoder(WrappedEncoder):
         ConfigError: ``store`` is none of these.
     """
 
-    def __init__(self, inner: FutureEncoder, store: Store | str | Path | Any, *, max_bytes: int | None = None) -> None:
+    def __init__(self, inner: Encoder, store: Store | str | Path | Any, *, max_bytes: int | None = None) -> None:
         super().__init__(inner)
         self.store = TolerantStore(as_store(store, max_bytes=max_bytes))
         self._reset()
@@ -46,17 +45,15 @@ class CachedEncoder(WrappedEncoder):
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._own_thread: set[int] = set()
-        self._finished: deque[tuple[Call, list[int], Vectors]] = deque()
+        self._waiting: deque[tuple[bytes, bytes]] = deque()
 
     def describe(self) -> dict[str, Any]:
         """Return how the inner encoder works, and where the cache is."""
         return {**self.inner.describe(), "cache": repr(self.store.store)}
 
-    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
+    def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
         """Begin to look texts up and to embed those that are not there; returns at once."""
-        call = Call(texts, role, on_batch)
-        self._do(call, contextvars.copy_context().run, self._look_up, call)
-        return call.future
+        self.run(stream, contextvars.copy_context().run, self._look_up, texts, role, stream)
 
     def close(self) -> None:
         """Close the inner encoder, write what is finished, and close the store; a later call opens them again."""
@@ -66,14 +63,18 @@ class CachedEncoder(WrappedEncoder):
             pool.shutdown(wait=threading.get_ident() not in self._own_thread)
         self.store.close()
 
-    def _do(self, call: Call, work: Callable[..., Any], *args: Any) -> None:
-        """Run work on the cache's own thread, in the order of asking."""
+    def run(self, stream: Stream, work: Callable[..., Any], *args: Any) -> None:
+        """Run work on the cache's own thread, in the order of asking; what it raises fails the stream.
+
+        Raises:
+            BGEError: the thread cannot be started.
+        """
 
         def guarded() -> None:
             try:
                 work(*args)
-            except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who waits on the future
-                call.fail(error)
+            except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who waits
+                stream.fail(error)
 
         if self._pid != os.getpid():
             self._reset()
@@ -81,74 +82,46 @@ class CachedEncoder(WrappedEncoder):
             if self._pool is None:
                 self._own_thread = own = set()
                 self._pool = ThreadPoolExecutor(1, "bge-cache", lambda: own.add(threading.get_ident()))
-            self._pool.submit(guarded)
+            try:
+                self._pool.submit(guarded)
+            except RuntimeError as error:
+                self._pool = None
+                raise BGEError(f"the cache's thread cannot be started ({error}): call again") from error
 
-    def _look_up(self, call: Call) -> None:
-        if call.future.cancelled():
+    def _look_up(self, texts: list[str], role: Role, stream: Stream) -> None:
+        if stream.cancelled:
             return
-        call.key_with(map(keyer(self.inner, call.role), call.texts))
-        call.found(unpack(call.keys, self.store.get_many(call.keys), self.card.dimensions))
-        self.usage.add(cache_hits=call.hit_count)
-        if call.cut and self._truncate == "error":
-            self._report(call)
-        if call.misses:
-            self._send(call)
+        places: dict[bytes, list[int]] = {}
+        for position, key in enumerate(map(keyer(self.inner, role), texts)):
+            places.setdefault(key, []).append(position)
+        keys = list(places)
+        hits = unpack(keys, self.store.get_many(keys), stream.output)
+        if hits.indices:
+            where = list(places.values())
+            stream.put(Batch(hits.indices, hits.rows, truncated=hits.truncated, computed=0).at(where))
+            if self.truncate == "error":
+                cut = sorted(place for i in hits.truncated for place in where[i])
+                refuse_truncation(cut, model=self.card.id, max_tokens=self.card.max_tokens)
+            for i in hits.indices:
+                del places[keys[i]]
+        if places:
+            misses = _Misses(self, stream, places)
+            try:
+                self.inner.batches([texts[first] for first, *_ in places.values()], role, misses)
+            except BGEError as error:
+                misses.fail(error)
         else:
-            self._finish(call, None)
+            stream.finish()
+            self.store.settle()
 
-    def _send(self, call: Call) -> None:
-        def on_batch(sent: Sequence[int], vectors: Vectors) -> None:
-            self._finished.append((call, list(sent), vectors.copy()))
-            self._do(call, self._flush)
-            call.batch(sent, vectors)
+    def keep(self, rows: list[tuple[bytes, bytes]]) -> None:
+        """Have rows written by the next flush."""
+        self._waiting.extend(rows)
 
-        def done(inner: Future[Vectors]) -> None:
-            if inner.cancelled():
-                call.future.cancel()
-            elif (error := inner.exception()) is not None:
-                self._do(call, call.fail, call.translate(error))
-            else:
-                self._do(call, self._finish, call, inner.result())
-
-        on_cut.set(_listener(call, on_cut.get()))
-        try:
-            started = self.inner.start(call.to_send(), call.role, on_batch)
-        except BGEError as error:
-            call.fail(call.translate(error))
-            return
-        # Weakly: else the two futures hold each other, and with them the vectors, until Python collects cycles.
-        running = weakref.ref(started)
-        call.future.add_done_callback(lambda _: (still := running()) and still.cancel())
-        started.add_done_callback(done)
-
-    def _flush(self) -> None:
-        """Commit every batch that waits, of all calls, in one transaction."""
-        batches = [self._finished.popleft() for _ in range(len(self._finished))]
-        if not batches:
-            return
-        self.store.put_many([row for call, sent, vectors in batches for row in call.rows(sent, vectors)])
-
-    def _finish(self, call: Call, sent: Vectors | None) -> None:
-        if sent is not None:
-            # What no batch brought, and what was found to be cut only after it was stored.
-            late = [j for j, i in enumerate(call.misses) if call.stored.get(j) is not (i in call.cut)]
-            if late:
-                self.store.put_many(call.rows(late, sent[late]))
-        if call.cut and not call.reported:
-            self._report(call)
-        call.succeed(call.assemble(sent, self.card.dimensions))
-        self.store.settle()
-
-    def _report(self, call: Call) -> None:
-        positions = sorted(call.positions(call.cut))
-        report_cut(positions, model=self.card.id, max_tokens=self.card.max_tokens, truncate=self._truncate)
-
-    @property
-    def _truncate(self) -> Truncate:
-        engine: Any = self.inner
-        while (deeper := getattr(engine, "inner", None)) is not None:
-            engine = deeper
-        return cast("Truncate", getattr(engine, "truncate", "warn"))
+    def flush(self) -> None:
+        """Commit every row that waits, of all calls, in one transaction."""
+        if rows := [self._waiting.popleft() for _ in range(len(self._waiting))]:
+            self.store.put_many(rows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"inner": self.inner, "store": self.store}
@@ -158,13 +131,32 @@ class CachedEncoder(WrappedEncoder):
         self._reset()
 
 
-def _listener(call: Call, outer: Callable[[Sequence[int]], Sequence[int]] | None) -> Callable[..., Sequence[int]]:
-    """Return what translates the positions of cut texts; holds no call, since a timer may hold its context for long."""
-    weak = weakref.ref(call)
+class _Misses(Relay):
+    """Stores the rows of texts that were not in the cache, and passes them on to all positions of each text."""
 
-    def told(sent: Sequence[int]) -> Sequence[int]:
-        alive = weak()
-        positions = sent if alive is None else alive.cut_positions(sent)
-        return outer(positions) if outer else positions
+    def __init__(self, cache: CachedEncoder, outer: Stream, places: dict[bytes, list[int]]) -> None:
+        super().__init__(outer)
+        self._cache, self._keys, self._places = cache, list(places), list(places.values())
 
-    return told
+    def put(self, batch: Batch) -> None:
+        truncated = set(batch.truncated)
+        self._cache.keep(
+            [
+                (self._keys[i], pack(self._keys[i], self.output.pack(row), truncated=i in truncated))
+                for i, row in zip(batch.positions, batch.rows, strict=True)
+            ]
+        )
+        self._cache.run(self.outer, self._cache.flush)
+        self.outer.put(batch.at(self._places))
+
+    def finish(self) -> None:
+        # After the last flush: a caller that has its vectors finds them stored.
+        self._cache.run(self.outer, self._end)
+
+    def _end(self) -> None:
+        self.outer.finish()
+        self._cache.store.settle()
+
+    def fail(self, error: BaseException) -> None:
+        placed = error.at(self._places) if isinstance(error, BGEError) else error
+        self._cache.run(self.outer, self.outer.fail, placed)

@@ -1,0 +1,260 @@
+"""Batches of one call, and the stream that takes them from an engine through the wrappers to the caller."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from ..errors import BGEError, HostError, shorten
+from .outputs import Output, Rows, Vectors
+from .usage import Usage
+
+__all__ = ["Batch", "Collector", "OnBatch", "OnTruncated", "Relay", "Stream", "delivering"]
+
+OnBatch: TypeAlias = Callable[[Sequence[int], Vectors], None]
+"""Called with the caller's indices and their vectors as each part is finished, from the encoder's own thread."""
+
+OnTruncated: TypeAlias = Callable[[Sequence[int]], None]
+"""Called once with the caller's positions of texts that were longer than the model reads."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Finished rows of one call, with what is known about them.
+
+    Attributes:
+        positions: where their texts stand in the list that the encoder was passed.
+        rows: one row per position, in that order.
+        tokens: tokens that were computed for them.
+        truncated: those positions whose texts were longer than the model reads.
+        computed: texts that were computed: fewer than positions where equal texts share a row, 0 for rows of a cache;
+            all of them when None.
+    """
+
+    positions: Sequence[int]
+    rows: Rows
+    tokens: int = 0
+    truncated: Sequence[int] = ()
+    computed: int | None = None
+
+    def at(self, places: Sequence[Sequence[int]]) -> Batch:
+        """Return this batch of a part of a list as one of the whole list.
+
+        Args:
+            places: for each text of the part, all its positions in the whole list.
+        """
+        counts = [len(places[i]) for i in self.positions]
+        return replace(
+            self,
+            positions=[place for i in self.positions for place in places[i]],
+            rows=self.rows if max(counts, default=1) == 1 else np.repeat(self.rows, counts, axis=0),
+            truncated=[place for i in self.truncated for place in places[i]],
+            computed=len(self.positions) if self.computed is None else self.computed,
+        )
+
+
+class Stream(ABC):
+    """The receiving end of one call: takes batches, then its end.
+
+    Whoever embeds calls ``put`` for each batch, from any thread but one at a time, then ``finish`` or ``fail`` once.
+
+    Attributes:
+        output: the kind of rows that the caller wants.
+    """
+
+    output: Output
+
+    @property
+    @abstractmethod
+    def cancelled(self) -> bool:
+        """Whether nobody waits any more: given up, or ended already."""
+
+    @abstractmethod
+    def on_cancel(self, stop: Callable[[], object]) -> None:
+        """Have ``stop`` called if the caller gives up; at once if that has happened."""
+
+    @abstractmethod
+    def put(self, batch: Batch) -> None:
+        """Take a finished batch."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """End the call; every position has been put."""
+
+    @abstractmethod
+    def fail(self, error: BaseException) -> None:
+        """End the call with an error; what was put before counts as finished."""
+
+
+class Relay(Stream):
+    """A stream that passes everything on to another one; wrappers override what they change."""
+
+    def __init__(self, outer: Stream) -> None:
+        self.outer, self.output = outer, outer.output
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits any more."""
+        return self.outer.cancelled
+
+    def on_cancel(self, stop: Callable[[], object]) -> None:
+        """Have ``stop`` called if the caller gives up."""
+        self.outer.on_cancel(stop)
+
+    def put(self, batch: Batch) -> None:
+        """Pass a batch on."""
+        self.outer.put(batch)
+
+    def finish(self) -> None:
+        """End the outer stream."""
+        self.outer.finish()
+
+    def fail(self, error: BaseException) -> None:
+        """End the outer stream with an error."""
+        self.outer.fail(error)
+
+
+class Computes(Protocol):
+    """What a collector asks of its encoder."""
+
+    usage: Usage
+    price: float | None
+
+    @property
+    def engine(self) -> Any:
+        """The encoder under all wrappers."""
+        ...
+
+    @property
+    def output(self) -> Output:
+        """The kind of rows."""
+        ...
+
+
+class _Delivering(threading.local):
+    engine: Any = None
+
+
+delivering = _Delivering()  # the engine whose thread is in a caller's on_batch
+
+
+class Collector(Stream):
+    """Collects the batches of one call into its result, its usage and its truncation warning."""
+
+    def __init__(
+        self, encoder: Computes, count: int, on_batch: OnBatch | None, on_truncated: OnTruncated | None = None
+    ) -> None:
+        self.output = encoder.output
+        self.future: Future[Rows] = Future()
+        self.tokens = 0
+        self.truncated: list[int] = []
+        self._encoder, self._count, self._on_batch, self._on_truncated = encoder, count, on_batch, on_truncated
+        self._rows: Rows | None = None
+        self._done = np.zeros(count, bool)
+        # The future keeps its callbacks: one that held this object would make a cycle, and the result would live until
+        # Python next collects.
+        self._stops: list[Callable[[], object]] = []
+        self.future.add_done_callback(partial(_stop_if_cancelled, self._stops))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the call has ended, or was given up."""
+        return self.future.done()
+
+    def on_cancel(self, stop: Callable[[], object]) -> None:
+        """Have ``stop`` called if the caller cancels the future."""
+        self._stops.append(stop)
+        if self.future.cancelled():
+            stop()
+
+    def put(self, batch: Batch) -> None:
+        """Keep a batch, count it, and hand it to ``on_batch``; what that raises ends the call."""
+        if self.cancelled:
+            return
+        self._keep(batch)
+        self._count_usage(batch)
+        if self._on_batch is not None:
+            outer, delivering.engine = delivering.engine, self._encoder.engine
+            try:
+                self._on_batch(batch.positions, batch.rows)
+            except BaseException as error:  # noqa: BLE001 - whatever the caller's function raises belongs to the caller
+                self.fail(error)
+                _stop_all(self._stops)
+            finally:
+                delivering.engine = outer
+
+    def _keep(self, batch: Batch) -> None:
+        if len(batch.positions) == self._count and self._in_order(batch.positions):
+            self._rows = batch.rows  # one batch for all: nothing to put together
+        else:
+            if self._rows is None:
+                self._rows = self.output.empty(self._count)
+            self._rows[batch.positions] = batch.rows
+        self._done[batch.positions] = True
+        self.tokens += batch.tokens
+        self.truncated += batch.truncated
+
+    def _in_order(self, positions: Sequence[int]) -> bool:
+        return self._count == 1 or list(positions) == list(range(self._count))
+
+    def _count_usage(self, batch: Batch) -> None:
+        computed = len(batch.positions) if batch.computed is None else batch.computed
+        usage, price = self._encoder.usage, self._encoder.price
+        counts: dict[str, float] = {"texts": computed, "tokens": batch.tokens, "truncated": len(batch.truncated)}
+        if not computed:
+            counts["cache_hits"] = len(batch.positions)
+        if price:
+            counts["usd"] = batch.tokens * price / 1e6
+        usage.add(**{name: amount for name, amount in counts.items() if amount})
+
+    def finish(self) -> None:
+        """Set the future's result."""
+        if not self._done.all():
+            lost = np.flatnonzero(~self._done).tolist()
+            self.fail(BGEError(f"{type(self._encoder).__name__} returned no vector for text {shorten(lost)}"))
+            return
+        try:
+            if self.truncated and self._on_truncated is not None:
+                self._on_truncated(sorted(self.truncated))
+        except BaseException as error:  # noqa: BLE001 - also a warning that is an error in the caller's program
+            self.fail(error)
+            return
+        self._settle(rows=self.output.empty(0) if self._rows is None else self._rows)
+
+    def fail(self, error: BaseException) -> None:
+        """Set the future's error; a host's says what was finished."""
+        if isinstance(error, HostError):
+            error = error.after(np.flatnonzero(self._done).tolist(), np.flatnonzero(~self._done).tolist())
+        self._settle(error=error)
+
+    def _settle(self, rows: Any = None, error: BaseException | None = None) -> None:
+        future = self.future
+        try:
+            if future.done() or not future.set_running_or_notify_cancel():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(rows)
+        except InvalidStateError:  # cancelled between the two lines
+            return
+        finally:
+            self._rows, self._on_batch, self._on_truncated = None, None, None
+            self._stops.clear()
+
+
+def _stop_if_cancelled(stops: list[Callable[[], object]], future: Future[Rows]) -> None:
+    if future.cancelled():
+        _stop_all(stops)
+
+
+def _stop_all(stops: list[Callable[[], object]]) -> None:
+    while stops:
+        stops.pop()()

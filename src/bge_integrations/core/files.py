@@ -1,0 +1,38 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+__all__ = ["PARTIAL", "write_atomic"]
+
+PARTIAL = ".bge-"
+"""Every temporary file of this package begins with this, so that no other file is taken for one."""
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file in one step: readers see the old one or the new one, and a kill leaves no half.
+
+    The new file has the permissions of the one it replaces, else those that the process gives to new files.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    mode = path.stat().st_mode & 0o7777 if path.exists() else None
+    partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}-{path.name}"[:255])
+    # O_EXCL follows no link that somebody may have put there.
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            partial.chmod(mode)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
