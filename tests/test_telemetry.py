@@ -115,9 +115,9 @@ def test_a_span_is_the_child_of_the_callers_and_the_parent_of_the_engines(export
     tracer = trace.get_tracer_provider().get_tracer("test")
 
     class Traced(HashEncoder):
-        def start(self, texts, role, on_batch):
+        def batches(self, texts, role, stream):
             with tracer.start_as_current_span("http"):
-                return super().start(texts, role, on_batch)
+                super().batches(texts, role, stream)
 
     with tracer.start_as_current_span("request"), CachedEncoder(Traced(), tmp_path / "v.sqlite") as encoder:
         encoder.encode(TEXTS, role="document")

@@ -37,7 +37,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 Places = Sequence[int] | Sequence[Sequence[int]]
 """For each position in a part of a list, its position or positions in the whole list."""
@@ -86,6 +86,7 @@ class BGEError(Exception):
 
 def _rebuild(kind: type[BGEError], message: str, state: dict[str, Any]) -> BGEError:
     error = kind.__new__(kind, message)
+    error.args = (message,)  # OSError's own __new__ leaves them to an __init__ that is not called here
     error.__dict__.update(state)
     return error
 
@@ -129,6 +130,8 @@ class TooLongError(InputError):
     """Texts are longer than the model reads, and ``truncate="error"`` forbids to truncate them."""
 
     def __str__(self) -> str:
+        if not self.positions:
+            return self.message
         return f"{len(self.positions)} text(s) are {self.message} (positions {shorten(self.positions)})"
 
 
@@ -209,6 +212,7 @@ class HostError(BGEError):
     """
 
     retryable: bool = False
+    _about_texts: ClassVar[bool] = False  # the failure is the texts' own, so the message names their positions
 
     def __init__(
         self,
@@ -229,6 +233,11 @@ class HostError(BGEError):
         if retryable is not None:
             self.retryable = retryable
 
+    def __str__(self) -> str:
+        if self._about_texts and self.positions:
+            return f"{self.message} (text {shorten(self.positions, 5)})"
+        return self.message
+
     def at(self, places: Places) -> Self:
         """Return this error with the positions of the whole list."""
         other = self._copy()
@@ -241,11 +250,6 @@ class HostError(BGEError):
         other = self._copy()
         other.finished, other.unfinished = tuple(finished), tuple(unfinished)
         return other
-
-
-class _TextError(HostError):
-    def __str__(self) -> str:
-        return f"{self.message} (text {shorten(self.positions, 5)})" if self.positions else self.message
 
 
 class AuthenticationError(HostError):
@@ -266,12 +270,14 @@ class RequestRefusedError(HostError):
     """The host refused the request in a way that sending it again would not change."""
 
 
-class TooLargeError(_TextError, RequestRefusedError):
+class TooLargeError(RequestRefusedError):
     """A single text is too large for the host.
 
     Attributes:
         limit: whether a request held too many texts, or too many bytes or tokens.
     """
+
+    _about_texts = True
 
     def __init__(self, message: str, *, limit: Literal["texts", "bytes"] = "texts", **about: Any) -> None:
         super().__init__(message, **about)
@@ -284,8 +290,10 @@ class HostUnavailableError(HostError, ConnectionError):
     retryable = True
 
 
-class BadAnswerError(_TextError, ValueError):
+class BadAnswerError(HostError, ValueError):
     """The host's answer is not the vectors that were asked for."""
+
+    _about_texts = True
 
 
 class DeadlineError(HostError, TimeoutError):
