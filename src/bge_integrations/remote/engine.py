@@ -1,41 +1,72 @@
-"""What the engines for hosts share: requests in flight, one retry layer, caps that are learned, a deadline."""
+"""The engine for hosts: formats and truncates texts, keeps one session per host, and reads answers."""
 
 from __future__ import annotations
 
 import asyncio
-from abc import abstractmethod
+import re
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..catalog import known_model
+from ..catalog import known_model, spellings
 from ..catalog.records import ModelCard
 from ..core.checks import refuse_truncation
 from ..core.cutter import TokenCutter, find_tokenizer
 from ..core.encoder import Blank, Encoder, Role, Stream, Truncate, Usage, Vectors
 from ..core.event_loop import BackgroundLoop
-from ..errors import BadAnswerError, HostError, HostUnavailableError
-from .call import Call
+from ..errors import (
+    BadAnswerError,
+    BGEError,
+    DeadlineError,
+    HostError,
+    HostUnavailableError,
+    MissingKeyError,
+    RepairWarning,
+    RequestRefusedError,
+    TooLargeError,
+    warn,
+)
+from .call import Call, Deadline
 from .endpoint import Endpoint, Limits
-from .host import Line
+from .host import HostSession
+from .protocols import PROTOCOLS, Answer, Request, WireProtocol
+from .rate_limit import PortableLimiter
+from .responses import error_in, quote
+from .transport import answer_bound
+from .vectors import read_answer, read_json, vectors_of
 
 __all__ = ["Endpoint", "Limits", "RemoteEngine"]
 
-_LEFT_BEHIND: list[Line] = []
-"""After a fork: the parent's connections, which the child must neither use nor close."""
+PROBE_AFTER = 8
+"""Requests answered in floats before base64, two to four times as fast, is tried at a host that is not known."""
+
+HEALTH_SECONDS = 5.0
+
+_SLICE = 1024  # texts that are tokenised between two looks at the clock
+
+# An optional field that the host does not know.
+_FORMAT_REFUSED = re.compile(
+    r"encoding.?format|base64|(extra|unknown|unexpected|unrecogni[sz]ed|unsupported|additional)\W+(\w+\W+){0,3}?"
+    r"(field|param|argument|input|propert|key)",
+    re.IGNORECASE,
+)
+
+_LEFT_BEHIND: list[HostSession] = []
+"""After a fork: the parent's connections. The child shares their sockets and epoll; it must not use or close them."""
 
 
 class RemoteEngine(Encoder):
-    """An encoder at a host; subclasses say what is sent and how the answer is read.
+    """An encoder at a host.
 
     Args:
         card: the model.
-        endpoint: the host.
+        endpoint: the host; its provider's record names the protocol.
         limits: bounds on requests and on waiting.
         query_instruction: ``None`` for the model's own, ``""`` for none, other text as it is.
         blank: ``"error"`` refuses blank texts.
-        truncate: ``"warn"`` cuts over-long texts where the tokenizer is on this machine; ``"error"`` refuses them.
+        truncate: ``"warn"`` truncates over-long texts where the tokenizer is on this machine; ``"error"`` refuses them.
         tokenizer: a ``tokenizer.json``, its folder, or a ``tokenizers.Tokenizer``.
         variant: what sets the vectors apart from the model's own.
         rate_limiter: a rate limiter of LangChain or LlamaIndex.
@@ -56,18 +87,20 @@ class RemoteEngine(Encoder):
     ) -> None:
         self.card, self.endpoint, self.limits = card, endpoint, limits or Limits()
         self.query_instruction, self.blank, self.variant = query_instruction, blank, variant
-        self.truncate, self.tokenizer, self.rate_limiter = truncate, tokenizer, rate_limiter
+        self.truncate, self.tokenizer = truncate, tokenizer
+        known = rate_limiter is None or isinstance(rate_limiter, PortableLimiter)
+        self.rate_limiter = rate_limiter if known else PortableLimiter(rate_limiter)
         self.usage = Usage(usd=0.0 if self.price else None)
         self._start()
 
     def _start(self) -> None:
         self._loop = BackgroundLoop("bge-remote")
-        self._line: Line | None = None
+        self._session: HostSession | None = None
         self._cutter: TokenCutter | None = None
         self._looked = False
 
     def __getstate__(self) -> dict[str, Any]:
-        made_here = {"_loop", "_line", "_cutter", "_looked"}
+        made_here = {"_loop", "_session", "_cutter", "_looked"}
         return {name: value for name, value in self.__dict__.items() if name not in made_here}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -80,6 +113,11 @@ class RemoteEngine(Encoder):
     remote = True
 
     @property
+    def protocol(self) -> WireProtocol:
+        """How the host is spoken to."""
+        return PROTOCOLS[self.endpoint.provider.protocol]
+
+    @property
     def base_url(self) -> str:  # type: ignore[override]
         """The host's address."""
         return self.endpoint.base_url
@@ -87,7 +125,10 @@ class RemoteEngine(Encoder):
     @property
     def key(self) -> str | None:
         """The host's key, or None."""
-        return self.endpoint.key.value
+        try:
+            return self.endpoint.secret()
+        except MissingKeyError:
+            return None
 
     @property
     def max_concurrency(self) -> int:  # type: ignore[override]
@@ -102,15 +143,15 @@ class RemoteEngine(Encoder):
 
     def describe(self) -> dict[str, Any]:
         """Return where and as what the model is asked for, without secrets."""
-        parts = urlsplit(self.endpoint.base_url)
-        learned = {"max_inputs": self._line.caps.inputs, "base64": self._line.base64} if self._line else {}
+        session = self._session
         return {
             **super().describe(),
             "provider": self.endpoint.name,
-            "host": parts.hostname,
-            "base_url": parts._replace(query="").geturl(),
+            "protocol": self.protocol.name,
+            "host": urlsplit(self.endpoint.base_url).hostname,
+            "base_url": self.endpoint.address,
             "wire_model": self.endpoint.wire_model,
-            **learned,
+            **({"max_inputs": session.limits.inputs, "base64": session.base64} if session else {}),
         }
 
     @property
@@ -132,91 +173,215 @@ class RemoteEngine(Encoder):
         """Begin to send checked texts and return at once.
 
         Raises:
-            ConfigError: the model has no default query instruction and none was passed.
+            ConfigError: the model has no default query instruction and none was passed; the key cannot be sent.
             MissingKeyError: the host needs a key and none was found.
         """
         self.format(texts[:1], role)
-        self.endpoint.key()
+        if not self.endpoint.key_changes:
+            self.endpoint.secret()
         work = self._loop.run(self._embed(texts, role, stream))
         stream.on_cancel(work.cancel)
+        work.add_done_callback(partial(self._fail_unless_run, stream))
 
-    def sent(self, texts: list[str], role: Role) -> list[str]:
-        """Return what is sent for each text, before it is cut."""
-        return self.format(texts, role)
+    def _fail_unless_run(self, stream: Stream, work: Future[None]) -> None:
+        # Where the loop was closed before the coroutine's first step, nothing in it could end the stream.
+        if work.cancelled() and not stream.cancelled:
+            stream.fail(self._complete(_closed()))
 
-    def room(self, role: Role) -> int:
-        """Return how many tokens of what is sent the model reads."""
-        del role
-        return self.card.max_tokens
+    def post(self, texts: list[str], *, encoding: str | None = "float") -> bytes:
+        """Send documents in one request as they are, once, and return the body of the answer, unread.
 
-    @abstractmethod
-    async def ask(self, line: Line, texts: list[str], role: Role) -> tuple[Vectors, int]:
-        """Send one request and return its unit vectors and the tokens that the host counted."""
+        Raises:
+            HostError: the host could not be reached, or refused.
+        """
+
+        async def send() -> bytes:
+            body = self.protocol.payload(Request(texts, self.endpoint.wire_model, encoding=encoding))
+            bound = answer_bound(len(texts), self.card.dimensions)
+            return await self._here().transport.send(self.protocol.path, body, bound)
+
+        self.usage.add(requests=1)
+        try:
+            return self._loop.run(send()).result()
+        except HostError as error:
+            raise self._complete(error) from None
 
     async def _embed(self, texts: list[str], role: Role, stream: Stream) -> None:
         try:
             await self._send(texts, role, stream)
         except asyncio.CancelledError:
-            stream.fail(HostUnavailableError(f"{self.endpoint.name}: the encoder was closed during the call"))
+            stream.fail(self._complete(_closed()))
             raise
-        except Exception as error:  # noqa: BLE001 - belongs to the caller
+        except BGEError as error:
             stream.fail(error)
+        except BaseException as error:  # noqa: BLE001 - also a panic in a tokenizer: raised here, it would end the loop
+            failure = BGEError(f"{self.endpoint.name}, {self.card.id!r}: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            stream.fail(failure)
         else:
             stream.finish()
 
     async def _send(self, texts: list[str], role: Role, stream: Stream) -> None:
-        line = self._here()
-        sent, long, tokens = await self._cut(self.sent(texts, role), role)
-        if self.truncate == "error":
-            refuse_truncation(long, model=self.card.id, max_tokens=self.card.max_tokens)
-        send, retried = partial(self._exchange, line, role), partial(self.usage.add, retries=1)
-        call = Call(line, self.limits, sent, tokens, long, send, stream, retried=retried)
+        session = self._here()
         try:
-            await call.run()
+            async with Deadline(self.limits) as deadline:
+                sent, long, tokens = await self._truncated(texts, role, deadline)
+                if self.truncate == "error":
+                    refuse_truncation(long, model=self.card.id, max_tokens=self.card.max_tokens)
+                send, on_retry = partial(self._exchange, session, role), partial(self.usage.add, retries=1)
+                await Call(
+                    session, self.limits, deadline, send, stream,
+                    texts=sent, tokens=tokens, truncated=long, on_retry=on_retry,
+                ).run()  # fmt: skip
         except HostError as error:
-            raise self._complete(await self.explain(line, error)) from None
+            raise self._complete(await self._explain(session, error)) from None
 
-    async def _cut(self, texts: list[str], role: Role) -> tuple[list[str], list[int], list[int]]:
-        if self.cutter is None:
-            return texts, [], [len(text.encode()) // 4 + 2 for text in texts]
-        return await asyncio.to_thread(self.cutter.cut, texts, self.room(role))
+    async def _truncated(
+        self, texts: list[str], role: Role, deadline: Deadline
+    ) -> tuple[list[str], list[int], list[int]]:
+        """Return what is sent, the positions of texts that were truncated, and tokens of each text, or a guess."""
+        sent = texts if self._server_instructs(role) else self.format(texts, role)
+        cutter = self._cutter if self._looked else await asyncio.to_thread(lambda: self.cutter)  # reads files
+        if cutter is None:
+            return sent, [], [len(text.encode()) // 4 + 2 for text in sent]
+        room = self._room(role)
+        whole: list[str] = []
+        long: list[int] = []
+        tokens: list[int] = []
+        for start in range(0, len(sent), _SLICE):
+            part, over, counts = await asyncio.to_thread(cutter.cut, sent[start : start + _SLICE], room)
+            whole, long, tokens = whole + part, long + [start + i for i in over], tokens + counts
+            deadline.progress()
+        return whole, long, tokens
 
-    def _here(self) -> Line:
-        if self._line is None or self._line.loop is not asyncio.get_running_loop():
-            if self._line is not None:
-                _LEFT_BEHIND.append(self._line)
-            self._line = Line(self.endpoint, self.limits, self.card, self.rate_limiter)
-            self._loop.at_end(self._line.connection.close)
-        return self._line
+    def _server_instructs(self, role: Role) -> bool:
+        return self.protocol.instructs and role == "query" and self.query_instruction is None
 
-    async def _exchange(self, line: Line, role: Role, texts: list[str], tokens: int) -> tuple[Vectors, int]:
-        self.usage.add(requests=1)
-        vectors, counted = await self.ask(line, texts, role)
+    def _room(self, role: Role) -> int:
+        """Return how many tokens of what is sent the model reads, less those that the server puts in front."""
+        if not self._server_instructs(role) or self.cutter is None:
+            return self.card.max_tokens
+        whole, alone = self.cutter.count([self.card.format("a", role), "a"])
+        return self.card.max_tokens - (whole - alone)
+
+    def _here(self) -> HostSession:
+        if self._session is None or self._session.loop is not asyncio.get_running_loop():
+            if self._session is not None:
+                _LEFT_BEHIND.append(self._session)
+            self._session = HostSession(self.endpoint, self.limits, self.rate_limiter)
+            self._loop.at_end(self._session.transport.close)
+        return self._session
+
+    async def _exchange(self, session: HostSession, role: Role, texts: list[str], tokens: int) -> tuple[Vectors, int]:
+        """Send one request in the best encoding that the host is known to answer well."""
+        encoding = "base64" if session.base64 else "float"
+        try:
+            vectors, counted, packed = await self._request(session, role, texts, encoding)
+        except (BadAnswerError, RequestRefusedError) as error:
+            refused = isinstance(error, RequestRefusedError) and _FORMAT_REFUSED.search(error.message)
+            if isinstance(error, TooLargeError) or not self.protocol.encodings or session.no_format:
+                raise
+            if not (session.base64 or refused):
+                raise
+            vectors, counted, packed = await self._without_base64(session, role, texts, error)
+        if encoding == "base64" and not packed:
+            session.base64 = False
+        if session.base64 is None and len(texts) > 1 and session.answered >= PROBE_AFTER and self.protocol.encodings:
+            session.base64 = False  # one request asks; others go on in floats
+            session.spawn(self._probe_base64(session, role, texts[:1], vectors[:1], tokens // len(texts)))
         return vectors, counted if counted or self.cutter is None else tokens
 
-    def check_model(self, named: object) -> None:
-        """Refuse an answer that names another model of the catalogue; any other name is the host's own affair.
+    async def _without_base64(
+        self, session: HostSession, role: Role, texts: list[str], error: HostError
+    ) -> tuple[Vectors, int, bool]:
+        """Ask once more in floats, or without ``encoding_format``; what goes well is remembered."""
+        encoding = "float" if session.base64 else None
+        try:
+            answer = await self._request(session, role, texts, encoding)
+        except (BadAnswerError, RequestRefusedError):
+            raise error from None  # it was not the encoding
+        session.base64, session.no_format = False, encoding is None
+        return answer
 
-        Raises:
-            BadAnswerError: it names another model.
-        """
-        if not isinstance(named, str) or named == self.endpoint.wire_model:
+    async def _probe_base64(
+        self, session: HostSession, role: Role, texts: list[str], vectors: Vectors, tokens: int
+    ) -> None:
+        """Learn whether the host answers base64: only where it equals the floats of the same text."""
+        try:
+            async with session.slots:
+                await session.rate_limiter.acquire(tokens, lambda _: True)
+                again, _, packed = await self._request(session, role, texts, "base64")
+        except (BadAnswerError, RequestRefusedError):
             return
-        served = known_model(named)
-        if served is not None and served.id != self.card.id:
-            raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self.card.id!r}")
+        except HostError:
+            session.base64 = None  # a busy moment says nothing about base64
+            return
+        session.base64 = packed and float((again * vectors).sum()) > 0.9999
 
-    async def explain(self, line: Line, error: HostError) -> HostError:
-        """Return an error with what the host says when it is asked; asks nothing by default."""
-        del line
-        return error
+    async def _request(
+        self, session: HostSession, role: Role, texts: list[str], encoding: str | None
+    ) -> tuple[Vectors, int, bool]:
+        """Return unit vectors, the tokens that the host counted, and whether rows came in base64."""
+        self.usage.add(requests=1)
+        encoding = None if session.no_format else encoding
+        request = Request(texts, self.endpoint.wire_model, self._server_instructs(role), encoding)
+        bound = answer_bound(len(texts), self.card.dimensions)
+        body = await session.transport.send(self.protocol.path, self.protocol.payload(request), bound)
+        try:
+            answer = self._read(body, len(texts), lazy=encoding != "base64")
+            vectors = vectors_of(answer.rows, self.card.dimensions)
+        except BadAnswerError as error:
+            raise self._with_answer(error, body) from None
+        except HostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - recursion, overflow: whatever a hostile answer leads to
+            kind = type(error).__name__
+            raise self._with_answer(BadAnswerError(f"the answer cannot be read ({kind})"), body) from None
+        if not answer.numbered and len(texts) > 1 and not session.warned_unnumbered:
+            session.warned_unnumbered = True
+            warn(
+                f"{self.endpoint.name} sends rows without an index: they are used in the order they came", RepairWarning
+            )
+        return vectors, answer.tokens, all(isinstance(row, str) for row in answer.rows)
+
+    def _read(self, body: bytes, count: int, *, lazy: bool) -> Answer:
+        content = read_answer(body) if lazy else read_json(body)
+        error = error_in(content, body, self.endpoint)
+        if error is not None:
+            raise error
+        answer = self.protocol.parse(content, count)
+        # Any other name than another model of the catalogue is the host's own affair.
+        served = known_model(answer.model) if isinstance(answer.model, str) else None
+        if served is not None and answer.model != self.endpoint.wire_model and served.id != self.card.id:
+            raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self.card.id!r}")
+        return answer
+
+    def _with_answer(self, error: BadAnswerError, body: bytes) -> BadAnswerError:
+        """Show the beginning of an answer of which no row in particular is wrong."""
+        if error.positions or error.status:
+            return error
+        return error.add(f"; it begins with {quote(body, self.endpoint)!r}")
+
+    async def _explain(self, session: HostSession, error: HostError) -> HostError:
+        """Return an error with what the host says of itself when it is asked."""
+        unwell = isinstance(error, (HostUnavailableError, BadAnswerError)) and not isinstance(error, DeadlineError)
+        if self.protocol.health is None or not unwell:
+            return error
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                health = read_json(await session.transport.send(self.protocol.health, None, 100_000))
+        except (BGEError, TimeoutError):
+            health = None
+        return error.add(f"; {self.protocol.explain(health)}")
 
     def _complete(self, error: HostError) -> HostError:
-        """Return an error that says which host and model it is about, how long to wait, and no secret."""
+        """Return an error that says which host and model it is about, what to do, how long to wait, and no secret."""
         error.provider, error.model = self.endpoint.name, self.card.id
         message = error.message
         if not message.startswith(error.provider):
             message = f"{error.provider}, {error.model!r}: {message}"
+        if error.status == 404:
+            message += self._other_names()
         if error.retry_after:
             message = f"{message}; it asks to wait {error.retry_after:.0f} s"
         error.message = self.endpoint.scrub(message)
@@ -224,9 +389,19 @@ class RemoteEngine(Encoder):
         error.__context__ = None  # the tries before it, with what the host said to them
         return error
 
+    def _other_names(self) -> str:
+        offers = ", ".join(offer.wire for offer in self.endpoint.provider.offers)
+        known = f"it is known to serve {offers}" if offers else f"hosts call it {', '.join(spellings(self.card)[:4])}"
+        asked = f"{self.endpoint.wire_model!r} was asked for at {self.endpoint.address}"
+        return f"; {asked}; {known}: wire_model= changes the name"
+
     def close(self) -> None:
         """Close the connections and the loop, and end the calls under way; a later call makes them anew."""
-        if self._line is not None:
-            self._line.closing = True
-        self._line = None
+        if self._session is not None:
+            self._session.closing = True
+        self._session = None
         self._loop.close()
+
+
+def _closed() -> HostUnavailableError:
+    return HostUnavailableError("the encoder was closed during the call")

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from ..catalog.records import ModelCard
-from ..errors import BadAnswerError, HostError, HostUnavailableError, MissingExtraError
+from ..errors import (
+    AuthenticationError,
+    BadAnswerError,
+    ConfigError,
+    HostError,
+    HostUnavailableError,
+    MissingExtraError,
+    RequestRefusedError,
+)
 from .endpoint import Endpoint, Limits
 from .responses import quote, refusal
 
 _JSON = ("application/json", "text/json", "application/problem+json")
 _LONGEST_REFUSAL = 65_536
+_SOCKS = ("socks4", "socks5", "socks5h")
 
 
 def answer_bound(count: int, dimensions: int) -> int:
@@ -20,64 +32,77 @@ def answer_bound(count: int, dimensions: int) -> int:
     return 64 * count * dimensions + 2**20
 
 
-class Connection:
+class Transport:
     """Sends requests, once each: the SDK's own retries are off. Used on one event loop only."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, card: ModelCard) -> None:
-        self._endpoint, self._card = endpoint, card
-        self._sdk = _sdk()
-        key = endpoint.key()
-        timeout = self._sdk.Timeout(limits.read_timeout, connect=limits.connect_timeout, pool=None)
-        self._client = _client_class(self._sdk, key)(
-            api_key=key or "none",
-            base_url=endpoint.base_url,
-            max_retries=0,
-            timeout=timeout,
-            http_client=_http_client(self._sdk, timeout),
-        )
-        # The first is the SDK's own switch for leaving the body to us.
-        headers = {"X-Stainless-Raw-Response": "stream", **({} if key else {"Authorization": self._sdk.Omit()})}
-        self._options = {"headers": headers, "follow_redirects": False}
+    def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
+        self._endpoint, self._limits = endpoint, limits
+        self._opening = asyncio.Lock()
+        self._sdk: Any = None
+        self._client: Any = None
+        self._headers: dict[str, Any] = {}
+        self._key: str | None = None
 
     async def send(self, path: str, payload: Mapping[str, Any] | None, bound: int) -> bytes:
         """Post JSON (or get, without a payload) and return the body.
 
         Raises:
             HostError: the host could not be reached, refused, or answered with something else than JSON.
+            ConfigError: the environment's proxies or certificates cannot be used, or the key cannot be sent.
         """
         answer = await self._ask(path, payload)
+        if isinstance(answer, AuthenticationError) and answer.status == 401 and self._endpoint.key_changes:
+            answer = await self._ask(path, payload)  # with a key asked for anew
         # Raised out here: an exception of the SDK in its context would carry the request, and so the key.
         if isinstance(answer, HostError):
             raise answer
         try:
-            body = await self._read(answer, bound)
+            body = await self._read(answer.response, bound)
         finally:
             await answer.close()
-        self._check_type(answer.headers, body)
+        self._check_type(answer.response.headers, body)
         return body
 
     async def _ask(self, path: str, payload: Mapping[str, Any] | None) -> Any:
-        sdk, kind = self._sdk, self._sdk.AsyncStream
+        await self._open()
+        if self._endpoint.key_changes:
+            self._key = await asyncio.to_thread(self._endpoint.secret)  # it may ask an identity service
+        sdk = self._sdk
+        bearer = f"Bearer {self._key}" if self._key else sdk.Omit()
+        # A stream, so that the body is left to us; its events are never asked for.
+        how = {
+            "cast_to": object,
+            "stream": True,
+            "stream_cls": sdk.AsyncStream[object],
+            "options": {"headers": {"Authorization": bearer, **self._headers}},
+        }
         try:
             if payload is None:
-                return await self._client.get(path, cast_to=kind, options=self._options)
-            return await self._client.post(path, cast_to=kind, options=self._options, body=payload)
-        except sdk.APITimeoutError as error:
-            return self._unreachable(_late(error))
+                return await self._client.get(path, **how)
+            return await self._client.post(path, body=payload, **how)
+        except sdk.APIStatusError as error:
+            response = error.response
+            return refusal(response.status_code, response.headers, response.content, self._endpoint)
         except Exception as error:  # noqa: BLE001 - SDK 2 wraps whatever its HTTP client raises, SDK 3 lets some through
-            cause = error.__cause__ if isinstance(error, sdk.OpenAIError) else error
-            if isinstance(cause, _Refused):
-                return refusal(cause.status, cause.headers, cause.body, self._endpoint, self._card)
-            return self._unreachable(f"could not be reached ({type(cause).__name__}: {cause})")
+            return self._unreachable(error)
 
-    async def _read(self, answer: Any, bound: int) -> bytes:
-        body, broken = b"", ""
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._client is None:
+                # In a thread: importing the SDK and reading certificates would block the loop for half a second.
+                self._sdk, self._client = await asyncio.to_thread(_client, self._endpoint, self._limits)
+                self._key = None if self._endpoint.key_changes else self._endpoint.secret()
+                self._headers = _headers(self._sdk, self._client, self._endpoint)
+
+    async def _read(self, response: Any, bound: int) -> bytes:
+        failure: HostError | None = None
+        body = b""
         try:
-            body = await _up_to(bound + 1, answer.iter_bytes())
+            body = await _up_to(bound + 1, response.aiter_bytes())
         except Exception as error:  # noqa: BLE001 - httpx 1 and 2 raise types of their own, neither may be imported
-            broken = type(error).__name__
-        if broken:
-            raise self._unreachable(f"broke off its answer ({broken})")
+            failure = self._broken(error)
+        if failure is not None:
+            raise failure
         if len(body) > bound:
             raise self._bad(f"more than {bound:,} bytes came back, which is no answer to this request")
         return body
@@ -88,74 +113,193 @@ class Connection:
             return
         raise self._bad(f"{kind} came back instead of JSON: {quote(body, self._endpoint)!r}", retryable=True)
 
-    def _bad(self, what: str, **details: Any) -> BadAnswerError:
-        name, model = self._endpoint.name, self._card.id
-        return BadAnswerError(f"{name}, {model!r}: {what}", provider=name, model=model, status=200, **details)
+    def _bad(self, what: str, *, retryable: bool = False) -> BadAnswerError:
+        return BadAnswerError(f"{self._endpoint.name}: {what}", status=200, retryable=retryable)
 
-    def _unreachable(self, what: str) -> HostUnavailableError:
-        name, model = self._endpoint.name, self._card.id
-        return HostUnavailableError(f"{name} at {self._endpoint.base_url} {what}", provider=name, model=model)
+    def _broken(self, error: Exception) -> HostError:
+        failure = HostUnavailableError(f"{self._endpoint.name} broke off its answer ({type(error).__name__})")
+        failure.timed_out = _is_timeout(error)
+        return failure
+
+    def _unreachable(self, error: Exception) -> HostError:
+        """Return what became of a request that got no answer."""
+        where = f"{self._endpoint.name} at {self._endpoint.address}"
+        via = _proxy_of(self._endpoint)
+        if any(isinstance(one, ssl.SSLCertVerificationError) for one in _chain(error)):
+            return RequestRefusedError(
+                f"{where} has a certificate that is not trusted ({_why(error, self._endpoint)}); an authority of your "
+                "own belongs into the file that SSL_CERT_FILE names"
+            )
+        if via and "407" in str(error.__cause__):
+            return RequestRefusedError(f"the proxy of {via} wants another user name or password (407)")
+        if _is_timeout(error):
+            failure = HostUnavailableError(f"{where} did not answer in time")
+            failure.timed_out = True
+            return failure
+        through = f", through the proxy of {via}" if via else ""
+        return HostUnavailableError(f"{where} could not be reached{through} ({_why(error, self._endpoint)})")
 
     async def close(self) -> None:
         """Close the pool."""
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
 
 
-def _late(error: BaseException) -> str:
-    """Say what became of a request that the SDK says timed out: on aiohttp it says so of every failed connection."""
-    cause = error.__cause__ and error.__cause__.__cause__
-    if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
-        return f"could not be reached ({type(cause).__name__}: {cause})"
-    return "did not answer in time"
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def _sdk() -> Any:
+def _is_timeout(error: BaseException) -> bool:
+    """Tell a host that was reached and did not answer: on aiohttp the SDK calls every failed connection a timeout."""
+    kinds = [type(one).__name__ for one in _chain(error)]
+    slow = any(isinstance(one, TimeoutError) for one in _chain(error)) or "ReadTimeout" in kinds
+    return slow and not any("Connect" in kind and "Timeout" in kind for kind in kinds if kind != "ConnectTimeout")
+
+
+def _why(error: BaseException, endpoint: Endpoint) -> str:
+    """Name the cause. The words of an OSError alone are quoted: HTTP libraries quote headers, and so keys."""
+    causes = list(_chain(error))
+    system = next((one for one in reversed(causes) if isinstance(one, OSError)), None)
+    if system is None:
+        first = causes[1] if len(causes) > 1 and type(causes[0]).__module__.startswith("openai") else causes[0]
+        return type(first).__name__
+    return quote(f"{type(system).__name__}: {system}".encode(), endpoint)
+
+
+def _proxy_of(endpoint: Endpoint) -> str:
+    """Return the variable whose proxy stands between, or ``""``."""
+    parts = urlsplit(endpoint.base_url)
+    if endpoint.on_this_machine or proxy_bypass(parts.hostname or ""):
+        return ""
+    proxies = getproxies()
+    return next((f"{kind.upper()}_PROXY" for kind in (parts.scheme, "all") if kind in proxies), "")
+
+
+def _client(endpoint: Endpoint, limits: Limits) -> tuple[Any, Any]:
+    """Return the SDK and a client of its own for this host.
+
+    Raises:
+        ConfigError: the environment's proxies or certificates cannot be used.
+        MissingExtraError: the SDK is not installed.
+    """
     try:
         import openai
     except ImportError as error:
         raise MissingExtraError("remote hosts need the openai package: pip install openai") from error
-    return openai
-
-
-def _http_client(sdk: Any, timeout: Any) -> Any:
-    """Return the SDK's client on aiohttp where that is installed: half as many texts again per second."""
-    options = {"timeout": timeout, "follow_redirects": False, "event_hooks": {"response": [_stop_refusals]}}
+    timeout = openai.Timeout(limits.read_timeout, connect=limits.connect_timeout, pool=None)
+    failure: Exception | None = None
     try:
-        return sdk.DefaultAioHttpClient(**options)
-    except RuntimeError:
-        return sdk.DefaultAsyncHttpxClient(**options)
+        http_client = _http_client(openai, timeout, trust_env=not endpoint.on_this_machine)
+    except Exception as error:  # noqa: BLE001 - whatever the HTTP library makes of the environment
+        failure = error
+    if failure is not None:
+        raise _bad_environment(failure)
+    client = openai.AsyncOpenAI(
+        api_key="unused",  # else it reads OPENAI_API_KEY; ours is sent with each request
+        base_url=endpoint.address,
+        max_retries=0,
+        timeout=timeout,
+        default_headers=dict(endpoint.headers),
+        default_query=endpoint.query,
+        http_client=http_client,
+    )
+    return openai, client
 
 
-def _client_class(sdk: Any, key: str | None) -> Any:
-    """Return an AsyncOpenAI that sends these headers alone.
+def _http_client(sdk: Any, timeout: Any, *, trust_env: bool) -> Any:
+    """Return the SDK's client on aiohttp where that is installed: half as many texts again per second.
 
-    The SDK by itself tells any host the OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_ADMIN_KEY and OPENAI_CUSTOM_HEADERS
-    that it finds in the environment.
+    Without ``trust_env`` neither client reads proxies or certificates from the environment.
     """
-    headers = {
+    options = {
+        "timeout": timeout,
+        "follow_redirects": False,
+        "trust_env": trust_env,
+        "event_hooks": {"response": [_bound_refusal]},
+    }
+    socks = trust_env and any(urlsplit(url).scheme in _SOCKS for url in getproxies().values())
+    if not socks:  # aiohttp knows no SOCKS
+        try:
+            return sdk.DefaultAioHttpClient(**options)
+        except RuntimeError:
+            pass
+    return sdk.DefaultAsyncHttpxClient(**options)
+
+
+def _bad_environment(error: Exception) -> ConfigError:
+    """Say which variable the HTTP client cannot use, without its value: that may hold a password."""
+    for kind, url in getproxies().items():
+        name, reason = f"{kind.upper()}_PROXY", _bad_proxy(url, error)
+        if kind in ("http", "https", "all") and reason:
+            return ConfigError(f"the proxy in {name} cannot be used: {reason}; correct it, or take it out")
+    if any(isinstance(one, OSError) for one in _chain(error)):
+        return ConfigError(
+            f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({type(error).__name__}): "
+            "correct the variable, or take it out"
+        )
+    return ConfigError(
+        f"the HTTP client cannot be made ({type(error).__name__}): look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, "
+        "NO_PROXY and SSL_CERT_FILE"
+    )
+
+
+def _bad_proxy(url: str, error: Exception) -> str:
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        _ = parts.port
+    except ValueError:
+        return "it is no URL"
+    if not url.isprintable():
+        return "it holds a control character"
+    if parts.scheme in _SOCKS:
+        return "SOCKS needs a package: pip install socksio" if isinstance(error, ImportError) else ""
+    if parts.scheme not in ("http", "https"):
+        return f"it begins with {parts.scheme}://, not with http:// or socks5://"
+    return "" if parts.hostname else "it names no host"
+
+
+def _headers(sdk: Any, client: Any, endpoint: Endpoint) -> dict[str, Any]:
+    """Return the headers of every request, and the SDK's switch for leaving out its own.
+
+    The SDK tells any host the OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS of the environment.
+    """
+    kept = {"authorization", *(name.lower() for name in endpoint.headers)}
+    own = ["X-Stainless-Retry-Count", "X-Stainless-Read-Timeout", *client.default_headers]
+    left_out = {name: sdk.Omit() for name in own if name.lower() not in kept}
+    return {
+        **left_out,
         "Accept": "application/json",
         "Content-Type": "application/json",
         "User-Agent": f"bge-integrations/{version('bge-integrations')}",
-        **({"Authorization": f"Bearer {key}"} if key else {}),
     }
-    return type("Client", (sdk.AsyncOpenAI,), {"default_headers": property(lambda _: headers)})
 
 
-class _Refused(Exception):
-    """An answer other than 2xx, read to a bound; the SDK would read it to its end, however long that is."""
+async def _bound_refusal(response: Any) -> None:
+    """Have the SDK read no more than the beginning of a refusal, which may have no end.
 
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        super().__init__(status)
-        self.status, self.headers, self.body = status, headers, body
-
-
-async def _stop_refusals(response: Any) -> None:
+    It reads the whole body before it raises, and has no setting for it:
+    https://github.com/openai/openai-python/blob/v2.0.0/src/openai/_base_client.py#L1571
+    """
     if response.status_code >= 300:
-        body = await _up_to(_LONGEST_REFUSAL, response.aiter_bytes())
-        raise _Refused(response.status_code, response.headers, body)
+        bounded = _first(_LONGEST_REFUSAL, response.stream)
+        response.stream = type(response)(response.status_code, content=bounded).stream
 
 
-async def _up_to(bound: int, chunks: AsyncIterator[bytes]) -> bytes:
+async def _first(bound: int, stream: Any) -> AsyncIterator[bytes]:
+    try:
+        size = 0
+        async for chunk in stream:
+            yield chunk[: bound - size]
+            size += len(chunk)
+            if size >= bound:
+                break
+    finally:
+        await stream.aclose()
+
+
+async def _up_to(bound: int, chunks: AsyncIterable[bytes]) -> bytes:
     parts, size = [], 0
     async for part in chunks:
         parts.append(part)
