@@ -68,13 +68,12 @@ class Transport:
         if self._endpoint.key_changes:
             self._key = await asyncio.to_thread(self._endpoint.secret)  # it may ask an identity service
         sdk = self._sdk
-        bearer = f"Bearer {self._key}" if self._key else sdk.Omit()
         # A stream, so that the body is left to us; its events are never asked for.
         how = {
             "cast_to": object,
             "stream": True,
             "stream_cls": sdk.AsyncStream[object],
-            "options": {"headers": {"Authorization": bearer, **self._headers}},
+            "options": {"headers": {**self._headers, **self._authorization()}},
         }
         try:
             if payload is None:
@@ -85,6 +84,11 @@ class Transport:
             return refusal(response.status_code, response.headers, response.content, self._endpoint)
         except Exception as error:  # noqa: BLE001 - SDK 2 wraps whatever its HTTP client raises, SDK 3 lets some through
             return self._unreachable(error)
+
+    def _authorization(self) -> dict[str, Any]:
+        if any(name.lower() == "authorization" for name in self._endpoint.headers):
+            return {}  # the user's own
+        return {"Authorization": f"Bearer {self._key}" if self._key else self._sdk.Omit()}
 
     async def _open(self) -> None:
         async with self._opening:
@@ -265,15 +269,15 @@ def _headers(sdk: Any, client: Any, endpoint: Endpoint) -> dict[str, Any]:
 
     The SDK tells any host the OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS of the environment.
     """
-    kept = {"authorization", *(name.lower() for name in endpoint.headers)}
-    own = ["X-Stainless-Retry-Count", "X-Stainless-Read-Timeout", *client.default_headers]
-    left_out = {name: sdk.Omit() for name in own if name.lower() not in kept}
-    return {
-        **left_out,
+    own = {
         "Accept": "application/json",
         "Content-Type": "application/json",
         "User-Agent": f"bge-integrations/{version('bge-integrations')}",
     }
+    users = {name.lower() for name in endpoint.headers}
+    sdks = ["X-Stainless-Retry-Count", "X-Stainless-Read-Timeout", *client.default_headers]
+    headers: dict[str, Any] = {name: sdk.Omit() for name in sdks if name.lower() not in users}
+    return {**headers, **{name: value for name, value in own.items() if name.lower() not in users}}
 
 
 async def _bound_refusal(response: Any) -> None:

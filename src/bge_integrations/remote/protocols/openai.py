@@ -33,17 +33,11 @@ def parse(answer: Any, count: int) -> Answer:
         raise BadAnswerError(f"the answer has no data[].embedding{shape}", retryable=not shape)
     check_count(data, count)
     places = order_of([row.get("index") for row in data])
-    rows = [row["embedding"] for row in data]
-    numbered = places is not None
-    return Answer(
-        rows=[rows[i] for i in places] if places is not None else rows,
-        model=answer.get("model"),
-        tokens=_tokens(answer.get("usage")),
-        numbered=numbered,
-    )
+    rows = [data[i]["embedding"] for i in (range(count) if places is None else places)]
+    return Answer(rows, answer.get("model"), _tokens(answer.get("usage")), numbered=places is not None)
 
 
-def order_of(indices: Sequence[Any]) -> list[int] | None:
+def order_of(indices: list[Any]) -> Sequence[int] | None:
     """Return where the row of each input stands, or None where the rows are not numbered.
 
     A 0 that is missing was dropped by a serializer that leaves out zeros (protobuf's JSON does); rows that all say 0
@@ -53,6 +47,8 @@ def order_of(indices: Sequence[Any]) -> list[int] | None:
         BadAnswerError: the indices are no permutation.
     """
     count = len(indices)
+    if indices == list(range(count)):
+        return range(count)
     numbers = [_whole(index) for index in indices]
     if all(index is None for index in indices) or (count > 1 and all(number == 0 for number in numbers)):
         return None
