@@ -111,15 +111,13 @@ class Endpoint:
 
     def scrub(self, text: str) -> str:
         """Return ``text`` without keys and header values, however they are quoted in it."""
-        secrets = {*self._seen, *self.headers_seen(), *self.query.values()}
+        values = list(self.headers.known()) if isinstance(self.headers, SecretHeaders) else []
+        words = [value.split()[-1] for value in values if value]  # "Bearer …" is repeated without its first word
+        secrets = {*self._seen, *values, *words, *self.query.values()}
         for secret in sorted((one for one in secrets if len(one) >= 4), key=len, reverse=True):
             for spelling in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret)):
                 text = text.replace(spelling, "***")
         return text
-
-    def headers_seen(self) -> list[str]:
-        """Return the values of the headers that are known here."""
-        return self.headers.known() if isinstance(self.headers, SecretHeaders) else list(self.headers.values())
 
 
 class SecretHeaders(Mapping[str, str]):

@@ -81,7 +81,9 @@ class Transport:
             return await self._client.post(path, body=payload, **how)
         except sdk.APIStatusError as error:
             response = error.response
-            return refusal(response.status_code, response.headers, response.content, self._endpoint)
+            failure = refusal(response.status_code, response.headers, response.content, self._endpoint)
+            via = _proxy_of(self._endpoint) if failure.status in (407, 502, 503, 504) else ""
+            return failure.add(f"; it may be the proxy of {via} that answered") if via else failure
         except Exception as error:  # noqa: BLE001 - SDK 2 wraps whatever its HTTP client raises, SDK 3 lets some through
             return self._unreachable(error)
 
@@ -167,8 +169,7 @@ def _why(error: BaseException, endpoint: Endpoint) -> str:
     causes = list(_chain(error))
     system = next((one for one in reversed(causes) if isinstance(one, OSError)), None)
     if system is None:
-        first = causes[1] if len(causes) > 1 and type(causes[0]).__module__.startswith("openai") else causes[0]
-        return type(first).__name__
+        return type(causes[-1]).__name__
     return quote(f"{type(system).__name__}: {system}".encode(), endpoint)
 
 
