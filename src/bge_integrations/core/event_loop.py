@@ -42,7 +42,8 @@ class BackgroundLoop:
         try:
             # Under the lock, so that what is handed over stands in the loop's queue before a close that comes later.
             with self._lock:
-                return asyncio.run_coroutine_threadsafe(_retrieved(work), self._running())
+                loop = self._running()
+                return asyncio.run_coroutine_threadsafe(_retrieved(work), loop)
         except BGEError:
             work.close()
             raise
