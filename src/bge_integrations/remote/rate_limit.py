@@ -65,7 +65,8 @@ class RateLimiter:
         if self._limiter is not None:
             await self._limiter.async_acquire(num_tokens=tokens)
         async with self._queue:
-            await asyncio.sleep(max(self._next) - time.monotonic())
+            if (wait := max(self._next) - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
             await self._while_paused(in_time)
             now = time.monotonic()
             for i, (pace, amount) in enumerate(zip(self._paces, (1, tokens), strict=True)):
