@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..catalog import known_model, spellings
+from ..catalog import spellings
 from ..catalog.records import ModelCard
 from ..core.checks import refuse_truncation
 from ..core.cutter import TokenCutter, find_tokenizer
-from ..core.encoder import Blank, Encoder, Role, Stream, Truncate, Usage, Vectors
+from ..core.encoder import Blank, Encoder, Role, Stream, Truncate, Usage
 from ..core.event_loop import BackgroundLoop
 from ..errors import (
     BadAnswerError,
@@ -23,35 +22,21 @@ from ..errors import (
     HostError,
     HostUnavailableError,
     MissingKeyError,
-    RepairWarning,
-    RequestRefusedError,
-    TooLargeError,
-    warn,
 )
 from .call import Call, Deadline
 from .endpoint import Endpoint, Limits
+from .exchange import Exchange
 from .host import HostSession
-from .protocols import PROTOCOLS, Answer, Request, WireProtocol
+from .protocols import PROTOCOLS, Request, WireProtocol
 from .rate_limit import PortableLimiter
-from .responses import error_in, quote
 from .transport import answer_bound
-from .vectors import read_answer, read_json, vectors_of
+from .vectors import read_json
 
 __all__ = ["Endpoint", "Limits", "RemoteEngine"]
-
-PROBE_AFTER = 8
-"""Requests answered in floats before base64, two to four times as fast, is tried at a host that is not known."""
 
 HEALTH_SECONDS = 5.0
 
 _SLICE = 1024  # texts that are tokenised between two looks at the clock
-
-# An optional field that the host does not know.
-_FORMAT_REFUSED = re.compile(
-    r"encoding.?format|base64|(extra|unknown|unexpected|unrecogni[sz]ed|unsupported|additional)\W+(\w+\W+){0,3}?"
-    r"(field|param|argument|input|propert|key)",
-    re.IGNORECASE,
-)
 
 _LEFT_BEHIND: list[HostSession] = []
 """After a fork: the parent's connections. The child shares their sockets and epoll; it must not use or close them."""
@@ -228,10 +213,13 @@ class RemoteEngine(Encoder):
                 sent, long, tokens = await self._truncated(texts, role, deadline)
                 if self.truncate == "error":
                     refuse_truncation(long, model=self.card.id, max_tokens=self.card.max_tokens)
-                send, on_retry = partial(self._exchange, session, role), partial(self.usage.add, retries=1)
+                exchange = Exchange(
+                    session, self.endpoint, self.protocol, self.card, self.usage,
+                    instruct=self._server_instructs(role), counted=self.cutter is not None,
+                )  # fmt: skip
                 await Call(
-                    session, self.limits, deadline, send, stream,
-                    texts=sent, tokens=tokens, truncated=long, on_retry=on_retry,
+                    session, self.limits, deadline, exchange.send, stream,
+                    texts=sent, tokens=tokens, truncated=long, on_retry=partial(self.usage.add, retries=1),
                 ).run()  # fmt: skip
         except HostError as error:
             raise self._complete(await self._explain(session, error)) from None
@@ -271,96 +259,6 @@ class RemoteEngine(Encoder):
             self._session = HostSession(self.endpoint, self.limits, self.rate_limiter)
             self._loop.at_end(self._session.transport.close)
         return self._session
-
-    async def _exchange(self, session: HostSession, role: Role, texts: list[str], tokens: int) -> tuple[Vectors, int]:
-        """Send one request in the best encoding that the host is known to answer well."""
-        encoding = "base64" if session.base64 else "float"
-        try:
-            vectors, counted, packed = await self._request(session, role, texts, encoding)
-        except (BadAnswerError, RequestRefusedError) as error:
-            refused = isinstance(error, RequestRefusedError) and _FORMAT_REFUSED.search(error.message)
-            if isinstance(error, TooLargeError) or not self.protocol.encodings or session.no_format:
-                raise
-            if not (session.base64 or refused):
-                raise
-            vectors, counted, packed = await self._without_base64(session, role, texts, error)
-        if encoding == "base64" and not packed:
-            session.base64 = False
-        if session.base64 is None and len(texts) > 1 and session.answered >= PROBE_AFTER and self.protocol.encodings:
-            session.base64 = False  # one request asks; others go on in floats
-            session.spawn(self._probe_base64(session, role, texts[:1], vectors[:1], tokens // len(texts)))
-        return vectors, counted if counted or self.cutter is None else tokens
-
-    async def _without_base64(
-        self, session: HostSession, role: Role, texts: list[str], error: HostError
-    ) -> tuple[Vectors, int, bool]:
-        """Ask once more in floats, or without ``encoding_format``; what goes well is remembered."""
-        encoding = "float" if session.base64 else None
-        try:
-            answer = await self._request(session, role, texts, encoding)
-        except (BadAnswerError, RequestRefusedError):
-            raise error from None  # it was not the encoding
-        session.base64, session.no_format = False, encoding is None
-        return answer
-
-    async def _probe_base64(
-        self, session: HostSession, role: Role, texts: list[str], vectors: Vectors, tokens: int
-    ) -> None:
-        """Learn whether the host answers base64: only where it equals the floats of the same text."""
-        try:
-            async with session.slots:
-                await session.rate_limiter.acquire(tokens, lambda _: True)
-                again, _, packed = await self._request(session, role, texts, "base64")
-        except (BadAnswerError, RequestRefusedError):
-            return
-        except HostError:
-            session.base64 = None  # a busy moment says nothing about base64
-            return
-        session.base64 = packed and float((again * vectors).sum()) > 0.9999
-
-    async def _request(
-        self, session: HostSession, role: Role, texts: list[str], encoding: str | None
-    ) -> tuple[Vectors, int, bool]:
-        """Return unit vectors, the tokens that the host counted, and whether rows came in base64."""
-        self.usage.add(requests=1)
-        encoding = None if session.no_format else encoding
-        request = Request(texts, self.endpoint.wire_model, self._server_instructs(role), encoding)
-        bound = answer_bound(len(texts), self.card.dimensions)
-        body = await session.transport.send(self.protocol.path, self.protocol.payload(request), bound)
-        try:
-            answer = self._read(body, len(texts), lazy=encoding != "base64")
-            vectors = vectors_of(answer.rows, self.card.dimensions)
-        except BadAnswerError as error:
-            raise self._with_answer(error, body) from None
-        except HostError:
-            raise
-        except Exception as error:  # noqa: BLE001 - recursion, overflow: whatever a hostile answer leads to
-            kind = type(error).__name__
-            raise self._with_answer(BadAnswerError(f"the answer cannot be read ({kind})"), body) from None
-        if not answer.numbered and len(texts) > 1 and not session.warned_unnumbered:
-            session.warned_unnumbered = True
-            warn(
-                f"{self.endpoint.name} sends rows without an index: they are used in the order they came", RepairWarning
-            )
-        return vectors, answer.tokens, all(isinstance(row, str) for row in answer.rows)
-
-    def _read(self, body: bytes, count: int, *, lazy: bool) -> Answer:
-        content = read_answer(body) if lazy else read_json(body)
-        error = error_in(content, body, self.endpoint)
-        if error is not None:
-            raise error
-        answer = self.protocol.parse(content, count)
-        # Any other name than another model of the catalogue is the host's own affair.
-        served = known_model(answer.model) if isinstance(answer.model, str) else None
-        if served is not None and answer.model != self.endpoint.wire_model and served.id != self.card.id:
-            raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self.card.id!r}")
-        return answer
-
-    def _with_answer(self, error: BadAnswerError, body: bytes) -> BadAnswerError:
-        """Show the beginning of an answer of which no row in particular is wrong."""
-        if error.positions or error.status:
-            return error
-        return error.add(f"; it begins with {quote(body, self.endpoint)!r}")
 
     async def _explain(self, session: HostSession, error: HostError) -> HostError:
         """Return an error with what the host says of itself when it is asked."""
