@@ -11,14 +11,16 @@ from urllib.request import getproxies
 from ..errors import ConfigError, MissingExtraError
 from .endpoint import Endpoint, Limits
 
-__all__ = ["open_client", "request_headers"]
+__all__ = ["open_client"]
 
 _LONGEST_REFUSAL = 65_536
 _SOCKS = ("socks4", "socks5", "socks5h")
 
 
-def open_client(endpoint: Endpoint, limits: Limits) -> tuple[Any, Any]:
-    """Return the SDK and a client of its own for this host.
+def open_client(endpoint: Endpoint, limits: Limits) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the SDK, its client for this host, and the headers of every request.
+
+    It reads many files: not for the thread of an event loop.
 
     Raises:
         ConfigError: the environment's proxies or certificates cannot be used.
@@ -45,7 +47,7 @@ def open_client(endpoint: Endpoint, limits: Limits) -> tuple[Any, Any]:
         default_query=endpoint.query,
         http_client=http_client,
     )
-    return openai, client
+    return openai, client, _headers(openai, client, endpoint)
 
 
 def _http_client(sdk: Any, timeout: Any, *, trust_env: bool) -> Any:
@@ -100,7 +102,7 @@ def _bad_proxy(url: str, error: Exception) -> str:
     return "" if parts.hostname else "it names no host"
 
 
-def request_headers(sdk: Any, client: Any, endpoint: Endpoint) -> dict[str, Any]:
+def _headers(sdk: Any, client: Any, endpoint: Endpoint) -> dict[str, Any]:
     """Return the headers of every request, and the SDK's switch for leaving out its own.
 
     The SDK tells any host the OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS of the environment.

@@ -21,6 +21,7 @@ from ..errors import (
     DeadlineError,
     HostError,
     HostUnavailableError,
+    InputError,
     MissingKeyError,
 )
 from .call import Call, Deadline
@@ -237,7 +238,7 @@ class RemoteEngine(Encoder):
         long: list[int] = []
         tokens: list[int] = []
         for start in range(0, len(sent), _SLICE):
-            part, over, counts = await asyncio.to_thread(cutter.cut, sent[start : start + _SLICE], room)
+            part, over, counts = await asyncio.to_thread(_cut, cutter, sent, start, room)
             whole, long, tokens = whole + part, long + [start + i for i in over], tokens + counts
             deadline.progress()
         return whole, long, tokens
@@ -299,6 +300,26 @@ class RemoteEngine(Encoder):
             self._session.closing = True
         self._session = None
         self._loop.close()
+
+
+def _cut(cutter: TokenCutter, texts: list[str], start: int, room: int) -> tuple[list[str], list[int], list[int]]:
+    """Truncate one slice of the texts.
+
+    Raises:
+        InputError: the tokenizer fails at a text; its own words, which may quote the text, are left out.
+    """
+    part = texts[start : start + _SLICE]
+    try:
+        return cutter.cut(part, room)
+    except BaseException as error:
+        # A panic in Rust is a BaseException. Which text is it?
+        for i, text in enumerate(part, start):
+            try:
+                cutter.cut([text], room)
+            except BaseException:  # noqa: BLE001
+                kind = type(error).__name__
+                raise InputError(f"text {i} cannot be tokenised ({kind}): remove it", positions=[i]) from None
+        raise
 
 
 def _closed() -> HostUnavailableError:

@@ -16,7 +16,7 @@ from ..errors import (
     HostUnavailableError,
     RequestRefusedError,
 )
-from .client import open_client, request_headers
+from .client import open_client
 from .endpoint import Endpoint, Limits
 from .responses import quote, refusal
 
@@ -91,10 +91,10 @@ class Transport:
     async def _open(self) -> None:
         async with self._opening:
             if self._client is None:
-                # In a thread: importing the SDK and reading certificates would block the loop for half a second.
-                self._sdk, self._client = await asyncio.to_thread(open_client, self._endpoint, self._limits)
                 self._key = None if self._endpoint.key_changes else self._endpoint.secret()
-                self._headers = request_headers(self._sdk, self._client, self._endpoint)
+                # In a thread: importing the SDK and reading certificates would block the loop for half a second.
+                opened = await asyncio.to_thread(open_client, self._endpoint, self._limits)
+                self._sdk, self._client, self._headers = opened
 
     async def _read(self, response: Any, bound: int) -> bytes:
         failure: HostError | None = None
