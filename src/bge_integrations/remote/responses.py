@@ -63,46 +63,46 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endp
     """Return the error for an answer that is not a success; it says what to do next and never holds the key."""
     answer = parse_json(body)
     whole = message_in(answer) or body[:4000].decode("utf-8", "replace")
-    said = quote(whole.encode("utf-8", "replace"), endpoint)
+    excerpt = quote(whole.encode("utf-8", "replace"), endpoint)
     wait = retry_after(headers, answer)
     if wait is None and status in (429, 503):
-        wait = wait_in(body[:4000].decode("utf-8", "replace"))
+        wait = wait_in(f"{whole[:4000]} {body[:4000].decode('utf-8', 'replace')}")
     kind, advice = _kind(status, whole, _codes(answer), headers, endpoint)
     if kind is TooLargeError:
         # Whether all texts together are too long, rather than too many.
         limit = "bytes" if _BYTES.search(whole) and "batch" not in whole.lower() else "texts"
-        return TooLargeError(f"answered {status}: {said}{advice}", status=status, retry_after=wait, limit=limit)  # type: ignore[arg-type]
-    return kind(f"answered {status}{': ' if said else ''}{said}{advice}", status=status, retry_after=wait)
+        return TooLargeError(f"answered {status}: {excerpt}{advice}", status=status, retry_after=wait, limit=limit)  # type: ignore[arg-type]
+    return kind(f"answered {status}{': ' if excerpt else ''}{excerpt}{advice}", status=status, retry_after=wait)
 
 
 def _kind(
-    status: int, said: str, codes: set[str], headers: Mapping[str, str], endpoint: Endpoint
+    status: int, message: str, codes: set[str], headers: Mapping[str, str], endpoint: Endpoint
 ) -> tuple[type[HostError], str]:
     # Words alone do not end a job: hosts word limits per minute as quota and billing, too.
-    if status == 402 or codes & set(_QUOTA_CODES) or (status == 403 and _QUOTA.search(said)):
+    if status == 402 or codes & set(_QUOTA_CODES) or (status == 403 and _QUOTA.search(message)):
         return QuotaError, "; the account has no credit or quota left"
     if status in (401, 403):
         return AuthenticationError, _about_keys(endpoint)
     if status == 407:
         return RequestRefusedError, "; a proxy on the way (HTTPS_PROXY, HTTP_PROXY) wants a user name and password"
-    if status == 429 and "request too large" not in said.lower():
+    if status == 429 and "request too large" not in message.lower():
         return RateLimitError, "; requests_per_minute= or a smaller max_concurrency= asks more slowly"
-    if _is_about_size(status, said):
+    if _is_about_size(status, message):
         return TooLargeError, ""
     if status in _TRANSIENT or status >= 500:
         return HostUnavailableError, ""
     if 300 <= status < 400:
         where = quote(headers.get("location", "elsewhere").partition("?")[0].encode(), endpoint)
         return RequestRefusedError, f"; it redirects to {where}, which is not followed: is base_url right?"
-    return RequestRefusedError, (_about_paths(endpoint, said) if status == 404 else "")
+    return RequestRefusedError, (_about_paths(endpoint, message) if status == 404 else "")
 
 
-def _is_about_size(status: int, said: str) -> bool:
+def _is_about_size(status: int, message: str) -> bool:
     if status in (413, 429):
         return True
-    if status in (404, 502, 503, 504, 529) or _BUSY.search(said):
+    if status < 400 or status in (404, 502, 503, 504, 529) or _BUSY.search(message):
         return False
-    return bool(_SIZE.search(said) or (status in (400, 422) and _SIZE_OF_A_REQUEST.search(said.lower())))
+    return bool(_SIZE.search(message) or (status in (400, 422) and _SIZE_OF_A_REQUEST.search(message.lower())))
 
 
 def _about_keys(endpoint: Endpoint) -> str:
@@ -110,11 +110,13 @@ def _about_keys(endpoint: Endpoint) -> str:
     return f"; is the key right? It is read from {names}, or passed as api_key="
 
 
-def _about_paths(endpoint: Endpoint, said: str) -> str:
+def _about_paths(endpoint: Endpoint, message: str) -> str:
     versions = re.findall(r"/v\d+[a-z0-9]*(?=/|$)", endpoint.address)
     if not versions:
         return "; does base_url= lack its /v1?"
-    return "" if "model" in said.lower() else f"; is {versions[-1]} in base_url= one too many, or at the wrong place?"
+    return (
+        "" if "model" in message.lower() else f"; is {versions[-1]} in base_url= one too many, or at the wrong place?"
+    )
 
 
 def error_in(answer: Any, body: bytes, endpoint: Endpoint) -> HostError | None:
@@ -126,8 +128,8 @@ def error_in(answer: Any, body: bytes, endpoint: Endpoint) -> HostError | None:
     status = next((int(code) for code in _codes(answer) if code.isdecimal() and len(code) == 3 and code[0] in "45"), 0)
     if status:
         return refusal(status, {}, body, endpoint).add(" (sent as a success)")
-    said = quote((message_in(answer) or str(body, "utf-8", "replace")).encode("utf-8", "replace"), endpoint)
-    return BadAnswerError(f"the answer is an error: {said}", status=200)
+    excerpt = quote((message_in(answer) or str(body, "utf-8", "replace")).encode("utf-8", "replace"), endpoint)
+    return BadAnswerError(f"the answer is an error: {excerpt}", status=200)
 
 
 def message_in(answer: Any, depth: int = 0) -> str:
@@ -187,7 +189,7 @@ def retry_after(headers: Mapping[str, str], answer: Any = None) -> float | None:
 
 def wait_in(text: str) -> float | None:
     """Return the seconds to wait that a message names, such as ``try again in 1m30s``."""
-    found = _WAIT.search(text.replace("\\u540e", "后"))
+    found = _WAIT.search(text)
     if found is None:
         return None
     groups = found.groups()
