@@ -101,10 +101,10 @@ class Face:
         store = SQLiteStore(self.cache)
         try:
             keys = list(map(keyer(self.encoder, "document"), texts))
-            found = unpack(keys, store.get_many(keys), self.encoder.card.dimensions)
+            found = unpack(keys, store.get_many(keys), self.encoder.output)
         finally:
             store.close()
-        return {texts[i]: vector for i, vector in zip(found.indices, found.vectors, strict=True)}
+        return {texts[i]: vector for i, vector in zip(found.indices, found.rows, strict=True)}
 
     def close(self) -> None:
         self.encoder.close()

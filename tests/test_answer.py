@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 
 from bge_integrations.errors import BadAnswerError
 from bge_integrations.remote import vectors as answer
-from bge_integrations.remote.vectors import embeddings_of, read_answer, read_json, vectors_of
+from bge_integrations.remote.protocols.openai import parse
+from bge_integrations.remote.vectors import read_answer, read_json, vectors_of
 
 DIMENSIONS = 3
-needs_simdjson = pytest.mark.skipif(answer._LazyParser is None, reason="simdjson is not installed (the extra 'fast')")
+needs_simdjson = pytest.mark.skipif(answer._parser is None, reason="simdjson is not installed (the extra 'fast')")
 
 
 def outcome(read, body: bytes, count: int):
     """Return the vectors, or all that is told of what is wrong with them."""
     try:
-        return vectors_of(embeddings_of(read(body), count)[0], DIMENSIONS).tolist()
+        return vectors_of(parse(read(body), count).rows, DIMENSIONS).tolist()
     except BadAnswerError as error:
-        return error.message, tuple(error.positions), getattr(error, "broken", False)
+        return error.message, tuple(error.positions), error.retryable
 
 
 def body(*rows: str) -> bytes:
@@ -65,7 +66,7 @@ def test_numbers_come_as_arrays():
 
 
 def test_without_simdjson_it_is_read_too(monkeypatch):
-    monkeypatch.setattr(answer, "_LazyParser", None)
+    monkeypatch.setattr(answer, "_parser", None)
     assert read_answer(b'{"a": [0.5, 1.5]}') == {"a": [0.5, 1.5]}
 
 
@@ -73,4 +74,4 @@ def test_without_simdjson_it_is_read_too(monkeypatch):
 def test_what_is_no_json_is_told(broken):
     with pytest.raises(BadAnswerError, match="not whole JSON") as caught:
         read_answer(broken)
-    assert caught.value.broken
+    assert caught.value.retryable

@@ -170,6 +170,7 @@ def test_what_hosts_charge_and_cap_is_known():
     assert find_provider("gigarouter").offer("BAAI/bge-small-en-v1.5").usd_per_million_tokens == 0.008
     assert {p.name: p.max_inputs for p in PROVIDERS if p.max_inputs} == {
         "deepinfra": 1024, "siliconflow": 32, "cloudflare": 100, "qianfan": 16, "tei": 32, "infinity": 2048,
+        "llama.cpp": 16, "ollama": 16, "lmstudio": 16,
     }  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def transient() -> list[Case]:
         "one row more": rows(lambda d: [*d, {**d[0], "index": len(d)}]),
         "no rows": rows(lambda d: []),
         "an index twice": rows(lambda d: [*d[:-1], {**d[-1], "index": 0}]),
-        "some without index": rows(lambda d: [{"embedding": d[0]["embedding"]}, *d[1:]]),
+        "some without index": rows(lambda d: [d[0], *({"embedding": row["embedding"]} for row in d[1:])]),
         "index out of range": rows(lambda d: [{**row, "index": row["index"] + 1} for row in d]),
         "index is text": rows(lambda d: [{**row, "index": "x"} for row in d]),
         "NaN": spoilt(first_is("@NaN@")),

@@ -140,7 +140,8 @@ def test_a_refusal_in_the_middle_keeps_what_is_finished(encoder_of, tmp_path):
         assert len(caught.value.finished) == 6
         host.forget()
         assert right(host, encoder, texts_of(40))
-        sent = [text for part in host.sent for text in part]
+        # Base64 is compared with the floats of one text, which is sent alone.
+        sent = [text for part in host.sent for text in part if len(part) > 1]
         assert sorted(sent) == sorted(texts_of(40)[i] for i in caught.value.unfinished)
 
 
@@ -209,7 +210,7 @@ def formats(host: Rig) -> list[str]:
 
 def test_base64_is_found_out(encoder_of):
     with Rig() as host:
-        assert right(host, encoder_of(host, max_inputs=2), texts_of(16))
+        assert right(host, encoder_of(host, max_inputs=2), texts_of(40))
         assert formats(host)[0] == "float"
         assert formats(host)[-1] == "base64"
 
@@ -225,11 +226,11 @@ def no_base64(answer):
 )
 def test_a_host_without_base64_loses_nothing(encoder_of, answer):
     with Rig(default=no_base64(answer)) as host:
-        assert right(host, encoder_of(host, max_inputs=2), texts_of(16))
+        assert right(host, encoder_of(host, max_inputs=2), texts_of(40))
         assert formats(host).count("base64") == 1
 
 
 def test_a_host_that_answers_base64_with_floats(encoder_of):
     with Rig(base64=False) as host:
-        assert right(host, encoder_of(host, max_inputs=2), texts_of(16))
+        assert right(host, encoder_of(host, max_inputs=2), texts_of(40))
         assert formats(host).count("base64") == 1

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OLDEST = Path(sys.prefix) / "openai-oldest"
-TESTS = ("tests/test_remote_engine.py",)
+TESTS = ("tests/test_remote_engine.py", "tests/test_host_way.py")
 
 
 def run(*command: str) -> str:

@@ -27,8 +27,7 @@ from bge_integrations import errors
 from bge_integrations.catalog import find_model, find_provider
 from bge_integrations.catalog.records import Offer, Provider
 from bge_integrations.core.event_loop import BackgroundLoop
-from bge_integrations.remote.engine import Endpoint, Limits
-from bge_integrations.remote.protocols.openai import OpenAIEngine
+from bge_integrations.remote.engine import Endpoint, Limits, RemoteEngine
 from rig import (
     Rig,
     cap,
@@ -78,7 +77,7 @@ def engine_of():
         provider = provider or Provider(name=f"127.0.0.1:{host.port}")
         endpoint = Endpoint(provider=provider, base_url=host.url, wire_model="bge-small", key=Canary())
         limits = Limits(**{"timeout": 30.0, "backoff": 0.005, **(limits or {})})
-        made.append(OpenAIEngine(CARD, endpoint, limits=limits, **options))
+        made.append(RemoteEngine(CARD, endpoint, limits=limits, **options))
         return made[-1]
 
     yield make
@@ -208,7 +207,7 @@ def test_closing_ends_calls_under_way_and_the_next_call_works(engine_of):
 def test_a_host_where_nobody_listens_is_not_called_slow(client, monkeypatch):
     monkeypatch.setattr(openai, "DefaultAioHttpClient", getattr(openai, client))
     endpoint = Endpoint(provider=Provider(name="x"), base_url="http://127.0.0.1:9/v1", wire_model="m", key=lambda: None)
-    engine = OpenAIEngine(CARD, endpoint, limits=Limits(max_retries=0))
+    engine = RemoteEngine(CARD, endpoint, limits=Limits(max_retries=0))
     with pytest.raises(errors.HostUnavailableError, match="could not be reached"):
         engine.encode(["a"], role="document")
     engine.close()
@@ -241,7 +240,7 @@ def test_an_engine_that_is_forgotten_leaves_no_connection_open():
     with Rig() as host, warnings.catch_warnings():
         warnings.simplefilter("error")
         endpoint = Endpoint(provider=Provider(name="x"), base_url=host.url, wire_model="m", key=lambda: None)
-        engine = OpenAIEngine(CARD, endpoint)
+        engine = RemoteEngine(CARD, endpoint)
         assert right(host, engine)
         thread = next(thread for thread in threading.enumerate() if thread.name == "bge-remote")
         del engine
@@ -323,7 +322,8 @@ def test_a_refusal_without_end_is_not_read_to_it(engine_of):
 QUOTA = [
     (402, {"error": {"message": "pay"}}, errors.QuotaError),
     (429, {"error": {"code": "insufficient_quota", "message": "no"}}, errors.QuotaError),
-    (429, {"error": {"message": "You exceeded your current quota, check your billing details"}}, errors.QuotaError),
+    (429, {"error": {"type": "insufficient_quota", "message": "You exceeded your quota"}}, errors.QuotaError),
+    (429, {"code": "billing_hard_limit_reached", "message": "no"}, errors.QuotaError),
     (403, {"message": "You have run out of credits", "statusCode": 403}, errors.QuotaError),
     (403, {"message": "Forbidden"}, errors.AuthenticationError),
     (401, {"detail": "Invalid token"}, errors.AuthenticationError),
@@ -644,7 +644,7 @@ def empty(exchange):
 def test_base64_that_goes_wrong_is_given_up_with_nothing_lost(engine_of, fault, known):
     with Rig(default=fault) as host:
         engine = engine_of(
-            host, provider=Provider(name="h", base64=known), limits={"max_inputs": 4, "max_concurrency": 1}
+            host, provider=Provider(name="h", base64=known), limits={"max_inputs": 2, "max_concurrency": 1}
         )
         assert right(host, engine)
         assert formats(host).count("base64") == 1
@@ -655,10 +655,36 @@ def test_base64_that_goes_wrong_is_given_up_with_nothing_lost(engine_of, fault, 
 def test_a_busy_moment_says_nothing_about_base64(engine_of):
     with Rig() as host:
         engine = engine_of(host, limits={"max_inputs": 2, "max_concurrency": 1})
-        assert right(host, engine, TEXTS[:4])
-        host.script(status(503))
-        assert right(host, engine)
-        assert formats(host)[2:5] == ["base64"] * 3
+        busy = [status(503)]
+
+        def first_base64_fails(exchange):
+            fails = exchange.request.body["encoding_format"] == "base64" and busy
+            (busy.pop() if fails else ok)(exchange)
+
+        host.default = first_base64_fails
+        assert right(host, engine, [f"text {i}" for i in range(80)])
+        assert not busy
+        assert formats(host)[-1] == "base64"
+
+
+def altered(exchange):
+    """Base64 of other vectors than the floats: quantized, say, or in another order of bytes."""
+    spoil = spoilt(lambda row: base64.b64encode(np.asarray(row, ">f4").tobytes()).decode())
+    (spoil if exchange.request.body["encoding_format"] == "base64" else ok)(exchange)
+
+
+def reversed_rows(exchange):
+    turned = rows(lambda data: [{**row, "embedding": row["embedding"][::-1]} for row in data])
+    (turned if exchange.request.body["encoding_format"] == "base64" else ok)(exchange)
+
+
+@pytest.mark.parametrize("fault", [altered, reversed_rows], ids=["byte order", "reversed"])
+def test_base64_is_learned_only_where_it_equals_the_floats(engine_of, fault):
+    with Rig(default=fault) as host:
+        engine = engine_of(host, limits={"max_inputs": 2, "max_concurrency": 1})
+        assert right(host, engine, [f"text {i}" for i in range(80)])
+        assert formats(host).count("base64") == 1
+        assert engine.describe()["base64"] is False
 
 
 # What a call brings and costs
@@ -691,7 +717,7 @@ def test_what_it_says_of_itself(engine_of):
     with Rig(default=cap(8)) as host:
         engine = engine_of(host)
         before = engine.describe()
-        assert (before["engine"], before["host"], before["wire_model"]) == ("OpenAIEngine", "127.0.0.1", "bge-small")
+        assert (before["engine"], before["host"], before["wire_model"]) == ("RemoteEngine", "127.0.0.1", "bge-small")
         assert right(host, engine)
         assert engine.describe()["max_inputs"] in (5, 8)
         assert engine.space == CARD.space()

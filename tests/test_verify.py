@@ -13,9 +13,7 @@ import models
 from bge_integrations.catalog import find_model
 from bge_integrations.core.encoder import Encoder, Usage
 from bge_integrations.errors import ConfigError
-from bge_integrations.remote.engine import Endpoint
-from bge_integrations.remote.protocols.openai import OpenAIEngine
-from bge_integrations.remote.protocols.space import SpaceEngine
+from bge_integrations.remote.engine import Endpoint, RemoteEngine
 from bge_integrations.verify import pin, table, verify
 from bge_integrations.verify.causes import pooled_otherwise
 from encoders import HashEncoder
@@ -124,10 +122,10 @@ def another(folder, tmp_path_factory):
 @pytest.fixture
 def encoder(request, place):
     if request.param == "openai":
-        kind, endpoint = OpenAIEngine, Endpoint(OPENAI, f"{place.url}/v1", "wire-name", no_key)
+        endpoint = Endpoint(OPENAI, f"{place.url}/v1", "wire-name", no_key)
     else:
-        kind, endpoint = SpaceEngine, Endpoint(SPACE, place.url, "wire-name", no_key)
-    with kind(place.card, endpoint) as made:
+        endpoint = Endpoint(SPACE, place.url, "wire-name", no_key)
+    with RemoteEngine(place.card, endpoint) as made:
         yield made
     place.fault = ""
 
@@ -205,7 +203,7 @@ def test_pinned_answers_tell_later_what_changed(place, encoder, tmp_path):
 @pytest.mark.parametrize("encoder", ["openai"], indirect=True)
 def test_a_pooling_that_was_accepted_is_the_space_that_is_looked_for(place, encoder):
     accepted = replace(place.card, pooling="mean")
-    with OpenAIEngine(accepted, encoder.endpoint) as made:
+    with RemoteEngine(accepted, encoder.endpoint) as made:
         place.fault = "mean pooling"
         assert verify(made, place.reference, others=[], behaviour=False).verdict == SAME
         place.fault = ""
@@ -236,7 +234,7 @@ def test_a_local_engine_is_verified_too(place):
 @pytest.mark.parametrize("encoder", ["openai"], indirect=True)
 def test_another_number_of_dimensions_is_not_this_model(place, encoder):
     right = encoder.card
-    with OpenAIEngine(replace(right, dimensions=right.dimensions * 2), encoder.endpoint) as made:
+    with RemoteEngine(replace(right, dimensions=right.dimensions * 2), encoder.endpoint) as made:
         known = replace(right, dimensions=right.dimensions * 2)
         report = verify(made, HashEncoder(known), behaviour=False)
         with pytest.raises(ConfigError, match="take the same model"):

@@ -285,9 +285,14 @@ class TooLargeError(RequestRefusedError):
 
 
 class HostUnavailableError(HostError, ConnectionError):
-    """The host could not be reached or kept failing."""
+    """The host could not be reached or kept failing.
+
+    Attributes:
+        timed_out: whether the host was reached, but did not answer within ``read_timeout``.
+    """
 
     retryable = True
+    timed_out: bool = False
 
 
 class BadAnswerError(HostError, ValueError):

@@ -13,7 +13,7 @@ from .catalog import check_served, find_model, find_provider, provider_at, who_s
 from .catalog.records import ModelCard, Provider
 from .errors import ConfigError, InstructionWarning, MissingKeyError, NotServedError
 from .options import Options, Secret, check_options
-from .remote.limiter import Limiter
+from .remote.rate_limit import PortableLimiter
 
 if TYPE_CHECKING:
     from .core.encoder import Encoder
@@ -187,21 +187,18 @@ def _key(provider: Provider, url: str, options: Options) -> Key:
 
 
 def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, options: Options) -> Encoder:
-    from .remote.engine import Endpoint, Limits
-    from .remote.protocols.openai import OpenAIEngine
-    from .remote.protocols.space import SpaceEngine
+    from .remote.engine import Endpoint, Limits, RemoteEngine
 
     _check_provider(provider, url, card, options)
     wire = options.get("wire_model") or _wire_model(provider, card, typed)
     endpoint = Endpoint(provider=provider, base_url=url, wire_model=wire, key=_key(provider, url, options))
-    engine = SpaceEngine if provider.protocol == "space" else OpenAIEngine
     limits = Limits(**_given(options, "timeout", "max_retries", "max_concurrency", "max_inputs", *_RATES))
     limiter = options.get("rate_limiter")
-    return engine(
+    return RemoteEngine(
         card,
         endpoint,
         limits=limits,
-        rate_limiter=limiter and Limiter(limiter),
+        rate_limiter=limiter and PortableLimiter(limiter),
         **_given(options, *_COMMON, "tokenizer"),
     )
 

@@ -11,6 +11,9 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from ..errors import BGEError
+from .lock import Lock
+
 T = TypeVar("T")
 ENDING_SECONDS = 5.0
 Ending = Callable[[], Coroutine[Any, Any, object]]
@@ -21,32 +24,53 @@ class BackgroundLoop:
 
     def __init__(self, name: str = "bge-loop") -> None:
         self._name = name
+        self._lock = Lock()
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._endings: list[Ending] = []
         self._pid = os.getpid()
 
     def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine on the loop and return its Future; cancelling that cancels the coroutine."""
-        return asyncio.run_coroutine_threadsafe(_followed(work), self._running())
+        """Run a coroutine on the loop and return its Future; cancelling that cancels the coroutine.
+
+        Raises:
+            BGEError: the system grants no thread; nothing was begun, and the next call tries again.
+        """
+        try:
+            # Under the lock, so that what is handed over stands in the loop's queue before a close that comes later.
+            with self._lock:
+                loop = self._running()
+                return asyncio.run_coroutine_threadsafe(_retrieved(work), loop)
+        except BGEError:
+            work.close()
+            raise
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        if self._pid != os.getpid():
+        if self._pid != os.getpid():  # the parent's loop has no thread here
             self._reset()
-        with self._lock:
-            if self._loop is None or self._loop.is_closed():
-                self._loop = asyncio.new_event_loop()
-                self._endings = []
-                self._thread = threading.Thread(
-                    target=_serve, args=(self._loop, self._endings), name=self._name, daemon=True
-                )
-                self._thread.start()
-                weakref.finalize(self, _stop, self._loop, self._pid)
-            return self._loop
+        if self._loop is None or self._loop.is_closed():
+            self._begin()
+        assert self._loop is not None
+        return self._loop
+
+    def _begin(self) -> None:
+        loop, endings = None, list[Ending]()
+        try:
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=_serve, args=(loop, endings), name=self._name, daemon=True)
+            thread.start()
+        except (RuntimeError, OSError, MemoryError) as error:
+            if loop is not None:
+                loop.close()
+            raise BGEError(
+                f"the system grants no thread for requests ({error}): raise the limit of processes (ulimit -u, "
+                "pids.max) or of open files, or end other threads; the next call tries again"
+            ) from None
+        self._loop, self._thread, self._endings = loop, thread, endings
+        weakref.finalize(self, _stop, loop, self._pid)
 
     def at_end(self, ending: Ending) -> None:
         """Have a coroutine function run on the loop before it closes, whether its owner closes it or is forgotten."""
@@ -54,28 +78,31 @@ class BackgroundLoop:
 
     def close(self) -> None:
         """Stop the loop and wait for its endings; the next ``run`` starts another."""
-        if self._pid == os.getpid() and self._loop is not None and self._thread is not None:
-            _stop(self._loop, self._pid)
-            if threading.current_thread() is not self._thread:
-                self._thread.join(ENDING_SECONDS)
-        self._reset()
+        with self._lock:
+            loop, thread, pid = self._loop, self._thread, self._pid
+            self._reset()
+            if pid != os.getpid() or loop is None or thread is None:
+                return
+            _stop(loop, pid)
+        if threading.current_thread() is not thread:
+            thread.join(ENDING_SECONDS)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_name": self._name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(name=state["_name"])  # type: ignore[misc]
+        self.__dict__.update(BackgroundLoop(state["_name"]).__dict__)
 
 
-async def _followed(work: Coroutine[Any, Any, T]) -> T:
-    """Do the work; how it fails once its Future was cancelled is nobody's affair, and asyncio is not to log it."""
+async def _retrieved(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, and retrieve its exception if its Future was cancelled: asyncio would log "never retrieved"."""
     task = asyncio.current_task()
     assert task is not None
-    task.add_done_callback(_seen)
+    task.add_done_callback(_retrieve)
     return await work
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
+def _retrieve(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
 

@@ -31,7 +31,7 @@ from ..core.encoder import Encoder
 from ..errors import ConfigError, SpaceMismatchError
 from ..load import Options, check_encoder, engine_of, load_encoder, token_counter
 from ..options import Pooling, check_names
-from ..remote.limiter import Limiter
+from ..remote.rate_limit import PortableLimiter
 
 __all__ = ["BGEEmbedding"]
 
@@ -113,7 +113,7 @@ class BGEEmbedding(BaseEmbedding):
         asked_by_engine = encoder is None and hasattr(engine_of(self._encoder), "rate_limiter")
         if self.rate_limiter is not None:
             # An engine for hosts asks it before each request; the base class would ask once more.
-            self.rate_limiter = None if asked_by_engine else Limiter(self.rate_limiter)
+            self.rate_limiter = None if asked_by_engine else PortableLimiter(self.rate_limiter)
         self._settle()
         self._remember(store)
 

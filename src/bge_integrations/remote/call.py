@@ -1,37 +1,103 @@
-"""One call to a host: its requests in flight, what becomes of each, and what is finished."""
+"""One call to a host: its requests in flight, when one is sent again or split, and what is finished."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
+from types import TracebackType
+from typing import Self
 
 from ..core.encoder import Batch, Stream
 from ..core.outputs import Rows
-from ..errors import BadAnswerError, DeadlineError, HostError, HostUnavailableError, TooLargeError
+from ..errors import (
+    BadAnswerError,
+    DeadlineError,
+    HostError,
+    HostUnavailableError,
+    RateLimitError,
+    TooLargeError,
+)
 from .endpoint import Limits
-from .host import Line
+from .host import HostSession
 from .requests import RequestPlan
-from .retry import Attempts
+
+log = logging.getLogger("bge_integrations.remote")
 
 GRACE = 10.0
 """Seconds that requests under way get when the call has failed: they are paid for."""
 
+RETRIES = 6
+LONGEST_BACKOFF = 30.0
+
 Send = Callable[[list[str], int], Awaitable[tuple[Rows, int]]]
 """Sends one request with so many tokens; returns its rows and the tokens that the host counted."""
+
+
+class Deadline:
+    """The clock of one call, over tokenising, waiting and retries alike.
+
+    With ``timeout`` it runs once; without, it starts anew with each finished request.
+
+    Raises:
+        DeadlineError: time is up.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._clock = limits, asyncio.timeout(None)
+
+    async def __aenter__(self) -> Self:
+        await self._clock.__aenter__()
+        self._wind(self._limits.timeout or self._limits.patience)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._clock.__aexit__(kind, error, trace)
+        except TimeoutError:
+            if self._limits.timeout:
+                late = f"the call was not finished within timeout={self._limits.timeout:g} s"
+            else:
+                late = f"no request was finished within {self._limits.patience:g} s"
+            raise DeadlineError(late) from None
+
+    @property
+    def expired(self) -> bool:
+        """Whether time is up."""
+        return self._clock.expired()
+
+    def progress(self) -> None:
+        """Start anew, unless the whole call has a timeout."""
+        if not self._limits.timeout:
+            self._wind(self._limits.patience)
+
+    def allows(self, seconds: float) -> bool:
+        """Tell whether so many seconds of waiting end before time is up."""
+        ends = self._clock.when()
+        return ends is None or asyncio.get_running_loop().time() + seconds < ends
+
+    def _wind(self, seconds: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._clock.reschedule(None if seconds == float("inf") else now + seconds)
 
 
 class Call:
     """One call: the texts as sent and the tasks that send them.
 
     Args:
-        line: what is shared by all calls to the host.
+        session: what is shared by all calls to the host.
         limits: bounds on requests and on waiting.
+        deadline: the call's clock.
+        send: sends one request.
+        stream: where finished rows go.
         texts: as they are sent.
         tokens: of each text, or a guess.
         truncated: positions of texts that were longer than the model reads.
-        send: sends one request.
-        stream: where finished rows go.
-        retried: called for each request that is sent again.
+        on_retry: called for each request that is sent again.
 
     Attributes:
         failure: what ended the call, if anything.
@@ -39,26 +105,27 @@ class Call:
 
     def __init__(
         self,
-        line: Line,
+        session: HostSession,
         limits: Limits,
-        texts: list[str],
-        tokens: list[int],
-        truncated: list[int],
+        deadline: Deadline,
         send: Send,
         stream: Stream,
         *,
-        retried: Callable[[], None],
+        texts: list[str],
+        tokens: list[int],
+        truncated: Sequence[int] = (),
+        on_retry: Callable[[], None],
     ) -> None:
-        self._line, self._limits, self._texts, self._tokens = line, limits, texts, tokens
-        self._send_texts, self._stream, self._retried = send, stream, retried
-        self._truncated = frozenset(truncated)
-        self._plan = RequestPlan([len(text.encode()) for text in texts], tokens, line.caps)
+        self._session, self._limits, self._deadline = session, limits, deadline
+        self._send_texts, self._stream, self._on_retry = send, stream, on_retry
+        self._texts, self._tokens, self._truncated = texts, tokens, frozenset(truncated)
+        self._plan = RequestPlan([len(text.encode()) for text in texts], tokens, session.limits)
         self.failure: BaseException | None = None
         self._stopping = False
+        self._timeouts = 0  # in a row
         self._suspects: set[int] = set()
         self._workers: set[asyncio.Task[None]] = set()
         self._sending: set[asyncio.Task[None] | None] = set()
-        self._clock = asyncio.timeout(None)
 
     async def run(self) -> None:
         """Send all texts.
@@ -67,34 +134,17 @@ class Call:
             HostError: the host failed.
         """
         try:
-            async with self._clock:
-                self._wind(self._limits.timeout or self._limits.patience)
-                await self._pool()
-        except TimeoutError:
-            if not self._clock.expired():
-                raise
-            self.failure = self.failure or DeadlineError(self._late())
+            await self._run_workers()
         except asyncio.CancelledError:
-            if not self._line.closing:
+            if self._session.closing:
+                self.failure = HostUnavailableError("the encoder was closed during the call")
+            elif not (self._deadline.expired and self.failure):  # what failed before says more than the clock
                 raise
-            self.failure = HostUnavailableError("the encoder was closed during the call")
         if self.failure is not None:
             raise self.failure
 
-    def _late(self) -> str:
-        if self._limits.timeout:
-            return f"the call was not finished within timeout={self._limits.timeout:g} s"
-        return f"no request was finished within {self._limits.patience:g} s"
-
-    def _wind(self, seconds: float) -> None:
-        self._clock.reschedule(None if seconds == float("inf") else self._line.loop.time() + seconds)
-
-    def _in_time(self, seconds: float) -> bool:
-        ends = self._clock.when()
-        return not self._stopping and (ends is None or self._line.loop.time() + seconds < ends)
-
-    async def _pool(self) -> None:
-        self._hire(-(-len(self._texts) // self._line.caps.inputs))
+    async def _run_workers(self) -> None:
+        self._hire(-(-len(self._texts) // self._session.limits.inputs))
         try:
             while self._workers:
                 patience = GRACE if self._stopping else None
@@ -109,72 +159,118 @@ class Call:
 
     def _hire(self, workers: int) -> None:
         for _ in range(min(workers, self._limits.max_concurrency - len(self._workers))):
-            self._workers.add(asyncio.create_task(self._worker()))
+            self._workers.add(asyncio.create_task(self._work()))
 
-    async def _worker(self) -> None:
+    async def _work(self) -> None:
         while not self._stopping:
-            await self._line.turn()
-            # After a text that cannot be embedded, its neighbours are finished, and nothing new is begun.
-            part = self._plan.take(begun=self.failure is not None)
+            await self._session.wait_for_lead()
+            # After a text that cannot be embedded, the halves already split off are finished, and nothing is begun.
+            part = self._plan.take(only_split=self.failure is not None)
             try:
                 if not part:
                     return
-                await self._send(part)
-            except Exception as error:  # noqa: BLE001 - kept, and raised when all workers are done
+                await self._process(part)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001 - kept, and raised when all workers are done
                 self._fail(part, error)
             finally:
-                self._line.open()
+                self._session.release()
 
-    def _fail(self, part: range, error: Exception) -> None:
+    def _fail(self, part: range, error: BaseException) -> None:
         of_a_text = len(part) == 1 and isinstance(error, HostError) and _about_texts(error)
         if isinstance(error, HostError):
-            error = self._place(error, part)
+            error = self._locate(error, part)
         if self.failure is not None or not of_a_text:  # a second failure says that it is the host, not the text
             self._stopping = True
             for worker in self._workers - self._sending - {asyncio.current_task()}:
                 worker.cancel()
         self.failure = self.failure or error
 
-    async def _send(self, part: range) -> None:
-        suspect = not self._suspects.isdisjoint(part)
-        attempts = Attempts(
-            self._limits, self._line.gate, self._in_time, suspect=suspect, retried=self._retried
-        ).retrying()
+    async def _process(self, part: range) -> None:
+        """Send one request, again where that may help, and finish it or split it."""
         try:
-            answer: tuple[Rows, int] = await attempts(self._once, part)
+            rows, tokens = await self._send_with_retries(part)
         except TooLargeError as error:
             self._learn(part, error)
         except HostError as error:
-            if len(part) == 1 or not self._worth_a_search(error):
+            if len(part) == 1 or not self._may_be_one_text(error):
                 raise
             self._suspects.update(part)
             self._split(part)
         else:
-            self._finish(part, *answer)
+            self._finish(part, rows, tokens)
 
-    async def _once(self, part: range) -> tuple[Rows, int]:
+    async def _send_with_retries(self, part: range) -> tuple[Rows, int]:
+        bad_answers = 0
+        for attempt in count(1):
+            try:
+                return await self._send_once(part)
+            except HostError as error:
+                if self._is_too_slow(error, part):
+                    slow = f"{len(part)} texts took longer than read_timeout={self._limits.read_timeout:g} s"
+                    raise TooLargeError(slow, status=error.status) from None
+                bad_answers += isinstance(error, BadAnswerError)
+                wait = error.retry_after or _backoff(self._limits.backoff, attempt)
+                if bad_answers > 1 or not self._should_retry(error, attempt, part) or not self._in_time(wait):
+                    raise
+                failure = error
+            await self._pause(failure, wait)
+        raise AssertionError
+
+    def _is_too_slow(self, error: HostError, part: range) -> bool:
+        """Tell whether half of the texts may be answered in time; a host that answers nothing is not asked for ever."""
+        if not isinstance(error, HostUnavailableError) or not error.timed_out:
+            return False
+        self._timeouts += 1
+        return len(part) > 1 and self._timeouts <= self._most_retries(error)
+
+    def _should_retry(self, error: HostError, attempt: int, part: range) -> bool:
+        most = self._most_retries(error)
+        if not self._suspects.isdisjoint(part):  # the text that the host fails at may be among these
+            most = min(most, 1)
+        return error.retryable and attempt <= most
+
+    def _most_retries(self, error: HostError) -> float:
+        if self._limits.max_retries is not None:
+            return self._limits.max_retries
+        is_busy = error.status in (429, 503) and self._limits.timeout is not None
+        return float("inf") if is_busy else RETRIES
+
+    def _in_time(self, seconds: float) -> bool:
+        return not self._stopping and self._deadline.allows(seconds)
+
+    async def _pause(self, error: HostError, wait: float) -> None:
+        if error.retry_after or isinstance(error, RateLimitError):
+            self._session.rate_limiter.pause(wait, error)
+        log.info("%s %s; again in %.1f s", type(error).__name__, error.status or "", wait)
+        self._on_retry()
+        await asyncio.sleep(wait)
+
+    async def _send_once(self, part: range) -> tuple[Rows, int]:
         tokens = sum(self._tokens[part.start : part.stop])
-        async with self._line.slots:
-            await self._line.gate.enter(tokens, self._in_time)
+        async with self._session.slots:
+            await self._session.rate_limiter.acquire(tokens, self._in_time)
             worker = asyncio.current_task()
             self._sending.add(worker)
             try:
                 return await self._send_texts(self._texts[part.start : part.stop], tokens)
             finally:
                 self._sending.discard(worker)
-                self._line.open()
+                self._session.release()
 
-    def _worth_a_search(self, error: HostError) -> bool:
-        # A host that answers others but fails at this request may fail at one text: Ollama's bge-m3 says 500 to some.
-        return (isinstance(error, BadAnswerError) and error.retryable) or (
-            error.status == 500 and self._line.answered > 0
-        )
+    def _may_be_one_text(self, error: HostError) -> bool:
+        # A host that answers others but fails at this request may fail at one text: Ollama's bge-m3 answers 500 to
+        # some (https://github.com/ollama/ollama/issues/13572). An answer that no row of is wrong says nothing of texts.
+        if isinstance(error, BadAnswerError):
+            return error.retryable and bool(error.positions)
+        return error.status == 500 and self._session.answered > 0
 
     def _learn(self, part: range, error: TooLargeError) -> None:
         if len(part) == 1:
-            self._line.caps.forget()
+            self._session.limits.forget()
             raise error
-        self._line.caps.learn(len(part), self._plan.size(part), bulk=error.limit == "bytes")
+        self._session.limits.learn(len(part), self._plan.size(part), limit=error.limit)
         self._split(part)
 
     def _split(self, part: range) -> None:
@@ -182,18 +278,23 @@ class Call:
         self._hire(len(part))
 
     def _finish(self, part: range, rows: Rows, tokens: int) -> None:
-        self._line.answered += 1
-        if not self._limits.timeout:
-            self._wind(self._limits.patience)
+        self._session.answered += 1
+        self._timeouts = 0
+        self._deadline.progress()
         self._stream.put(Batch(part, rows, tokens, [i for i in part if i in self._truncated]))
 
-    def _place(self, error: HostError, part: range) -> HostError:
+    def _locate(self, error: HostError, part: range) -> HostError:
         """Return the error with positions of the call, and without the texts that a host may repeat in its message."""
         error.positions = tuple(i for i in error.positions if i < len(part)) or tuple(range(len(part)))
         for i in part:
             if len(self._texts[i]) >= 8:
                 error.message = error.message.replace(self._texts[i], "…")
         return error.at(part)
+
+
+def _backoff(base: float, attempt: int) -> float:
+    """Return the seconds before the next attempt: exponential with full jitter."""
+    return random.uniform(0, min(base * 2 ** min(attempt - 1, 16), LONGEST_BACKOFF))
 
 
 def _about_texts(error: HostError) -> bool:

@@ -1,27 +1,20 @@
-"""Where requests go, and within which bounds."""
+"""Where requests go, with which secrets, and within which bounds."""
 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
-from typing import Protocol
-from urllib.parse import urlsplit
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 from ..catalog.records import Provider
-from ..errors import ConfigError, InsecureHostError
+from ..errors import BGEWarning, ConfigError, InsecureHostError, warn
 
+__all__ = ["Endpoint", "Limits", "SecretHeaders", "is_loopback", "split_url"]
 
-class KeySource(Protocol):
-    """Where the key comes from."""
-
-    @property
-    def value(self) -> str | None:
-        """The key, or None where there is none."""
-        ...
-
-    def __call__(self) -> str | None:
-        """Return the key; raises MissingKeyError where one is needed and there is none."""
-        ...
+_WARNED: set[str] = set()  # hosts that plain http was allowed for
 
 
 @dataclass(frozen=True)
@@ -30,49 +23,195 @@ class Endpoint:
 
     Attributes:
         provider: the host's record.
-        base_url: without ``/embeddings`` or ``/embed``.
+        base_url: without ``/embeddings`` or ``/embed``; its query is sent with every request.
         wire_model: what is sent as ``model``.
         key: returns the key, or None; raises MissingKeyError where one is needed.
+        headers: sent with every request; the values are secrets.
+        allow_http: whether plain http may leave this machine.
+        key_changes: whether ``key`` is asked for each request, and once more after a 401.
 
     Raises:
-        InsecureHostError: plain http to a host that is not loopback.
+        ConfigError: ``base_url`` is no http(s) URL, or holds a password.
+        InsecureHostError: plain http to a host that is not this machine, without ``allow_http``.
     """
 
     provider: Provider
     base_url: str
     wire_model: str
-    key: KeySource
+    key: Callable[[], str | None] = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    allow_http: bool = False
+    key_changes: bool = False
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"base_url must begin with https:// (or http:// for this machine), not {self.base_url!r}")
-        if parts.username or parts.password:
-            raise ConfigError("base_url must not hold a password: pass api_key=")
-        if parts.scheme == "http" and not is_loopback(parts.hostname):
+        parts = split_url(self.base_url)
+        if not isinstance(self.headers, SecretHeaders):
+            object.__setattr__(self, "headers", SecretHeaders(self.headers))
+        object.__setattr__(self, "_secrets", set())  # keys that were sent, for `scrub`
+        host = parts.hostname or ""
+        if parts.scheme != "http" or is_loopback(host):
+            return
+        if not self.allow_http:
             raise InsecureHostError(
-                f"plain http to {parts.hostname!r} would show key and texts to the network: use https"
+                f"plain http to {host!r} would show key and texts to the network: use https, or pass allow_http=True "
+                "(BGE_ALLOW_HTTP=1) where that network is yours"
             )
+        if host not in _WARNED:
+            _WARNED.add(host)
+            warn(f"plain http to {host!r}: key and texts can be read on the way (allow_http)", BGEWarning)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_secrets"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _secrets=set())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Endpoint:
+        return self
 
     @property
     def name(self) -> str:
         """What the host is called in messages."""
         return self.provider.name
 
+    @property
+    def address(self) -> str:
+        """The base URL without its query, which may hold a secret."""
+        return split_url(self.base_url)._replace(query="", fragment="").geturl().rstrip("/")
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query of the base URL."""
+        return dict(parse_qsl(split_url(self.base_url).query, keep_blank_values=True))
+
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether requests stay on this machine."""
+        return is_loopback(split_url(self.base_url).hostname or "")
+
+    def secret(self) -> str | None:
+        """Return the key as it is sent.
+
+        Raises:
+            MissingKeyError: the host needs one and there is none.
+            ConfigError: it holds what no header may hold; the message does not show it.
+        """
+        key = self.key()
+        key = key.strip() if isinstance(key, str) else None
+        if not key:
+            return None
+        self._seen.add(key)
+        _check_header("the key", key)
+        return key
+
+    @property
+    def _seen(self) -> set[str]:
+        seen: set[str] = self.__dict__["_secrets"]
+        return seen
+
     def scrub(self, text: str) -> str:
-        """Return ``text`` without the key."""
-        key = self.key.value or ""
-        return text.replace(key, "***") if len(key) >= 4 else text
+        """Return ``text`` without keys and header values, however they are quoted in it."""
+        values = list(self.headers.known()) if isinstance(self.headers, SecretHeaders) else []
+        words = [value.split()[-1] for value in values if value]  # "Bearer …" is repeated without its first word
+        secrets = {*self._seen, *values, *words, *self.query.values()}
+        for secret in sorted((one for one in secrets if len(one) >= 4), key=len, reverse=True):
+            for spelling in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret)):
+                text = text.replace(spelling, "***")
+        return text
+
+
+class SecretHeaders(Mapping[str, str]):
+    """Headers whose values are neither shown nor pickled.
+
+    Raises:
+        ConfigError: a name or value that HTTP does not allow, or values that stayed behind in another process.
+    """
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        for name, value in headers.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise ConfigError(f"headers must map strings to strings; that of {name!r} is {type(value).__name__}")
+            if not name.isascii() or not name or any(letter in name for letter in " \t\r\n:"):
+                raise ConfigError(f"{name!r} is no name of a header")
+            _check_header(f"the value of the header {name!r}", value)
+        self._values: dict[str, str | None] = {name: value.strip() for name, value in headers.items()}
+
+    def known(self) -> list[str]:
+        """Return the values that are here."""
+        return [value for value in self._values.values() if value is not None]
+
+    def __getitem__(self, name: str) -> str:
+        value = self._values[name]
+        if value is None:
+            raise ConfigError(f"the value of the header {name!r} does not travel between processes: pass headers= anew")
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(f'{name!r}: ***' for name in self._values)}}}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_values, (tuple(self._values),)
+
+
+def _without_values(names: tuple[str, ...]) -> SecretHeaders:
+    headers = SecretHeaders({})
+    headers._values = dict.fromkeys(names)  # noqa: SLF001 - its own pickling
+    return headers
+
+
+def _check_header(what: str, value: str) -> None:
+    # HTTP libraries quote the whole value where they refuse one: https://github.com/python-hyper/h11/issues/113
+    if not all(" " <= letter <= "~" or "\xa0" <= letter <= "\xff" or letter == "\t" for letter in value):
+        raise ConfigError(
+            f"{what} holds a line break, another control character or a letter that is not Latin: a header cannot "
+            "carry it; was it copied or read with something else around it?"
+        )
+
+
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a base URL.
+
+    Raises:
+        ConfigError: it is no http(s) URL, or it holds a password.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"base_url={_without_password(url)!r} is no URL: {error}") from None
+    if not url.isprintable():  # urlsplit drops line breaks in silence
+        raise ConfigError(f"base_url={_without_password(url)!r} holds a control character")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        shown = _without_password(url)
+        raise ConfigError(f"base_url must begin with https:// (or http:// for this machine), not {shown!r}")
+    if parts.username or parts.password:
+        raise ConfigError("base_url must not hold a password: pass api_key=")
+    return parts
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('//')[0]}//***{at}{tail}" if at else url
 
 
 def is_loopback(host: str) -> bool:
     """Tell whether a host is this machine."""
+    host = host.rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return address.is_loopback or address.is_unspecified
 
 
 @dataclass(frozen=True)
@@ -80,13 +219,15 @@ class Limits:
     """Bounds of one encoder.
 
     Attributes:
-        timeout: seconds for a whole call, waiting and retries included; None for as long as requests get finished.
+        timeout: seconds for a whole call, tokenising, waiting and retries included; None for as long as requests get
+            finished.
         patience: seconds without a finished request that end a call without ``timeout``.
         connect_timeout: seconds to connect.
-        read_timeout: seconds without a byte.
-        max_retries: times that one request is sent again.
+        read_timeout: seconds without a byte; a request that takes longer is split in two.
+        max_retries: times that one request is sent again; when None, 6, or with ``timeout`` as often as fits into it
+            where the host says that it is busy (429, 503).
         max_concurrency: requests in flight.
-        max_inputs: texts per request; the host's own cap, or 64, when None.
+        max_inputs: texts per request; the host's own limit, or 64, when None.
         max_bytes: bytes of text per request (TEI refuses bodies over 2 MB).
         max_tokens: tokens per request, where they can be counted.
         requests_per_minute: pace of all requests together.
@@ -98,7 +239,7 @@ class Limits:
     patience: float = 600.0
     connect_timeout: float = 5.0
     read_timeout: float = 60.0
-    max_retries: int = 6
+    max_retries: int | None = None
     max_concurrency: int = 8
     max_inputs: int | None = None
     max_bytes: int = 1_500_000

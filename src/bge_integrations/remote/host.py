@@ -1,43 +1,84 @@
-"""What all calls to one host share on one event loop."""
+"""What all calls of one encoder share about its host, on one event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Coroutine
 from typing import Any
 
-from ..catalog.records import ModelCard
 from .endpoint import Endpoint, Limits
-from .rate_limit import Gate
-from .requests import Caps
-from .transport import Connection
+from .rate_limit import PortableLimiter, RateLimiter
+from .requests import RequestLimits
+from .transport import Transport
 
 DEFAULT_INPUTS = 64
 """Texts per request: more gain nothing where several are in flight."""
 
+PROBE_AFTER = 8
+"""Requests answered in floats before base64, two to four times as fast, is tried at a host that is not known."""
 
-class Line:
-    """The pool of connections, the gate, and what was learned about the host."""
+LEAD_SECONDS = 3.0
+"""How long other requests wait for the first one; a hanging host is then asked by all."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, card: ModelCard, rate_limiter: Any) -> None:
+
+class HostSession:
+    """Per-host state shared by concurrent calls.
+
+    Connection pool, concurrency limit, rate limiter, and what was learned about the host.
+
+    Attributes:
+        limits: how much one request may hold.
+        base64: whether the host answers base64 well; None while unknown.
+        no_format: the host refuses ``encoding_format``, which is not sent any more.
+        answered: requests that were answered well.
+        warned_unnumbered: the user knows that rows come without an index.
+        closing: the encoder is being closed.
+    """
+
+    def __init__(self, endpoint: Endpoint, limits: Limits, limiter: PortableLimiter | None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.connection = Connection(endpoint, limits, card)
-        self.gate = Gate(limits.requests_per_minute, limits.tokens_per_minute, rate_limiter)
+        self.transport = Transport(endpoint, limits)
+        self.rate_limiter = RateLimiter(limits.requests_per_minute, limits.tokens_per_minute, limiter)
         self.slots = asyncio.Semaphore(limits.max_concurrency)
         inputs = limits.max_inputs or DEFAULT_INPUTS
-        self.caps = Caps(min(inputs, endpoint.provider.max_inputs or inputs), limits.max_bytes, limits.max_tokens)
+        inputs = min(inputs, endpoint.provider.max_inputs or inputs)
+        self.limits = RequestLimits(inputs, limits.max_bytes, limits.max_tokens)
         self.base64 = endpoint.provider.base64
+        self.no_format = False
         self.answered = 0
-        self.told_unnumbered = False
+        self.warned_unnumbered = False
         self.closing = False
         self._led = False
-        self._opened = asyncio.Event()
+        self._probe_at = PROBE_AFTER
+        self._background: set[asyncio.Task[None]] = set()
+        self._open = asyncio.Event()
 
-    async def turn(self) -> None:
-        """Let one request go ahead of all others: a wrong key or a small cap is learned once, not by all at a time."""
-        if self._led:
-            await self._opened.wait()
+    def may_probe(self) -> bool:
+        """Tell whether it is time to try base64; requests meanwhile go on in floats. Failures make it rarer."""
+        if self.base64 is not None or self.answered < self._probe_at:
+            return False
+        self.base64, self._probe_at = False, 2 * self._probe_at
+        return True
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the calls."""
+        task = self.loop.create_task(work)
+        self._background.add(task)  # the loop holds its tasks weakly
+        task.add_done_callback(self._background.discard)
+
+    async def wait_for_lead(self) -> None:
+        """Hold other requests back until the first one has returned.
+
+        A bad key or a small batch limit then costs one request, not as many as are in flight.
+        """
+        if self._led and not self._open.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEAD_SECONDS):
+                    await self._open.wait()
+            self._open.set()
         self._led = True
 
-    def open(self) -> None:
-        """Let all others go."""
-        self._opened.set()
+    def release(self) -> None:
+        """Release the requests that wait for the first one."""
+        self._open.set()

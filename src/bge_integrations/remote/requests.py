@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 log = logging.getLogger("bge_integrations.remote")
 
 
 @dataclass
-class Caps:
+class RequestLimits:
     """How much one request may hold; what a host refuses is learned.
 
     Attributes:
@@ -24,24 +25,23 @@ class Caps:
     tokens: int
 
     def __post_init__(self) -> None:
-        self._given = (self.inputs, self.bytes)
+        self._configured = self._now
 
-    def learn(self, texts: int, size: int, *, bulk: bool) -> None:
-        """Remember that a host refused so many texts of so many bytes; ``bulk`` where the bytes were too many."""
-        if bulk:
+    @property
+    def _now(self) -> tuple[int, int]:
+        return self.inputs, self.bytes
+
+    def learn(self, texts: int, size: int, *, limit: Literal["texts", "bytes"]) -> None:
+        """Remember that a host refused so many texts of so many bytes, and which of the two were too many."""
+        if limit == "bytes":
             self.bytes = min(self.bytes, max(size // 2, 1))
         else:
             self.inputs = min(self.inputs, max(texts // 2, 1))
-        log.info("the host refused %d texts of %d bytes: %d texts, %d bytes at most", texts, size, *self.now)
+        log.info("the host refused %d texts of %d bytes: %d texts, %d bytes at most", texts, size, *self._now)
 
     def forget(self) -> None:
         """Unlearn: it was a single text that no host would take, not the number of texts."""
-        self.inputs, self.bytes = self._given
-
-    @property
-    def now(self) -> tuple[int, int]:
-        """Texts and bytes per request."""
-        return self.inputs, self.bytes
+        self.inputs, self.bytes = self._configured
 
 
 @dataclass
@@ -51,20 +51,20 @@ class RequestPlan:
     Attributes:
         sizes: bytes of each text.
         tokens: tokens of each text, or a guess.
-        caps: may shrink on the way.
+        limits: may shrink on the way.
     """
 
     sizes: Sequence[int]
     tokens: Sequence[int]
-    caps: Caps
+    limits: RequestLimits
     _next: int = 0
     _again: list[range] = field(default_factory=list)
 
-    def take(self, *, begun: bool = False) -> range:
+    def take(self, *, only_split: bool = False) -> range:
         """Return the indices of the next request; none when nothing is left.
 
         Args:
-            begun: only parts of requests that were split.
+            only_split: only parts of requests that were split.
         """
         if self._again:
             waiting = self._again.pop()
@@ -72,7 +72,7 @@ class RequestPlan:
             if len(part) < len(waiting):
                 self._again.append(waiting[len(part) :])
             return part
-        if begun:
+        if only_split:
             return range(0)
         rest = range(self._next, len(self.sizes))
         part = rest[: self._fitting(rest)]
@@ -82,10 +82,10 @@ class RequestPlan:
     def _fitting(self, rest: range) -> int:
         """Return how many of these texts one request may hold; at least one, where there is one."""
         size = tokens = 0
-        rest = rest[: self.caps.inputs]
+        rest = rest[: self.limits.inputs]
         for count, i in enumerate(rest):
             size, tokens = size + self.sizes[i], tokens + self.tokens[i]
-            if count and (size > self.caps.bytes or tokens > self.caps.tokens):
+            if count and (size > self.limits.bytes or tokens > self.limits.tokens):
                 return count
         return len(rest)
 

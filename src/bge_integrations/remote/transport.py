@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from importlib.metadata import version
+import asyncio
+import ssl
+from collections.abc import AsyncIterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from ..catalog.records import ModelCard
-from ..errors import BadAnswerError, HostError, HostUnavailableError, MissingExtraError
+from ..errors import (
+    AuthenticationError,
+    BadAnswerError,
+    HostError,
+    HostUnavailableError,
+    RequestRefusedError,
+)
+from .client import open_client
 from .endpoint import Endpoint, Limits
 from .responses import quote, refusal
 
 _JSON = ("application/json", "text/json", "application/problem+json")
-_LONGEST_REFUSAL = 65_536
 
 
 def answer_bound(count: int, dimensions: int) -> int:
@@ -20,64 +28,83 @@ def answer_bound(count: int, dimensions: int) -> int:
     return 64 * count * dimensions + 2**20
 
 
-class Connection:
+class Transport:
     """Sends requests, once each: the SDK's own retries are off. Used on one event loop only."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, card: ModelCard) -> None:
-        self._endpoint, self._card = endpoint, card
-        self._sdk = _sdk()
-        key = endpoint.key()
-        timeout = self._sdk.Timeout(limits.read_timeout, connect=limits.connect_timeout, pool=None)
-        self._client = _client_class(self._sdk, key)(
-            api_key=key or "none",
-            base_url=endpoint.base_url,
-            max_retries=0,
-            timeout=timeout,
-            http_client=_http_client(self._sdk, timeout),
-        )
-        # The first is the SDK's own switch for leaving the body to us.
-        headers = {"X-Stainless-Raw-Response": "stream", **({} if key else {"Authorization": self._sdk.Omit()})}
-        self._options = {"headers": headers, "follow_redirects": False}
+    def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
+        self._endpoint, self._limits = endpoint, limits
+        self._opening = asyncio.Lock()
+        self._sdk: Any = None
+        self._client: Any = None
+        self._headers: dict[str, Any] = {}
+        self._key: str | None = None
 
     async def send(self, path: str, payload: Mapping[str, Any] | None, bound: int) -> bytes:
         """Post JSON (or get, without a payload) and return the body.
 
         Raises:
             HostError: the host could not be reached, refused, or answered with something else than JSON.
+            ConfigError: the environment's proxies or certificates cannot be used, or the key cannot be sent.
         """
         answer = await self._ask(path, payload)
+        if isinstance(answer, AuthenticationError) and answer.status == 401 and self._endpoint.key_changes:
+            answer = await self._ask(path, payload)  # with a key asked for anew
         # Raised out here: an exception of the SDK in its context would carry the request, and so the key.
         if isinstance(answer, HostError):
             raise answer
         try:
-            body = await self._read(answer, bound)
+            body = await self._read(answer.response, bound)
         finally:
             await answer.close()
-        self._check_type(answer.headers, body)
+        self._check_type(answer.response.headers, body)
         return body
 
     async def _ask(self, path: str, payload: Mapping[str, Any] | None) -> Any:
-        sdk, kind = self._sdk, self._sdk.AsyncStream
+        await self._open()
+        if self._endpoint.key_changes:
+            self._key = await asyncio.to_thread(self._endpoint.secret)  # it may ask an identity service
+        sdk = self._sdk
+        # A stream, so that the body is left to us; its events are never asked for.
+        how = {
+            "cast_to": object,
+            "stream": True,
+            "stream_cls": sdk.AsyncStream[object],
+            "options": {"headers": {**self._headers, **self._authorization()}},
+        }
         try:
             if payload is None:
-                return await self._client.get(path, cast_to=kind, options=self._options)
-            return await self._client.post(path, cast_to=kind, options=self._options, body=payload)
-        except sdk.APITimeoutError as error:
-            return self._unreachable(_late(error))
+                return await self._client.get(path, **how)
+            return await self._client.post(path, body=payload, **how)
+        except sdk.APIStatusError as error:
+            response = error.response
+            failure = refusal(response.status_code, response.headers, response.content, self._endpoint)
+            via = _proxy_of(self._endpoint) if failure.status in (407, 502, 503, 504) else ""
+            return failure.add(f"; it may be the proxy of {via} that answered") if via else failure
         except Exception as error:  # noqa: BLE001 - SDK 2 wraps whatever its HTTP client raises, SDK 3 lets some through
-            cause = error.__cause__ if isinstance(error, sdk.OpenAIError) else error
-            if isinstance(cause, _Refused):
-                return refusal(cause.status, cause.headers, cause.body, self._endpoint, self._card)
-            return self._unreachable(f"could not be reached ({type(cause).__name__}: {cause})")
+            return self._unreachable(error)
 
-    async def _read(self, answer: Any, bound: int) -> bytes:
-        body, broken = b"", ""
+    def _authorization(self) -> dict[str, Any]:
+        if any(name.lower() == "authorization" for name in self._endpoint.headers):
+            return {}  # the user's own
+        return {"Authorization": f"Bearer {self._key}" if self._key else self._sdk.Omit()}
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._client is None:
+                self._key = None if self._endpoint.key_changes else self._endpoint.secret()
+                # In a thread: importing the SDK and reading certificates would block the loop for half a second.
+                opened = await asyncio.to_thread(open_client, self._endpoint, self._limits)
+                self._sdk, self._client, self._headers = opened
+
+    async def _read(self, response: Any, bound: int) -> bytes:
+        failure: HostError | None = None
+        body = b""
         try:
-            body = await _up_to(bound + 1, answer.iter_bytes())
+            body = await _up_to(bound + 1, response.aiter_bytes())
         except Exception as error:  # noqa: BLE001 - httpx 1 and 2 raise types of their own, neither may be imported
-            broken = type(error).__name__
-        if broken:
-            raise self._unreachable(f"broke off its answer ({broken})")
+            failure = self._broken(error)
+        if failure is not None:
+            raise failure
         if len(body) > bound:
             raise self._bad(f"more than {bound:,} bytes came back, which is no answer to this request")
         return body
@@ -88,74 +115,70 @@ class Connection:
             return
         raise self._bad(f"{kind} came back instead of JSON: {quote(body, self._endpoint)!r}", retryable=True)
 
-    def _bad(self, what: str, **details: Any) -> BadAnswerError:
-        name, model = self._endpoint.name, self._card.id
-        return BadAnswerError(f"{name}, {model!r}: {what}", provider=name, model=model, status=200, **details)
+    def _bad(self, what: str, *, retryable: bool = False) -> BadAnswerError:
+        return BadAnswerError(f"{self._endpoint.name}: {what}", status=200, retryable=retryable)
 
-    def _unreachable(self, what: str) -> HostUnavailableError:
-        name, model = self._endpoint.name, self._card.id
-        return HostUnavailableError(f"{name} at {self._endpoint.base_url} {what}", provider=name, model=model)
+    def _broken(self, error: Exception) -> HostError:
+        failure = HostUnavailableError(f"{self._endpoint.name} broke off its answer ({type(error).__name__})")
+        failure.timed_out = _is_timeout(error)
+        return failure
+
+    def _unreachable(self, error: Exception) -> HostError:
+        """Return what became of a request that got no answer."""
+        where = f"{self._endpoint.name} at {self._endpoint.address}"
+        via = _proxy_of(self._endpoint)
+        if any(isinstance(one, ssl.SSLCertVerificationError) for one in _chain(error)):
+            return RequestRefusedError(
+                f"{where} has a certificate that is not trusted ({_why(error, self._endpoint)}); an authority of your "
+                "own belongs into the file that SSL_CERT_FILE names"
+            )
+        if via and "407" in str(error.__cause__):
+            return RequestRefusedError(f"the proxy of {via} wants another user name or password (407)")
+        if _is_timeout(error):
+            failure = HostUnavailableError(f"{where} did not answer in time")
+            failure.timed_out = True
+            return failure
+        through = f", through the proxy of {via}" if via else ""
+        return HostUnavailableError(f"{where} could not be reached{through} ({_why(error, self._endpoint)})")
 
     async def close(self) -> None:
         """Close the pool."""
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
 
 
-def _late(error: BaseException) -> str:
-    """Say what became of a request that the SDK says timed out: on aiohttp it says so of every failed connection."""
-    cause = error.__cause__ and error.__cause__.__cause__
-    if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
-        return f"could not be reached ({type(cause).__name__}: {cause})"
-    return "did not answer in time"
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def _sdk() -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingExtraError("remote hosts need the openai package: pip install openai") from error
-    return openai
+def _is_timeout(error: BaseException) -> bool:
+    """Tell a host that was reached and did not answer: on aiohttp the SDK calls every failed connection a timeout."""
+    kinds = [type(one).__name__ for one in _chain(error)]
+    slow = any(isinstance(one, TimeoutError) for one in _chain(error)) or "ReadTimeout" in kinds
+    return slow and not any("Connect" in kind and "Timeout" in kind for kind in kinds if kind != "ConnectTimeout")
 
 
-def _http_client(sdk: Any, timeout: Any) -> Any:
-    """Return the SDK's client on aiohttp where that is installed: half as many texts again per second."""
-    options = {"timeout": timeout, "follow_redirects": False, "event_hooks": {"response": [_stop_refusals]}}
-    try:
-        return sdk.DefaultAioHttpClient(**options)
-    except RuntimeError:
-        return sdk.DefaultAsyncHttpxClient(**options)
+def _why(error: BaseException, endpoint: Endpoint) -> str:
+    """Name the cause. The words of an OSError alone are quoted: HTTP libraries quote headers, and so keys."""
+    causes = list(_chain(error))
+    system = next((one for one in reversed(causes) if isinstance(one, OSError)), None)
+    if system is None:
+        return type(causes[-1]).__name__
+    return quote(f"{type(system).__name__}: {system}".encode(), endpoint)
 
 
-def _client_class(sdk: Any, key: str | None) -> Any:
-    """Return an AsyncOpenAI that sends these headers alone.
-
-    The SDK by itself tells any host the OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_ADMIN_KEY and OPENAI_CUSTOM_HEADERS
-    that it finds in the environment.
-    """
-    headers = {
-        "Accept": "application/json",
-        "Content-Type": "application/json",
-        "User-Agent": f"bge-integrations/{version('bge-integrations')}",
-        **({"Authorization": f"Bearer {key}"} if key else {}),
-    }
-    return type("Client", (sdk.AsyncOpenAI,), {"default_headers": property(lambda _: headers)})
+def _proxy_of(endpoint: Endpoint) -> str:
+    """Return the variable whose proxy stands between, or ``""``."""
+    parts = urlsplit(endpoint.base_url)
+    if endpoint.on_this_machine or proxy_bypass(parts.hostname or ""):
+        return ""
+    proxies = getproxies()
+    return next((f"{kind.upper()}_PROXY" for kind in (parts.scheme, "all") if kind in proxies), "")
 
 
-class _Refused(Exception):
-    """An answer other than 2xx, read to a bound; the SDK would read it to its end, however long that is."""
-
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        super().__init__(status)
-        self.status, self.headers, self.body = status, headers, body
-
-
-async def _stop_refusals(response: Any) -> None:
-    if response.status_code >= 300:
-        body = await _up_to(_LONGEST_REFUSAL, response.aiter_bytes())
-        raise _Refused(response.status_code, response.headers, body)
-
-
-async def _up_to(bound: int, chunks: AsyncIterator[bytes]) -> bytes:
+async def _up_to(bound: int, chunks: AsyncIterable[bytes]) -> bytes:
     parts, size = [], 0
     async for part in chunks:
         parts.append(part)

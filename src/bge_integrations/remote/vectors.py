@@ -23,16 +23,16 @@ def _base64_reader() -> Callable[[str], bytes]:
     return partial(b64decode, validate=True)
 
 
-def _lazy_parser() -> Any:
+def _simdjson() -> Any:
     try:  # numbers become an array at once; a Python object for each costs more than all the rest of an answer
-        from simdjson import Parser
+        import simdjson
     except ImportError:
         return None
-    return Parser
+    return simdjson
 
 
 _read_base64 = _base64_reader()
-_LazyParser = _lazy_parser()
+_parser = _simdjson()
 
 
 def read_answer(body: bytes) -> Any:
@@ -41,32 +41,35 @@ def read_answer(body: bytes) -> Any:
     Raises:
         BadAnswerError: it is not JSON.
     """
-    if _LazyParser is not None:
+    if _parser is not None:
         try:
-            reader = _LazyReader()
-            answer = reader.read(_LazyParser().parse(body))
+            converter = _Converter()
+            answer = converter.convert(_parser.Parser().parse(body))
         except (ValueError, TypeError, RuntimeError, MemoryError):
-            return read_json(body)  # tells what exactly is wrong, and whether it is
-        # Lists within a list of numbers were made flat.
-        if reader.lists == body.count(b"["):
+            return read_json(body)  # says what exactly is wrong, and whether it is
+        # as_buffer flattens lists within a list of numbers.
+        if converter.lists == body.count(b"["):
             return answer
     return read_json(body)
 
 
-class _LazyReader:
-    """Makes objects and lists of a lazy parser's views of them."""
+class _Converter:
+    """Converts pysimdjson's proxies to Python objects; lists of floats become arrays."""
 
     def __init__(self) -> None:
         self.lists = 0
 
-    def read(self, value: Any) -> Any:
-        if hasattr(value, "as_buffer"):
+    def convert(self, value: Any) -> Any:
+        if isinstance(value, _parser.Array):
             self.lists += 1
             if len(value) and type(value[0]) is float:
                 return np.frombuffer(value.as_buffer(of_type="d"))
-            return [self.read(item) for item in value]
-        if hasattr(value, "as_dict"):
-            return {key: self.read(value[key]) for key in value}
+            return [self.convert(item) for item in value]
+        if isinstance(value, _parser.Object):
+            keys = list(value)
+            if len(set(keys)) < len(keys):  # value[key] is the first of two equal keys, orjson takes the last
+                raise ValueError("two equal keys")
+            return {key: self.convert(value[key]) for key in keys}
         return value
 
 
@@ -83,35 +86,32 @@ def read_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        shown = body[:200].decode("utf-8", "replace")
-        raise BadAnswerError(f"the answer is not whole JSON: {shown!r}", retryable=True) from None
+        raise BadAnswerError("the answer is not whole JSON", retryable=True) from None
 
 
-def embeddings_of(answer: Any, count: int) -> tuple[list[Any], bool]:
-    """Return the embeddings of an OpenAI-style answer in the order of the inputs, and whether rows were numbered.
+def describe_shape(answer: Any) -> str:
+    """Say what an answer without the expected rows looks like, and what to change; ``""`` for nothing known."""
+    if isinstance(answer, list) and answer:
+        first = answer[0]
+        if isinstance(first, Mapping) and "embedding" in first:
+            return ": it looks like llama.cpp's own /embeddings: base_url= needs /v1"
+        if isinstance(first, (list, np.ndarray)) and len(first):
+            return ": it looks like TEI's own /embed: base_url= needs /v1"
+    if not isinstance(answer, Mapping):
+        return ""
+    shapes = {
+        "embedding": "Ollama's own /api/embeddings: base_url= must end in /v1",
+        "embeddings": "Ollama's own /api/embed (base_url= must end in /v1) or a Space's (provider='space')",
+        "result": "Cloudflare's own API: base_url= must end in /ai/v1",
+        "choices": "a chat completion: is base_url= that of an embedding model?",
+        "data": "rows of another kind",
+    }
+    return next((f": it looks like {shapes[name]}" for name in shapes if is_filled(answer.get(name))), "")
 
-    Raises:
-        BadAnswerError: an error object, no ``data``, a wrong number of rows, or an index that is no permutation.
-    """
-    check_no_error(answer, count)
-    data = answer.get("data") if isinstance(answer, Mapping) else None
-    if not isinstance(data, list) or not all(isinstance(row, dict) and "embedding" in row for row in data):
-        raise BadAnswerError("the answer has no data[].embedding", positions=range(count), retryable=True)
-    check_count(data, count)
-    indices = [row.get("index") for row in data]
-    if all(index is None for index in indices):
-        return [row["embedding"] for row in data], False
-    return [data[i]["embedding"] for i in _places(indices)], True
 
-
-def check_no_error(answer: Any, count: int) -> None:
-    """Refuse an error that was sent as a success; sending again would not change it.
-
-    Raises:
-        BadAnswerError: the answer is an error object.
-    """
-    if isinstance(answer, Mapping) and answer.get("error") and not answer.get("data"):
-        raise BadAnswerError(f"the answer is an error: {str(answer['error'])[:200]}", positions=range(count))
+def is_filled(value: Any) -> bool:
+    """Tell whether a part of an answer is a list or an object with something in it."""
+    return isinstance(value, (list, Mapping, np.ndarray)) and len(value) > 0
 
 
 def check_count(rows: Sequence[Any], count: int) -> None:
@@ -124,18 +124,6 @@ def check_count(rows: Sequence[Any], count: int) -> None:
         raise BadAnswerError(f"{len(rows)} vectors came back for {count} texts", positions=range(count), retryable=True)
 
 
-def _places(indices: Sequence[Any]) -> Sequence[int]:
-    count = len(indices)
-    if any(type(index) is not int for index in indices) or set(indices) != set(range(count)):
-        raise BadAnswerError(
-            f"the rows' indices are not 0 to {count - 1} once each", positions=range(count), retryable=True
-        )
-    order = [0] * count
-    for place, index in enumerate(indices):
-        order[index] = place
-    return order
-
-
 def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:
     """Return unit vectors from rows of floats or of base64 (little-endian float32).
 
@@ -143,6 +131,7 @@ def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:
         BadAnswerError: as ``check_vectors``, and for base64 that cannot be read. ``retryable`` unless all rows are
             as long as another model's.
     """
+    embeddings = _unwrapped(embeddings)
     if all(isinstance(row, str) for row in embeddings):
         rows: Any = _decoded(embeddings, dimensions)
     else:
@@ -154,6 +143,17 @@ def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:
         raise
 
 
+def _unwrapped(rows: list[Any]) -> list[Any]:
+    """Return ``[[…]]``, one row in a list of its own, as the row (llama.cpp without pooling by token)."""
+    if not all(isinstance(row, list) and row and isinstance(row[0], (list, np.ndarray)) for row in rows):
+        return rows
+    if any(len(row) != 1 for row in rows):
+        raise BadAnswerError(
+            "each embedding is a list of vectors, one for each token: the server must pool (llama.cpp: --pooling cls)"
+        )
+    return [row[0] for row in rows]
+
+
 def _numbers(rows: list[Any]) -> Any:
     """Return rows as one array, or as they are where they are no such thing."""
     try:
@@ -162,10 +162,10 @@ def _numbers(rows: list[Any]) -> Any:
         return _lists(rows)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         return _lists(rows)
-    # numpy takes true for 1.0; to search only where a 1 or 0 stands costs a hundredth of searching the body.
+    # np.asarray turns booleans into 0 and 1, so only rows that hold one of these are searched for booleans.
     suspects = np.flatnonzero(((array == 0) | (array == 1)).any(axis=1)).tolist()
-    if any(_holds_truth(rows[i]) for i in suspects):
-        return [None if _holds_truth(row) else row for row in _lists(rows)]
+    if any(_holds_boolean(rows[i]) for i in suspects):
+        return [None if _holds_boolean(row) else row for row in _lists(rows)]
     return array
 
 
@@ -173,7 +173,7 @@ def _lists(rows: list[Any]) -> list[Any]:
     return [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
 
 
-def _holds_truth(row: Any) -> bool:
+def _holds_boolean(row: Any) -> bool:
     return isinstance(row, list) and any(isinstance(number, bool) for number in row)
 
 

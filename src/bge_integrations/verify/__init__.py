@@ -23,6 +23,7 @@ from ..errors import BadAnswerError, BGEError, BGEWarning, ConfigError
 from ..load import engine_of
 from ..local.engine import LocalEngine
 from ..options import Pooling
+from ..remote.engine import RemoteEngine
 from ..stamps.stamp import check_store, read_stamp, stamp_store
 from .behaviour import look_at
 from .causes import other_models, pooled_otherwise
@@ -131,7 +132,7 @@ def _host(encoder: Encoder) -> str:
 
 
 def _wire(encoder: Encoder) -> Wire | Direct:
-    return Wire(encoder) if hasattr(encoder, "endpoint") else Direct(encoder)
+    return Wire(encoder) if isinstance(encoder, RemoteEngine) else Direct(encoder)
 
 
 def _counter(encoder: Encoder | None) -> CountTokens | None:

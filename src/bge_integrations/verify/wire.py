@@ -8,16 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 import numpy as np
 
 from ..catalog.records import ModelCard, Provider
 from ..core.encoder import Encoder, Vectors
-from ..errors import BGEError
-from ..remote.endpoint import is_loopback
+from ..errors import BGEError, HostError
+from ..remote.engine import RemoteEngine
 
 # A host that is busy says so for a while; what it says about a request comes after.
 _BUSY = (429, 502, 503, 504)
@@ -75,23 +72,22 @@ class Answer:
 
 
 class Wire:
-    """Sends texts as documents to the endpoint of a remote engine."""
+    """Sends texts as documents to the endpoint of a remote engine, over its own connections."""
 
-    def __init__(self, engine: Encoder, *, timeout: float = 60.0) -> None:
-        endpoint: Any = engine.endpoint  # type: ignore[attr-defined]
+    def __init__(self, engine: RemoteEngine) -> None:
+        self._engine = engine
         self.card: ModelCard = engine.card
-        self.provider: Provider = endpoint.provider
+        self.provider: Provider = engine.endpoint.provider
         self.space = self.provider.protocol == "space"
-        self.wire_model: str = endpoint.wire_model
-        self._url = f"{endpoint.base_url.rstrip('/')}/{'embed' if self.space else 'embeddings'}"
-        self._key = endpoint.key
-        # A proxy of the network cannot reach this machine's own servers.
-        local = is_loopback(urlsplit(endpoint.base_url).hostname or "")
-        self._proxies = [ProxyHandler({})] if local else []
-        self._timeout = timeout
+        self.wire_model: str = engine.endpoint.wire_model
+        self._reached = False
 
     def post(self, texts: Sequence[str], *, encoding: str = "float") -> Answer:
-        """Send one request; a busy host is asked again a few times, and nothing else is."""
+        """Send one request; a busy host is asked again a few times, and nothing else is.
+
+        Raises:
+            HostError: the host has never answered yet: nothing can be said of it.
+        """
         for attempt in range(_TRIES):
             answer = self._once(texts, encoding)
             if answer.status not in _BUSY:
@@ -100,31 +96,16 @@ class Wire:
         return answer
 
     def _once(self, texts: Sequence[str], encoding: str) -> Answer:
-        if self.space:
-            payload: dict[str, Any] = {"texts": list(texts), "normalize": True, "is_query": False}
-        else:
-            payload = {"model": self.wire_model, "input": list(texts), "encoding_format": encoding}
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "bge-integrations"}
-        if key := self._key():
-            headers["Authorization"] = f"Bearer {key}"
-        request = Request(self._url, json.dumps(payload).encode(), headers)
         start = time.perf_counter()
         try:
-            with build_opener(_Stay, *self._proxies).open(request, timeout=self._timeout) as answer:
-                status, raw = answer.status, answer.read()
-        except HTTPError as error:
-            status, raw = error.code, error.read()
-        except (URLError, OSError) as error:
-            status, raw = 0, f"{type(error).__name__}: {error}".encode()
-        seconds = time.perf_counter() - start
-        return Answer(status, _json(raw), seconds, raw[:200].decode("utf-8", "replace"))
-
-
-class _Stay(HTTPRedirectHandler):
-    """Follows no redirect: texts and key are for the host that was named."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+            raw = self._engine.post(list(texts), encoding=encoding)
+        except HostError as error:
+            if error.status is None and not self._reached:
+                raise
+            self._reached = True
+            return Answer(error.status or 0, None, time.perf_counter() - start, str(error)[:300])
+        self._reached = True
+        return Answer(200, _json(raw), time.perf_counter() - start, raw[:200].decode("utf-8", "replace"))
 
 
 class Direct:

@@ -1,86 +1,81 @@
-"""Any host that answers ``POST {base_url}/embeddings`` as OpenAI's does."""
+"""Any host that answers ``POST {base_url}/embeddings`` as OpenAI's does.
+
+Texts are sent as strings, ``encoding_format`` always (some hosts have other defaults), ``dimensions`` never.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...catalog.records import Role
-from ...core.encoder import Vectors
-from ...errors import BadAnswerError, HostError, RepairWarning, RequestRefusedError, TooLargeError, warn
-from ..engine import RemoteEngine
-from ..host import Line
-from ..transport import answer_bound
-from ..vectors import embeddings_of, read_answer, read_json, vectors_of
+from ...errors import BadAnswerError
+from ..vectors import check_count, describe_shape
+from .wire import Answer, Request, WireProtocol
 
-__all__ = ["OpenAIEngine"]
-
-PROBE_AFTER = 2
-"""Requests answered in floats before base64, two to four times as fast, is tried at a host that is not known."""
+__all__ = ["OPENAI"]
 
 
-class OpenAIEngine(RemoteEngine):
-    """An OpenAI-compatible host: raw strings, ``encoding_format`` always sent, ``dimensions`` never."""
-
-    async def ask(self, line: Line, texts: list[str], role: Role) -> tuple[Vectors, int]:
-        """Send one request and return its unit vectors and the tokens that the host counted."""
-        del role
-        if line.base64 is None and line.answered >= PROBE_AFTER and len(texts) > 1:
-            return await self._try_base64(line, texts)
-        if line.base64:
-            return await self._in_base64(line, texts)
-        return (await self._post(line, texts, "float"))[:2]
-
-    async def _try_base64(self, line: Line, texts: list[str]) -> tuple[Vectors, int]:
-        line.base64 = False  # others go on in floats meanwhile
-        try:
-            vectors, tokens, packed = await self._post(line, texts, "base64")
-        except (BadAnswerError, RequestRefusedError) as error:
-            if isinstance(error, TooLargeError):
-                line.base64 = None  # says nothing about base64
-                raise
-            return await self._in_floats(line, texts)
-        except HostError:
-            line.base64 = None
-            raise
-        line.base64 = packed
-        return vectors, tokens
-
-    async def _in_base64(self, line: Line, texts: list[str]) -> tuple[Vectors, int]:
-        try:
-            vectors, tokens, packed = await self._post(line, texts, "base64")
-        except (BadAnswerError, RequestRefusedError) as error:
-            if isinstance(error, TooLargeError):
-                raise
-            found = await self._in_floats(line, texts)
-            line.base64 = False  # floats went well where base64 did not
-            return found
-        line.base64 = packed
-        return vectors, tokens
-
-    async def _in_floats(self, line: Line, texts: list[str]) -> tuple[Vectors, int]:
-        self.usage.add(requests=1)
-        return (await self._post(line, texts, "float"))[:2]
-
-    async def _post(self, line: Line, texts: list[str], encoding: str) -> tuple[Vectors, int, bool]:
-        payload = {"model": self.endpoint.wire_model, "input": texts, "encoding_format": encoding}
-        body = await line.connection.send("/embeddings", payload, answer_bound(len(texts), self.card.dimensions))
-        return self._read(line, read_json(body) if encoding == "base64" else read_answer(body), len(texts))
-
-    def _read(self, line: Line, answer: Any, count: int) -> tuple[Vectors, int, bool]:
-        """Return unit vectors, the tokens that were counted, and whether they came in base64."""
-        rows, numbered = embeddings_of(answer, count)
-        self.check_model(answer.get("model"))
-        packed = all(isinstance(row, str) for row in rows)
-        vectors = vectors_of(rows, self.card.dimensions)
-        if not numbered and count > 1 and not line.told_unnumbered:
-            line.told_unnumbered = True
-            warn(
-                f"{self.endpoint.name} sends rows without an index: they are used in the order they came", RepairWarning
-            )
-        return vectors, _tokens(answer), packed
+def payload(request: Request) -> dict[str, Any]:
+    """Return the JSON of a request."""
+    body: dict[str, Any] = {"model": request.model, "input": request.texts}
+    return body if request.encoding is None else {**body, "encoding_format": request.encoding}
 
 
-def _tokens(answer: Any) -> int:
-    usage = answer.get("usage")
-    found = (usage.get("prompt_tokens"), usage.get("total_tokens")) if isinstance(usage, dict) else ()
-    return next((tokens for tokens in found if type(tokens) is int and tokens > 0), 0)
+def parse(answer: Any, count: int) -> Answer:
+    """Return the embeddings in the order of the inputs.
+
+    Raises:
+        BadAnswerError: no ``data``, a wrong number of rows, or an index that is no permutation.
+    """
+    data = answer.get("data") if isinstance(answer, Mapping) else None
+    if not isinstance(data, list) or not all(isinstance(row, dict) and "embedding" in row for row in data):
+        shape = describe_shape(answer)
+        raise BadAnswerError(f"the answer has no data[].embedding{shape}", retryable=not shape)
+    check_count(data, count)
+    places = order_of([row.get("index") for row in data])
+    rows = [data[i]["embedding"] for i in (range(count) if places is None else places)]
+    return Answer(rows, answer.get("model"), _tokens(answer.get("usage")), numbered=places is not None)
+
+
+def order_of(indices: list[Any]) -> Sequence[int] | None:
+    """Return where the row of each input stands, or None where the rows are not numbered.
+
+    A 0 that is missing was dropped by a serializer that leaves out zeros (protobuf's JSON does); rows that all say 0
+    are not numbered.
+
+    Raises:
+        BadAnswerError: the indices are no permutation.
+    """
+    count = len(indices)
+    if indices == list(range(count)):
+        return range(count)
+    numbers = [_whole(index) for index in indices]
+    if all(index is None for index in indices) or (count > 1 and all(number == 0 for number in numbers)):
+        return None
+    if numbers.count(0) == 0 and sum(index is None for index in indices) == 1:
+        numbers = [0 if index is None else number for index, number in zip(indices, numbers, strict=True)]
+    if set(numbers) != set(range(count)):
+        raise BadAnswerError(
+            f"the rows' indices are not 0 to {count - 1} once each", positions=range(count), retryable=True
+        )
+    order = [0] * count
+    for place, number in enumerate(numbers):
+        order[number] = place
+    return order
+
+
+def _whole(index: Any) -> int:
+    """Return an index that may be written as ``1``, ``1.0`` or ``"1"``; -1 for anything else."""
+    if isinstance(index, str) and index.isascii() and index.isdecimal() and len(index) < 10:
+        return int(index)
+    if isinstance(index, bool) or not isinstance(index, (int, float)) or index != index // 1:
+        return -1
+    return int(index)
+
+
+def _tokens(usage: Any) -> int:
+    found = (usage.get("prompt_tokens"), usage.get("total_tokens")) if isinstance(usage, Mapping) else ()
+    return next((tokens for tokens in found if type(tokens) is int and 0 < tokens < 2**53), 0)
+
+
+OPENAI = WireProtocol("openai", "/embeddings", payload, parse, encodings=True)

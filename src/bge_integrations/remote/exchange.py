@@ -1,0 +1,144 @@
+"""One request for embeddings and its answer: which encoding is asked for, and whether the answer is the right one."""
+
+from __future__ import annotations
+
+import re
+
+from ..catalog import known_model
+from ..catalog.records import ModelCard
+from ..core.encoder import Usage, Vectors
+from ..errors import (
+    BadAnswerError,
+    BGEError,
+    HostError,
+    RepairWarning,
+    RequestRefusedError,
+    TooLargeError,
+    warn,
+)
+from .endpoint import Endpoint
+from .host import HostSession
+from .protocols import Answer, Request, WireProtocol
+from .responses import error_in, quote
+from .transport import answer_bound
+from .vectors import read_answer, read_json, vectors_of
+
+# An optional field that the host does not know.
+_FORMAT_REFUSED = re.compile(
+    r"encoding.?format|base64|(extra|unknown|unexpected|unrecogni[sz]ed|unsupported|additional)\W+(\w+\W+){0,3}?"
+    r"(field|param|argument|input|propert|key)",
+    re.IGNORECASE,
+)
+
+
+class Exchange:
+    """Sends requests for embeddings and reads their answers.
+
+    Args:
+        session: what is known about the host; what is learned about encodings goes there.
+        endpoint: the host.
+        protocol: how it is spoken to.
+        card: the model.
+        usage: counts requests.
+        instruct: the server is to add the query instruction.
+        counted: whether the tokens of texts were counted here, or guessed.
+    """
+
+    def __init__(
+        self,
+        session: HostSession,
+        endpoint: Endpoint,
+        protocol: WireProtocol,
+        card: ModelCard,
+        usage: Usage,
+        *,
+        instruct: bool,
+        counted: bool,
+    ) -> None:
+        self._session, self._endpoint, self._protocol = session, endpoint, protocol
+        self._card, self._usage = card, usage
+        self._instruct, self._counted = instruct, counted
+
+    async def send(self, texts: list[str], tokens: int) -> tuple[Vectors, int]:
+        """Send one request in the best encoding that the host is known to answer well."""
+        encoding = "base64" if self._session.base64 else "float"
+        try:
+            vectors, counted, packed = await self._request(texts, encoding)
+        except (BadAnswerError, RequestRefusedError) as error:
+            refused = isinstance(error, RequestRefusedError) and _FORMAT_REFUSED.search(error.message)
+            if isinstance(error, TooLargeError) or not self._protocol.encodings or self._session.no_format:
+                raise
+            if not (self._session.base64 or refused):
+                raise
+            vectors, counted, packed = await self._without_base64(texts, error)
+        if encoding == "base64" and not packed:
+            self._session.base64 = False
+        if self._protocol.encodings and len(texts) > 1 and self._session.may_probe():
+            self._session.spawn(self._probe_base64(texts[:1], vectors[:1], tokens // len(texts)))
+        return vectors, counted or (tokens if self._counted else 0)
+
+    async def _without_base64(self, texts: list[str], error: HostError) -> tuple[Vectors, int, bool]:
+        """Ask once more in floats, or without ``encoding_format``; what goes well is remembered."""
+        encoding = "float" if self._session.base64 else None
+        try:
+            answer = await self._request(texts, encoding)
+        except (BadAnswerError, RequestRefusedError):
+            raise error from None  # it was not the encoding
+        self._session.base64, self._session.no_format = False, encoding is None
+        return answer
+
+    async def _probe_base64(self, texts: list[str], vectors: Vectors, tokens: int) -> None:
+        """Learn whether the host answers base64: only where it equals the floats of the same text."""
+        try:
+            async with self._session.slots:
+                await self._session.rate_limiter.acquire(tokens, lambda _: True)
+                again, _, packed = await self._request(texts, "base64")
+        except (BadAnswerError, RequestRefusedError):
+            return
+        except BGEError:
+            self._session.base64 = None  # a busy moment says nothing about base64
+            return
+        self._session.base64 = packed and float((again * vectors).sum()) > 0.9999
+
+    async def _request(self, texts: list[str], encoding: str | None) -> tuple[Vectors, int, bool]:
+        """Return unit vectors, the tokens that the host counted, and whether rows came in base64."""
+        self._usage.add(requests=1)
+        encoding = None if self._session.no_format else encoding
+        request = Request(texts, self._endpoint.wire_model, self._instruct, encoding)
+        bound = answer_bound(len(texts), self._card.dimensions)
+        body = await self._session.transport.send(self._protocol.path, self._protocol.payload(request), bound)
+        try:
+            answer = self._read(body, len(texts), lazy=encoding != "base64")
+            vectors = vectors_of(answer.rows, self._card.dimensions)
+        except BadAnswerError as error:
+            raise self._with_answer(error, body) from None
+        except HostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - recursion, overflow: whatever a hostile answer leads to
+            kind = type(error).__name__
+            raise self._with_answer(BadAnswerError(f"the answer cannot be read ({kind})"), body) from None
+        if not answer.numbered and len(texts) > 1 and not self._session.warned_unnumbered:
+            self._session.warned_unnumbered = True
+            warn(
+                f"{self._endpoint.name} sends rows without an index: they are used in the order they came",
+                RepairWarning,
+            )
+        return vectors, answer.tokens, all(isinstance(row, str) for row in answer.rows)
+
+    def _read(self, body: bytes, count: int, *, lazy: bool) -> Answer:
+        content = read_answer(body) if lazy else read_json(body)
+        error = error_in(content, body, self._endpoint)
+        if error is not None:
+            raise error
+        answer = self._protocol.parse(content, count)
+        # Any other name than another model of the catalogue is the host's own affair.
+        served = known_model(answer.model) if isinstance(answer.model, str) else None
+        if served is not None and answer.model != self._endpoint.wire_model and served.id != self._card.id:
+            raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self._card.id!r}")
+        return answer
+
+    def _with_answer(self, error: BadAnswerError, body: bytes) -> BadAnswerError:
+        """Show the beginning of an answer of which no row in particular is wrong."""
+        if error.positions or error.status:
+            return error
+        return error.add(f"; it begins with {quote(body, self._endpoint)!r}")
