@@ -42,7 +42,7 @@ from bge_integrations import (
     UnknownModelError,
 )
 from bge_integrations.llama_index import BGEEmbedding
-from bge_integrations.load import engine_of, key_of
+from bge_integrations.load import engine_of
 from encoders import CARD, HashEncoder
 
 CANARY = "sk-canary-4242"
@@ -346,8 +346,9 @@ def test_model_and_model_name_are_the_same_and_a_folder_may_be_a_path(tmp_path):
     assert BGEEmbedding("bge-base").space == BGEEmbedding(model_name="bge-base").space
     assert BGEEmbedding().model_name == "BAAI/bge-small-en-v1.5"
     folder = tmp_path / "mine"
-    folder.mkdir()
+    (folder / "1_Pooling").mkdir(parents=True)
     (folder / "config.json").write_text('{"hidden_size": 8}')
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
     face = BGEEmbedding(folder, query_instruction="")
     assert face.model_name == str(folder)
     json.loads(face.to_json())
@@ -440,8 +441,9 @@ def test_a_pipelines_cache_is_hit_whatever_changes_no_vector(tmp_path, monkeypat
 
 def test_a_pipelines_cache_is_missed_when_vectors_may_differ(tmp_path):
     folder = tmp_path / "mine"
-    folder.mkdir()
+    (folder / "1_Pooling").mkdir(parents=True)
     (folder / "config.json").write_text('{"hidden_size": 8}')
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
     hashes = [hash_of("demo"), hash_of("bge-small"), hash_of("bge-base"), hash_of("demo", query_instruction="")]
     hashes.append(hash_of(folder, query_instruction=""))
     (folder / "model.safetensors").write_bytes(b"other weights under the same name")
@@ -487,7 +489,7 @@ def test_a_pickle_holds_no_key_and_the_other_side_reads_its_own(monkeypatch):
     with pytest.raises(MissingKeyError):
         pickle.loads(pickled).get_query_embedding("q")
     monkeypatch.setenv("DEEPINFRA_TOKEN", "of the other side")
-    assert key_of(pickle.loads(pickled).encoder) == "of the other side"
+    assert pickle.loads(pickled).encoder.key == "of the other side"
 
 
 # ---- splitting to what the model reads

@@ -23,7 +23,8 @@ from bge_integrations import (
     find_model,
     load_encoder,
 )
-from bge_integrations.load import Key, cache_path, engine_of, key_of, keys_from
+from bge_integrations.environment import Key, cache_path, keys_from
+from bge_integrations.load import engine_of
 
 CANARY = "sk-canary-4242"
 LOCAL = "http://127.0.0.1:9/v1"
@@ -75,6 +76,8 @@ def test_an_option_with_a_value_that_means_nothing_is_refused(name, value):
 
 def test_a_folder_that_says_nothing_of_its_instruction_warns_once_and_only_then(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 32}))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     with pytest.warns(InstructionWarning, match=f"'{tmp_path.name}' is not in the catalogue") as caught:
         load_encoder(str(tmp_path))
     assert len(caught) == 1
@@ -257,7 +260,8 @@ def test_a_bare_address_needs_no_key():
 
 
 @pytest.mark.parametrize(("url", "sees"), [
-    ("https://user-bge.hf.space", CANARY), ("https://x.eu.endpoints.huggingface.cloud", None),
+    ("https://api-inference.huggingface.co/models", CANARY), ("https://huggingface.co/x", CANARY),
+    ("https://user-bge.hf.space", None), ("https://nothuggingface.co", None), ("https://x.eu.endpoints.huggingface.cloud", None),
     ("https://evil.example.com", None), ("https://hf.space.evil.example.com", None), ("http://127.0.0.1:9", None),
 ])  # fmt: skip
 def test_the_hubs_token_goes_to_the_hub_alone(monkeypatch, url, sees):
@@ -285,10 +289,10 @@ def test_a_key_is_nowhere_to_be_seen(monkeypatch):
     shown += [repr(engine_of(encoder)), repr(engine_of(encoder).endpoint)]
     assert not [text for text in shown if CANARY in text]
     assert CANARY.encode() not in pickle.dumps(encoder)
-    assert key_of(copy.deepcopy(encoder)) == CANARY
-    assert key_of(pickle.loads(pickle.dumps(encoder))) is None
+    assert copy.deepcopy(encoder).key == CANARY
+    assert pickle.loads(pickle.dumps(encoder)).key is None
     monkeypatch.setenv("DEEPINFRA_TOKEN", "of the other side")
-    assert key_of(pickle.loads(pickle.dumps(encoder))) == "of the other side"
+    assert pickle.loads(pickle.dumps(encoder)).key == "of the other side"
 
 
 def test_a_key_that_is_not_needed_may_be_missing():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..load import cache_path
+from ..environment import cache_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

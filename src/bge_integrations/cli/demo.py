@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..core.encoder import Encoder, Vectors
 from ..errors import ConfigError
-from ..load import engine_of, load_encoder
+from ..load import load_encoder
 from .options import add_encoder_arguments, make_encoder, with_bar
 
 _QUESTIONS = (
@@ -127,7 +127,7 @@ def _compare_remote(
     texts = [text for _, text in chunks]
     from .. import server
 
-    with server.background(engine_of(encoder)) as url:
+    with server.background(encoder.engine) as url:
         print(f"\nThe same over HTTP, from this package's own endpoint at {url}")
         for name, provider, base_url in (("OpenAI-compatible", None, f"{url}/v1"), ("Space", "space", url)):
             remote = load_encoder(
