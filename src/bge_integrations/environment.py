@@ -102,6 +102,7 @@ class Key:
 
     def __init__(self, value: object, variables: tuple[str, ...], *, needed: bool, host: str) -> None:
         self.variables, self.needed, self.host = variables, needed, host
+        self._ask, self._value = None, None
         secret = value if callable(value) or isinstance(value, (Secret, type(None))) else Hidden(value)
         del value
         self._ask = secret if callable(secret) else None

@@ -227,7 +227,7 @@ def pooling_of(folder: Path) -> str | None:
         return None
     mode = config.get("pooling_mode", [name for key, name in _OLD_KEYS.items() if config.get(key)] or "mean")
     names = [mode] if isinstance(mode, str) else mode
-    if not isinstance(names, Sequence) or not names or not all(name in POOLINGS for name in names):
+    if not isinstance(names, Sequence) or not names or not all(name in list(POOLINGS) for name in names):
         raise ModelLoadError(f"{str(folder / path)!r} pools by {mode!r}, which is none of {', '.join(POOLINGS)}")
     return "+".join(POOLINGS[name] for name in names)
 

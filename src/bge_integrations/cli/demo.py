@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..core.encoder import Encoder, Vectors
 from ..errors import ConfigError
+from ..extras import require_all
 from ..load import load_encoder
 from .options import add_encoder_arguments, make_encoder, with_bar
 
@@ -17,6 +18,12 @@ _QUESTIONS = (
     "is a long text cut?",
     "does the cache keep queries and documents apart?",
 )
+_NEEDS = {
+    "langchain": ("langchain_core",),
+    "llama-index": ("llama_index",),
+    "server": ("fastapi", "uvicorn", "prometheus_client"),
+    "all": ("langchain_text_splitters",),
+}
 _ENDINGS = (".md", ".txt", ".rst")
 
 
@@ -31,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Index the folder in both frameworks, ask with and without the instruction, then the same over HTTP."""
+    here = not (parsed.provider or parsed.base_url) and parsed.backend != "onnx"
+    require_all({**_NEEDS, "local": ("torch", "tokenizers")} if here else _NEEDS, purpose="bge demo")
     encoder = with_bar(make_encoder(parsed, show_progress=False))
     questions = parsed.ask or list(_QUESTIONS)
     files = _files_of(parsed.folder) if parsed.folder else _own_documentation()
