@@ -30,7 +30,8 @@ from ..remote.limiter import Limiter
 __all__ = ["BGEEmbedding"]
 
 _DISPATCHER = get_dispatcher(__name__)
-_TYPES: dict[Any, Any] = {"key": SecretStr | Callable[[], str], "headers": Mapping[str, Any]}
+# headers: pydantic would copy a Mapping into a dict, which shows its values
+_TYPES: dict[Any, Any] = {"key": SecretStr | Callable[[], str], "headers": Any}
 
 
 def _field(option: Option) -> tuple[Any, Any]:
