@@ -78,7 +78,7 @@ class Option:
         """What a value must be, in words."""
         if self.choices:
             return " or ".join(map(repr, self.choices))
-        return {int: f"a whole number of at least {self.least}", **_WANTED}.get(self.type, "something else")
+        return {int: f"a whole number of at least {self.least}", **_WANTED}.get(self.type, "any object")
 
     def check(self, value: Any) -> bool:
         """Return whether a value means something."""
