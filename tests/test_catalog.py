@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bge_integrations import (
@@ -22,6 +24,7 @@ from bge_integrations import (
     UnknownProviderError,
     find_model,
     find_provider,
+    load_encoder,
 )
 from bge_integrations.catalog import check_served, known_model, provider_at, who_serves
 from bge_integrations.catalog.local_folder import read_folder
@@ -505,3 +508,29 @@ def test_settings_that_mean_nothing_are_passed_by(tmp_path, name, content):
     folder = folder_of(tmp_path / "mine", **POOLED)
     (folder / f"{name}.json").write_text(content)
     assert (find_model(str(folder)).dimensions, find_model(str(folder)).max_tokens) == (32, 512)
+
+
+@pytest.mark.parametrize("path", ["1_Pooling", "3_Other"])
+@pytest.mark.parametrize(("pooling", "cut"), [
+    ("cls", None), ("mean", None), ("max", None), ("weightedmean", None), ("mean_sqrt_len_tokens", None),
+    ("lasttoken", None), (["cls", "mean"], None), ("cls", 64), (["max", "cls"], 300),
+], ids=str)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_folder_embeds_as_sentence_transformers_does(tmp_path, path, pooling, cut):
+    transformers = pytest.importorskip("sentence_transformers")
+    folder = tmp_path / "mine"
+    shutil.copytree(find_model("demo").folder, folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = path
+    (folder / "modules.json").write_text(json.dumps(modules))
+    if path != "1_Pooling":
+        (folder / "1_Pooling").rename(folder / path)
+    (folder / path / "config.json").write_text(json.dumps({"embedding_dimension": 256, "pooling_mode": pooling}))
+    config = json.loads((folder / "config_sentence_transformers.json").read_text())
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({**config, "truncate_dim": cut}))
+    texts = ["a text about cats", "another, longer text about mail servers and files", "x"]
+    theirs = transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    with load_encoder(folder, query_instruction="", show_progress=False) as encoder:
+        ours = encoder.encode(texts, role="document")
+        expected = theirs.encode(texts, prompt="", normalize_embeddings=True, show_progress_bar=False)
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
