@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from .catalog import check_served, find_model, find_provider, is_path, known_model, provider_at, who_serves
+from .catalog import check_served, find_model, find_provider, known_model, provider_at, who_serves
 from .catalog.records import ModelCard, Provider
 from .environment import Key, cache_folder, cache_path, hide_secrets, switched_on, variable
 from .errors import ConfigError, InstructionWarning, NotServedError, warn
@@ -67,9 +67,10 @@ def _typed(model: object) -> str | os.PathLike[str] | None:
 
 def _card(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
     elsewhere = options.get("base_url") or options.get("provider") not in (None, "local")
-    # The call names a host, so that a name is the host's before it is a folder of the same name here.
-    named = known_model(typed) if elsewhere and isinstance(typed, str) and not is_path(typed) else None
-    card = named or find_model(typed or DEFAULT_MODEL)
+    card = find_model(typed or DEFAULT_MODEL)
+    if elsewhere and card.folder is not None and isinstance(typed, str):
+        # The call names a host, so that a name is the host's before it is a folder of the same name here.
+        card = known_model(typed) or card
     accept = options.get("accept_space")
     if accept:
         return _with_instruction(replace(card, pooling=accept, pooling_stated=True), options)
