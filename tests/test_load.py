@@ -11,6 +11,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -30,11 +31,12 @@ from bge_integrations import (
     find_model,
     load_encoder,
 )
-from bge_integrations.environment import Key, cache_path, keys_from, switched_on
+from bge_integrations.environment import HiddenValues, Key, cache_path, keys_from, switched_on
 from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.llama_index import BGEEmbedding
 from bge_integrations.load import engine_of
 from bge_integrations.options import OPTIONS
+from bge_integrations.remote.endpoint import Endpoint
 
 CANARY = "sk-canary-4242"
 LOCAL = "http://127.0.0.1:9/v1"
@@ -601,3 +603,34 @@ for wrong in (lambda: load_encoder("bge-small", cache=True), cache_path, lambda:
 def test_without_a_home_folder_the_error_says_what_to_set():
     done = subprocess.run([sys.executable, "-c", HOMELESS], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
+# ---- the way to a host
+
+WAY = {field.name for field in fields(Endpoint)} >= {"headers", "allow_http", "key_changes"}
+
+
+@pytest.mark.skipif(not WAY, reason="the engine for hosts has no headers yet")
+def test_the_way_to_a_host_reaches_the_engine(monkeypatch):
+    options = {"headers": {"X-Key": CANARY}, "read_timeout": 5, "api_key": lambda: "k"}
+    engine = engine_of(load_encoder("bge-small", base_url=f"{LOCAL}?api-version=1", **options))
+    assert dict(engine.endpoint.headers) == {"X-Key": CANARY}
+    assert (engine.endpoint.key(), engine.endpoint.key_changes, engine.limits.read_timeout) == ("k", True, 5)
+    assert engine.endpoint.base_url.endswith("?api-version=1")
+    assert CANARY not in repr(engine.endpoint) + repr(engine)
+    plain = {"base_url": "http://10.20.30.40:9/v1"}
+    with pytest.raises(InsecureHostError, match="allow_http"):
+        load_encoder("bge-small", **plain)
+    with pytest.warns(BGEWarning, match="plain http"):
+        assert endpoint("bge-small", allow_http=True, **plain).allow_http
+    monkeypatch.setenv("BGE_ALLOW_HTTP", "1")
+    assert endpoint("bge-small", **plain).allow_http
+    with pytest.raises(InsecureHostError):
+        load_encoder("bge-small", allow_http=False, **plain)
+
+
+def test_a_hidden_value_is_shown_and_pickled_nowhere_and_copied():
+    hidden = HiddenValues({"X": CANARY})
+    assert CANARY not in repr(hidden) + str(vars(hidden))
+    assert CANARY.encode() not in pickle.dumps(hidden)
+    assert copy.deepcopy(hidden)["X"] == CANARY

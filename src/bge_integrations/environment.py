@@ -52,6 +52,9 @@ class Hidden:
     def __repr__(self) -> str:
         return "'***'"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hidden:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Hidden, (None,)
 
