@@ -19,6 +19,7 @@ from bge_integrations import MODELS, PROVIDERS, Provider, errors
 from bge_integrations.catalog import who_serves
 from bge_integrations.catalog.golden import read_golden
 from bge_integrations.catalog.records import ModelCard, Offer
+from bge_integrations.options import OPTIONS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,6 +61,7 @@ def pages() -> dict[str, str]:
         "providers/index.md": providers_page(PROVIDERS),
         **{provider_path(provider): provider_page(provider) for provider in PROVIDERS},
         "reference/models.md": models_page(),
+        "reference/options.md": options_page(),
         "reference/errors.md": errors_page(),
         "reference/cli.md": cli_page(),
         "benchmarks.md": benchmarks_page(RESULTS),
@@ -314,6 +316,18 @@ def cli_page() -> str:
     parts += [f"## bge {name}\n\n```text\n{_own_part(text, shared)}```\n" for name, text in helps.items()]
     parts += ["## Options of the encoder\n", f"Of every command that embeds.\n\n```text\n{shared.lstrip()}```\n"]
     return "\n".join(parts)
+
+
+def options_page() -> str:
+    """Return the page of the keywords that load_encoder, the adapters and the command line take."""
+    rows = [(f"`{name}`", option.wanted, option.help) for name, option in OPTIONS.items()]
+    saved = ", ".join(f"`{name}`" for name, option in OPTIONS.items() if option.decides == "vectors")
+    return (
+        "# Options\n\nThe keywords of `load_encoder`, `BGEEmbeddings` and `BGEEmbedding`, and with dashes of the "
+        "command line. `None` stands for the default.\n\n"
+        f"{table(rows, ('option', 'value', 'meaning'))}\n\n"
+        f"`to_dict` of the LlamaIndex adapter holds those that decide the vectors or where they come from: {saved}.\n"
+    )
 
 
 _ENCODER = "\nthe encoder:\n"

@@ -7,11 +7,12 @@ import os
 import pytest
 
 from bge_integrations import PROVIDERS, load_encoder
+from bge_integrations.environment import VARIABLES
 
 NAMES = {name for provider in PROVIDERS for name in provider.key_env}
 NAMES |= {variable for provider in PROVIDERS for _, variable in provider.url_env}
 NAMES |= {provider.base_url_env for provider in PROVIDERS if provider.base_url_env}
-NAMES |= {"BGE_MODEL", "BGE_PROVIDER", "BGE_BASE_URL", "BGE_API_KEY", "BGE_CACHE"}
+NAMES |= set(VARIABLES)
 
 # Third-party packages phone home unless told not to; no test may leave this machine.
 os.environ.update(ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false")

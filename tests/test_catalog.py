@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import shutil
+import time
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bge_integrations import (
@@ -18,8 +24,10 @@ from bge_integrations import (
     UnknownProviderError,
     find_model,
     find_provider,
+    load_encoder,
 )
-from bge_integrations.catalog import check_served, provider_at, who_serves
+from bge_integrations.catalog import check_served, known_model, provider_at, who_serves
+from bge_integrations.catalog.local_folder import read_folder
 
 EN = "Represent this sentence for searching relevant passages: "
 ZH = "为这个句子生成表示以用于检索相关文章："
@@ -258,6 +266,12 @@ def test_any_other_folder_says_itself_what_it_is(tmp_path):
     ({"pooling_mode_lasttoken": True}, "last token"),
     ({"pooling_mode": "cls"}, "cls"),
     ({"pooling_mode": "lasttoken"}, "last token"),
+    ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, "max"),
+    ({"pooling_mode": "weightedmean"}, "weightedmean"),
+    ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len_tokens"),
+    ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "cls+mean"),
+    ({"pooling_mode": ["max", "lasttoken"]}, "max+last token"),
+    ({"word_embedding_dimension": 32}, "mean"),
     (None, "mean"),
 ])  # fmt: skip
 def test_a_folder_pools_as_sentence_transformers_would(tmp_path, pooling, expected):
@@ -298,3 +312,226 @@ def test_the_space_names_what_decides_the_vectors():
 
 def test_records_of_two_models_never_share_a_space():
     assert len({card.space("x") for card in MODELS}) == len(MODELS)
+
+
+# ---- a path is a path
+
+
+def test_what_looks_like_a_path_is_never_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for typed in (
+        "/BAAI/bge-m3", "./bge-small", "../bge-base", "~/bge-large", "C:/bge-m3", "C:\\models\\bge-m3",
+        "\\\\host\\bge-m3",
+        Path("BAAI/bge-m3"), Path("/bge-small"),
+    ):  # fmt: skip
+        with pytest.raises(UnknownModelError, match="is a path"):
+            find_model(typed)
+        assert known_model(str(typed)) is None or isinstance(typed, Path)
+
+
+def test_a_name_that_is_a_models_folder_here_is_that_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_model("BAAI/bge-m3").folder is None
+    folder_of(tmp_path / "BAAI" / "bge-m3", {"hidden_size": 64}, **POOLED)
+    folder_of(tmp_path / "demo", **POOLED)
+    assert (find_model("BAAI/bge-m3").dimensions, find_model("BAAI/bge-m3").folder) == (64, "BAAI/bge-m3")
+    assert find_model("demo").dimensions == 32
+    assert find_model("bge-m3").folder is None
+    (tmp_path / "bge-small").mkdir()  # a folder that holds no model is no model
+    assert find_model("bge-small").folder is None
+
+
+def test_the_folder_of_a_repository_in_the_hubs_cache_stands_for_its_newest_snapshot(tmp_path):
+    repository = tmp_path / "models--somebody--mine"
+    for commit, size in (("aaa", 16), ("bbb", 24)):
+        folder_of(repository / "snapshots" / commit, {"hidden_size": size}, **POOLED)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("aaa")
+    card = find_model(str(repository))
+    assert (card.id, card.revision, card.dimensions) == ("somebody/mine", "aaa", 16)
+
+
+@pytest.mark.parametrize(("typed", "model"), [
+    ("bge-small-en-v1___5", "bge-small-en-v1.5"), (" BAAI/bge-base-en-v1.5 ", "bge-base-en-v1.5"),
+    ("bge-m3:latest", "bge-m3"), ("local:BAAI/bge-large-en-v1.5", "bge-large-en-v1.5"),
+    ("bge-large\n", "bge-large-en-v1.5"),
+])  # fmt: skip
+def test_spellings_of_download_tools_are_understood(typed, model):
+    assert find_model(typed).id == f"BAAI/{model}"
+
+
+@pytest.mark.parametrize("typed", ["intfloat/e5-base-v2", "Xenova/bge-small-en-v1.5", "bge-m3:567m-fp16"])
+def test_a_model_of_somebody_else_is_refused_with_what_to_do(typed):
+    with pytest.raises(UnknownModelError, match="wire_model=") as caught:
+        find_model(typed)
+    assert ("hf download" in str(caught.value)) == ("/" in typed)
+
+
+# ---- weights
+
+
+POOLED = {"1_Pooling__config": {"pooling_mode_cls_token": True}}
+
+
+def weights_in(folder, content=b"fine-tuned", name="model.safetensors"):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "onnx/model.onnx"])
+def test_a_fine_tune_named_like_its_base_has_a_space_of_its_own(tmp_path, name):
+    base = find_model("bge-base-en-v1.5")
+    one, two = (folder_of(tmp_path / where / "bge-base-en-v1.5", {"hidden_size": 768}) for where in "ab")
+    mine, other = find_model(str(weights_in(one, b"1", name))), find_model(str(weights_in(two, b"2", name)))
+    assert len({base.space(), mine.space(), other.space()}) == 3
+    assert (mine.id, mine.query_instruction) == (base.id, base.query_instruction)
+
+
+def test_another_pooling_beside_other_weights_is_in_the_space(tmp_path):
+    files = {"1_Pooling__config": {"pooling_mode": "mean"}}
+    folder = weights_in(folder_of(tmp_path / "bge-base-en-v1.5", {"hidden_size": 768}, **files))
+    assert "/mean/" in find_model(str(folder)).space()
+
+
+def test_the_published_weights_keep_the_space_wherever_they_lie(tmp_path, monkeypatch):
+    content = b"as published"
+    card = replace(find_model("bge-base"), weights=(hashlib.sha256(content).hexdigest(),))
+    folder = weights_in(folder_of(tmp_path / "bge-base-en-v1.5", {"hidden_size": 768}), content)
+    assert read_folder(folder, {"bge-base-en-v1.5": card}).space() == card.space()
+    weights_in(folder, content + b"!")
+    assert read_folder(folder, {"bge-base-en-v1.5": card}).space() != card.space()
+
+
+def test_what_the_hub_notes_of_a_download_counts_until_the_file_is_changed(tmp_path):
+    card = find_model("bge-large-zh-v1.5")
+    folder = weights_in(folder_of(tmp_path / "bge-large-zh-v1.5", {"hidden_size": 1024}))
+    note = folder / ".cache" / "huggingface" / "download" / "model.safetensors.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"{card.revision}\netag\n{time.time()}\n")
+    assert find_model(str(folder)).space() == card.space()
+    os.utime(folder / "model.safetensors", (time.time() + 60,) * 2)
+    assert find_model(str(folder)).space() != card.space()
+    note.write_text("not what the hub writes")
+    assert find_model(str(folder)).space() != card.space()
+
+
+def test_the_hubs_cache_names_owner_and_commit(tmp_path):
+    def of(owner, commit):
+        path = tmp_path / f"models--{owner}--bge-small-en-v1.5" / "snapshots" / commit
+        return find_model(str(weights_in(folder_of(path, {"hidden_size": 384}, **POOLED))))
+
+    card = find_model("bge-small-en-v1.5")
+    assert of("BAAI", card.revision).space() == card.space()
+    assert (of("BAAI", "f" * 40).id, of("BAAI", "f" * 40).revision) == (card.id, "f" * 40)
+    other = of("somebody", card.revision)
+    assert (other.id, other.query_instruction) == ("somebody/bge-small-en-v1.5", "")
+    assert other.space() != card.space()
+
+
+def test_weights_of_a_dense_layer_count(tmp_path):
+    one, two = (folder_of(tmp_path / w / "mine", **POOLED, **{"2_Dense__config": {"out_features": 8}}) for w in "ab")
+    for folder, content in ((one, b"1"), (two, b"2")):
+        weights_in(folder)
+        weights_in(folder, content, "2_Dense/model.safetensors")
+    assert find_model(str(one)).space() != find_model(str(two)).space()
+
+
+# ---- pooling
+
+
+MODULES = [{"type": "sentence_transformers.models.Transformer", "path": ""}]
+
+
+@pytest.mark.parametrize("path", ["1_Pooling", "2_Pooling", "pool/ing"])
+def test_pooling_is_read_where_modules_json_says(tmp_path, path):
+    modules = [*MODULES, {"type": "sentence_transformers.models.Pooling", "path": path}]
+    folder = folder_of(tmp_path / "mine", modules=modules, **{"1_Pooling__config": {"pooling_mode": "cls"}})
+    (folder / path).mkdir(parents=True, exist_ok=True)
+    (folder / path / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    assert find_model(str(folder)).pooling == "max"
+    assert "/max/" in find_model(str(folder)).space()
+
+
+def test_modules_that_pool_in_another_way_are_named(tmp_path):
+    folder = folder_of(
+        tmp_path / "mine", modules=[*MODULES, {"type": "x.WeightedLayerPooling", "path": "1_W"}], **POOLED
+    )
+    assert find_model(str(folder)).pooling == "modules"
+
+
+@pytest.mark.parametrize(("config", "files", "pooling"), [
+    ({}, ["training_args.bin"], "cls"), ({}, ["colbert_linear.pt"], "cls"),
+    ({"_name_or_path": "BAAI/bge-base-en-v1.5"}, [], "cls"), ({"_name_or_path": "/data/my/bge-reranked"}, [], "cls"),
+    ({"_name_or_path": "D:\\m\\bge-m3"}, [], "cls"),
+    ({"_name_or_path": "BAAI/bge-en-icl", "model_type": "mistral"}, [], "last token"),
+    ({"_name_or_path": "bert-base-uncased"}, [], None), ({"model_type": "qwen2"}, ["training_args.bin"], None),
+    ({"_name_or_path": 7}, [], None),
+])  # fmt: skip
+def test_what_flagembedding_trained_pools_as_it_was_trained(tmp_path, config, files, pooling):
+    folder = folder_of(tmp_path / "mine", {"hidden_size": 32, "model_type": "bert", **config})
+    for name in files:
+        (folder / name).write_bytes(b"x")
+    card = find_model(str(folder))
+    assert (card.pooling, card.pooling_stated) == (pooling or "mean", pooling is not None)
+
+
+def test_a_saved_cut_of_the_vectors_is_read(tmp_path):
+    folder = folder_of(tmp_path / "mine", config_sentence_transformers={"truncate_dim": 8}, **POOLED)
+    assert find_model(str(folder)).dimensions == 8
+    folder_of(folder, config_sentence_transformers={"truncate_dim": 999})
+    assert find_model(str(folder)).dimensions == 32
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("modules.json", "{}"), ("modules.json", "[]"), ("modules.json", "[1]"), ("modules.json", "["),
+    ("modules.json", '[{"type": "x.Pooling", "path": "../outside"}]'), ("modules.json", "[" * 100_000),
+    ("1_Pooling/config.json", '{"pooling_mode": "middle"}'), ("1_Pooling/config.json", '{"pooling_mode": 5}'),
+    ("1_Pooling/config.json", '{"pooling_mode": []}'), ("1_Pooling/config.json", '{"pooling_mode": [["cls"]]}'),
+    ("config.json", '{"hidden_size": true}'), ("config.json", '{"hidden_size": -1}'), ("config.json", "\ufeff\x00"),
+    ("config.json", '{"hidden_size": ' + "9" * 5000 + "}"),
+])  # fmt: skip
+def test_a_malformed_configuration_is_an_error_of_one_line(tmp_path, name, content):
+    folder = folder_of(tmp_path / "mine", **POOLED)
+    (folder / name).write_text(content)
+    with pytest.raises(ModelLoadError) as caught:
+        find_model(str(folder))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["sentence_bert_config", "tokenizer_config", "config_sentence_transformers"])
+@pytest.mark.parametrize("content", [
+    "[]", "null", '{"max_seq_length": 0, "model_max_length": -5, "truncate_dim": "x"}',
+    '{"max_seq_length": null, "model_max_length": 1e30, "truncate_dim": false}',
+])  # fmt: skip
+def test_settings_that_mean_nothing_are_passed_by(tmp_path, name, content):
+    folder = folder_of(tmp_path / "mine", **POOLED)
+    (folder / f"{name}.json").write_text(content)
+    assert (find_model(str(folder)).dimensions, find_model(str(folder)).max_tokens) == (32, 512)
+
+
+@pytest.mark.parametrize("path", ["1_Pooling", "3_Other"])
+@pytest.mark.parametrize(("pooling", "cut"), [
+    ("cls", None), ("mean", None), ("max", None), ("weightedmean", None), ("mean_sqrt_len_tokens", None),
+    ("lasttoken", None), (["cls", "mean"], None), ("cls", 64), (["max", "cls"], 300),
+], ids=str)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_folder_embeds_as_sentence_transformers_does(tmp_path, path, pooling, cut):
+    transformers = pytest.importorskip("sentence_transformers")
+    folder = tmp_path / "mine"
+    shutil.copytree(find_model("demo").folder, folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = path
+    (folder / "modules.json").write_text(json.dumps(modules))
+    if path != "1_Pooling":
+        (folder / "1_Pooling").rename(folder / path)
+    (folder / path / "config.json").write_text(json.dumps({"embedding_dimension": 256, "pooling_mode": pooling}))
+    config = json.loads((folder / "config_sentence_transformers.json").read_text())
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({**config, "truncate_dim": cut}))
+    texts = ["a text about cats", "another, longer text about mail servers and files", "x"]
+    theirs = transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    with load_encoder(folder, query_instruction="", show_progress=False) as encoder:
+        ours = encoder.encode(texts, role="document")
+        expected = theirs.encode(texts, prompt="", normalize_embeddings=True, show_progress_bar=False)
+        np.testing.assert_allclose(ours, expected, atol=2e-5)

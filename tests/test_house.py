@@ -43,7 +43,7 @@ def test_the_environment_is_read_in_one_place():
     readers = {
         name_of(p) for p, tree in TREES.items() if used(tree, "os") & {"environ", "getenv", "environb", "putenv"}
     }
-    assert readers == {"load.py"}
+    assert readers == {"environment.py"}
 
 
 def test_printing_is_for_the_command_line():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import bge_integrations
+from bge_integrations.errors import MissingExtraError
+from bge_integrations.extras import require, require_all
 
+SOURCE = Path(bge_integrations.__file__).parent
 HEAVY = {
     "torch", "transformers", "sentence_transformers", "onnxruntime", "openvino", "openai", "fastapi", "uvicorn", "ray",
     "tokenizers", "langchain_core", "llama_index", "pydantic", "huggingface_hub", "safetensors", "sqlite3", "httpx",
@@ -98,3 +104,44 @@ def test_type_information_is_shipped():
 def test_import_raises_no_warning_and_needs_no_assertions():
     shown = python("import bge_integrations", "-W", "error", "-O")
     assert shown.returncode == 0, shown.stderr
+
+
+# ---- what is missing is said with what to install
+
+
+def test_what_is_missing_is_said_with_one_line_to_install():
+    with pytest.raises(
+        MissingExtraError, match=r'^reading needs no_such: pip install "bge-integrations\[bulk\]"$'
+    ) as caught:
+        require("no_such.inner", extra="bulk", purpose="reading")
+    assert isinstance(caught.value, ImportError)
+    with pytest.raises(MissingExtraError, match=r"^this needs no_such: pip install no-such x$"):
+        require("no_such", install="no-such x")
+    assert require("json.decoder", extra="bulk").JSONDecoder
+
+
+def test_all_that_is_missing_is_said_at_once():
+    with pytest.raises(MissingExtraError) as caught:
+        require_all({"bulk": ("no_such", "json"), "local": ("json",), "onnx": ("nothing",)}, purpose="bge demo")
+    assert str(caught.value) == 'bge demo needs no_such, nothing: pip install "bge-integrations[bulk,onnx]"'
+    require_all({"bulk": ("json",)})
+
+
+def test_a_package_that_is_there_and_broken_is_not_called_missing(tmp_path, monkeypatch):
+    (tmp_path / "broken_one.py").write_text("import not_there_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingExtraError, match=r"cannot be imported.*not_there_at_all"):
+        require("broken_one", extra="bulk")
+
+
+def test_every_extra_that_is_named_exists():
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+    calls = [
+        node
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require"
+    ]
+    extras = {word.value.value for call in calls for word in call.keywords if word.arg == "extra"}
+    assert extras
+    assert extras <= set(project["optional-dependencies"])

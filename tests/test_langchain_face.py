@@ -12,13 +12,23 @@ from multiprocessing import get_context
 from operator import methodcaller
 
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 from langchain_core.embeddings import Embeddings
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.stores import InMemoryByteStore
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from bge_integrations import ConfigError, InputError, InputTypeError, MissingKeyError, TruncationWarning, load_encoder
+from bge_integrations import (
+    ConfigError,
+    InputError,
+    InputTypeError,
+    MissingKeyError,
+    ReadOnlyError,
+    TruncationWarning,
+    load_encoder,
+)
 from bge_integrations.langchain import BGEEmbeddings
 from encoders import CARD, HashEncoder
 
@@ -79,6 +89,8 @@ async def test_async_starts_no_executor_of_the_loops_and_does_not_block_it(face)
 
 @pytest.mark.parametrize("call", ["embed_documents", "aembed_documents"])
 @pytest.mark.parametrize(("texts", "error", "positions"), [
+    ({"a key": "a text"}, InputTypeError, ()), (pandas.DataFrame({"text": ["a"]}), InputTypeError, ()),
+    (pyarrow.table({"text": ["a"]}), InputTypeError, ()),
     ("a bare string", InputTypeError, ()), (None, InputTypeError, ()), (5, InputTypeError, ()),
     (["a", None], InputTypeError, (1,)), (["a", 5, b"c"], InputTypeError, (1, 2)), (["a", " "], InputError, (1,)),
 ])  # fmt: skip
@@ -268,3 +280,55 @@ def test_without_a_tokenizer_the_splitter_says_what_to_do(face):
 
 def test_a_model_has_one_space_however_it_is_loaded(demo):
     assert BGEEmbeddings("demo").space == demo.space == load_encoder("demo").space
+
+
+# ---- what is decided when it is made
+
+
+@pytest.mark.parametrize("name", ["query_instruction", "model_name", "model", "space", "api_key", "timeout", "headers"])
+def test_what_is_decided_when_it_is_made_cannot_be_assigned(face, name):
+    before = face.embed_query("q")
+    with pytest.raises(ReadOnlyError, match=f"{name} is decided") as caught:
+        setattr(face, name, "x")
+    assert isinstance(caught.value, AttributeError)
+    assert face.embed_query("q") == before
+
+
+def test_a_subclass_keeps_what_is_its_own():
+    class Mine(BGEEmbeddings):
+        def __init__(self):
+            super().__init__(encoder=HashEncoder())
+            self.name = "mine"
+
+    assert Mine().name == "mine"
+    assert repr(Mine()).startswith("Mine(")
+
+
+def test_a_half_made_adapter_can_be_shown():
+    for made in (
+        BGEEmbeddings.__new__(BGEEmbeddings),
+        pickle.loads(pickle.dumps(BGEEmbeddings.__new__(BGEEmbeddings))),
+    ):
+        assert "BGEEmbeddings" in repr(made)
+        assert "BGEEmbeddings" in f"{made}"
+
+
+# ---- one role, for clients that call the wrong method
+
+
+async def test_a_view_embeds_everything_in_one_role(face):
+    for view, role in ((face.as_queries(), "query"), (face.as_documents(), "document")):
+        expected = face.encoder.expected(["a", "b"], role).tolist()
+        for twin in (view, pickle.loads(pickle.dumps(view)), copy.deepcopy(view)):
+            assert twin.embed_documents(["a", "b"]) == await twin.aembed_documents(["a", "b"]) == expected
+            assert twin.embed_query("a") == await twin.aembed_query("a") == expected[0]
+        assert (view.space, view.encoder) == (face.space, face.encoder)
+        assert role in repr(view)
+    assert face.embed_query("a") != face.embed_documents(["a"])[0]
+
+
+def test_a_table_is_refused_and_its_column_taken(face):
+    table = pandas.DataFrame({"text": ["a", "b"], "id": ["1", "2"]})
+    with pytest.raises(InputTypeError, match=r"DataFrame.*df\['text'\]"):
+        face.embed_documents(table)
+    assert face.embed_documents(table["text"]) == face.embed_documents(["a", "b"])

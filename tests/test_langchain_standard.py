@@ -54,7 +54,7 @@ class AtASpace(Here):
 
     @property
     def init_from_env_params(self):
-        variables = {"BGE_PROVIDER": "space", "BGE_BASE_URL": "https://user-bge.hf.space", "HF_TOKEN": KEY}
+        variables = {"BGE_PROVIDER": "space", "BGE_BASE_URL": "https://user-bge.hf.space", "BGE_API_KEY": KEY}
         return variables, {}, {"model": EN, "api_key": KEY}
 
 

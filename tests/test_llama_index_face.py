@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llama_index.core import Settings
+from llama_index.core import Document, Settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import (
     CallbackManager,
@@ -23,13 +23,15 @@ from llama_index.core.callbacks import (
     LlamaDebugHandler,
     TokenCountingHandler,
 )
-from llama_index.core.ingestion.pipeline import get_transformation_hash
+from llama_index.core.ingestion.pipeline import IngestionPipeline, get_transformation_hash
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.rate_limiter import BaseRateLimiter, TokenBucketRateLimiter
 from llama_index.core.schema import TextNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.kvstore import SimpleKVStore
+from llama_index.core.vector_stores import SimpleVectorStore
 from pydantic import SecretStr
 
 from bge_integrations import (
@@ -37,12 +39,15 @@ from bge_integrations import (
     InputError,
     InputTypeError,
     MissingKeyError,
+    ReadOnlyError,
     SpaceMismatchError,
+    TooLongError,
     TruncationWarning,
     UnknownModelError,
 )
 from bge_integrations.llama_index import BGEEmbedding
-from bge_integrations.load import engine_of, key_of
+from bge_integrations.load import engine_of
+from bge_integrations.options import OPTIONS
 from encoders import CARD, HashEncoder
 
 CANARY = "sk-canary-4242"
@@ -346,8 +351,9 @@ def test_model_and_model_name_are_the_same_and_a_folder_may_be_a_path(tmp_path):
     assert BGEEmbedding("bge-base").space == BGEEmbedding(model_name="bge-base").space
     assert BGEEmbedding().model_name == "BAAI/bge-small-en-v1.5"
     folder = tmp_path / "mine"
-    folder.mkdir()
+    (folder / "1_Pooling").mkdir(parents=True)
     (folder / "config.json").write_text('{"hidden_size": 8}')
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
     face = BGEEmbedding(folder, query_instruction="")
     assert face.model_name == str(folder)
     json.loads(face.to_json())
@@ -440,8 +446,9 @@ def test_a_pipelines_cache_is_hit_whatever_changes_no_vector(tmp_path, monkeypat
 
 def test_a_pipelines_cache_is_missed_when_vectors_may_differ(tmp_path):
     folder = tmp_path / "mine"
-    folder.mkdir()
+    (folder / "1_Pooling").mkdir(parents=True)
     (folder / "config.json").write_text('{"hidden_size": 8}')
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
     hashes = [hash_of("demo"), hash_of("bge-small"), hash_of("bge-base"), hash_of("demo", query_instruction="")]
     hashes.append(hash_of(folder, query_instruction=""))
     (folder / "model.safetensors").write_bytes(b"other weights under the same name")
@@ -487,7 +494,7 @@ def test_a_pickle_holds_no_key_and_the_other_side_reads_its_own(monkeypatch):
     with pytest.raises(MissingKeyError):
         pickle.loads(pickled).get_query_embedding("q")
     monkeypatch.setenv("DEEPINFRA_TOKEN", "of the other side")
-    assert key_of(pickle.loads(pickled).encoder) == "of the other side"
+    assert pickle.loads(pickled).encoder.key == "of the other side"
 
 
 # ---- splitting to what the model reads
@@ -511,3 +518,85 @@ def test_a_splitter_counts_alike_on_the_other_side_of_a_pickle(demo):
     for twin in (pickle.loads(pickle.dumps(splitter)), copy.deepcopy(splitter)):
         assert twin.split_text(text) == splitter.split_text(text)
         assert twin.to_dict() == splitter.to_dict()
+
+
+# ---- what is decided when it is made
+
+
+@pytest.mark.parametrize("name", ["query_instruction", "model_name", "space", "api_key", "timeout", "wire_model"])
+def test_what_is_decided_when_it_is_made_cannot_be_assigned(face, name):
+    before = face.to_dict()
+    with pytest.raises(ReadOnlyError, match=f"{name} is decided") as caught:
+        setattr(face, name, "x")
+    assert isinstance(caught.value, AttributeError)
+    with pytest.raises(ReadOnlyError, match=name):
+        face.model_copy(update={name: "x"})
+    assert face.to_dict() == before
+    assert face.model_copy(update={"embed_batch_size": 3}).embed_batch_size == 3
+
+
+def test_a_half_made_adapter_can_be_shown():
+    assert "BGEEmbedding" in repr(BGEEmbedding.__new__(BGEEmbedding))
+    assert "BGEEmbedding" in str(BGEEmbedding.__new__(BGEEmbedding))
+
+
+def test_the_fields_are_those_of_the_table_and_no_other_says_what_is_saved():
+    saved = set(BGEEmbedding("demo").to_dict())
+    assert {name for name, option in OPTIONS.items() if option.decides == "vectors"} <= saved
+    assert not {name for name, option in OPTIONS.items() if option.decides != "vectors"} & saved
+    for name, option in OPTIONS.items():
+        if name not in BaseEmbedding.model_fields:
+            assert BGEEmbedding.model_fields[name].description == option.help
+
+
+def test_headers_are_nowhere_to_be_seen():
+    face = BGEEmbedding("demo", headers={"X-Key": CANARY})
+    shown = [repr(face), str(face), str(face.to_dict()), face.to_json(), str(vars(face))]
+    assert not [text for text in shown if CANARY in text]
+    assert CANARY.encode() not in pickle.dumps(face)
+
+
+# ---- nodes without content
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_pipeline_stores_all_nodes_but_those_without_content(face, text, asynchronous):
+    documents = [Document(text=t, id_=f"d{i}") for i, t in enumerate(["one", text, "three"])]
+    store = SimpleVectorStore()
+    pipeline = IngestionPipeline(transformations=[face], vector_store=store, docstore=SimpleDocumentStore())
+    nodes = asyncio.run(pipeline.arun(documents=documents)) if asynchronous else pipeline.run(documents=documents)
+    assert [node.embedding is None for node in nodes] == [False, True, False]
+    assert set(store.data.embedding_dict) == {"d0", "d2"}
+
+
+def test_errors_of_a_pipeline_count_all_of_its_nodes():
+    face = BGEEmbedding(encoder=HashEncoder(max_words=3, truncate="error"))
+    with pytest.raises(TooLongError) as caught:
+        face([TextNode(text=text) for text in ("", "short", " ", "one two three four")])
+    assert caught.value.positions == (3,)
+
+
+def test_blank_nodes_are_embedded_where_that_is_asked_for():
+    face = BGEEmbedding(encoder=HashEncoder(blank="keep"))
+    assert all(node.embedding is not None for node in face([TextNode(text=""), TextNode(text="a")]))
+
+
+# ---- one role, for clients that call the wrong method
+
+
+async def test_a_view_embeds_everything_in_one_role_and_is_saved_as_another_transformation():
+    face = BGEEmbedding(encoder=HashEncoder(), embed_batch_size=2)
+    for view, role in ((face.as_queries(), "query"), (face.as_documents(), "document")):
+        expected = face.encoder.expected(["a", "b", "c"], role).tolist()
+        for twin in (view, pickle.loads(pickle.dumps(view)), copy.deepcopy(view)):
+            assert twin.get_text_embedding_batch(["a", "b", "c"]) == expected
+            assert await twin.aget_text_embedding_batch(["a", "b", "c"]) == expected
+            assert twin.get_query_embedding("a") == await twin.aget_query_embedding("a") == expected[0]
+            assert twin.get_text_embedding("a") == expected[0]
+        assert isinstance(view, BGEEmbedding)
+        assert view.space == face.space
+        assert get_transformation_hash(NODES, view) != get_transformation_hash(NODES, face)
+    saved = BGEEmbedding("demo").as_queries().to_dict()
+    assert get_transformation_hash(NODES, face.as_queries()) != get_transformation_hash(NODES, face.as_documents())
+    assert saved["fixed_role"] == "query"

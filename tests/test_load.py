@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
+import traceback
 import warnings
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from bge_integrations import (
+    BGEError,
+    BGEWarning,
     ConfigError,
     InsecureHostError,
     InstructionWarning,
@@ -23,7 +31,12 @@ from bge_integrations import (
     find_model,
     load_encoder,
 )
-from bge_integrations.load import Key, cache_path, engine_of, key_of, keys_from
+from bge_integrations.environment import HiddenValues, Key, cache_path, keys_from, switched_on
+from bge_integrations.langchain import BGEEmbeddings
+from bge_integrations.llama_index import BGEEmbedding
+from bge_integrations.load import engine_of
+from bge_integrations.options import OPTIONS
+from bge_integrations.remote.endpoint import Endpoint
 
 CANARY = "sk-canary-4242"
 LOCAL = "http://127.0.0.1:9/v1"
@@ -75,6 +88,8 @@ def test_an_option_with_a_value_that_means_nothing_is_refused(name, value):
 
 def test_a_folder_that_says_nothing_of_its_instruction_warns_once_and_only_then(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 32}))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     with pytest.warns(InstructionWarning, match=f"'{tmp_path.name}' is not in the catalogue") as caught:
         load_encoder(str(tmp_path))
     assert len(caught) == 1
@@ -257,7 +272,9 @@ def test_a_bare_address_needs_no_key():
 
 
 @pytest.mark.parametrize(("url", "sees"), [
-    ("https://user-bge.hf.space", CANARY), ("https://x.eu.endpoints.huggingface.cloud", None),
+    ("https://api-inference.huggingface.co/models", CANARY), ("https://huggingface.co/x", CANARY),
+    ("https://user-bge.hf.space", None), ("https://nothuggingface.co", None),
+    ("https://x.eu.endpoints.huggingface.cloud", None),
     ("https://evil.example.com", None), ("https://hf.space.evil.example.com", None), ("http://127.0.0.1:9", None),
 ])  # fmt: skip
 def test_the_hubs_token_goes_to_the_hub_alone(monkeypatch, url, sees):
@@ -285,10 +302,10 @@ def test_a_key_is_nowhere_to_be_seen(monkeypatch):
     shown += [repr(engine_of(encoder)), repr(engine_of(encoder).endpoint)]
     assert not [text for text in shown if CANARY in text]
     assert CANARY.encode() not in pickle.dumps(encoder)
-    assert key_of(copy.deepcopy(encoder)) == CANARY
-    assert key_of(pickle.loads(pickle.dumps(encoder))) is None
+    assert copy.deepcopy(encoder).key == CANARY
+    assert pickle.loads(pickle.dumps(encoder)).key is None
     monkeypatch.setenv("DEEPINFRA_TOKEN", "of the other side")
-    assert key_of(pickle.loads(pickle.dumps(encoder))) == "of the other side"
+    assert pickle.loads(pickle.dumps(encoder)).key == "of the other side"
 
 
 def test_a_key_that_is_not_needed_may_be_missing():
@@ -355,6 +372,261 @@ def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path):
         load_encoder(str(tmp_path))
 
 
-def test_every_option_is_described():
-    described = set(re.findall(r"^        (\w+):", Options.__doc__, re.MULTILINE))
-    assert described == set(Options.__annotations__)
+# ---- the table of options
+
+
+def test_the_table_and_the_type_of_the_keywords_are_one():
+    described = re.findall(r"^        (\w+): .+\.$", Options.__doc__, re.MULTILINE)
+    assert described == list(OPTIONS) == list(Options.__annotations__)
+    for name, annotation in get_type_hints(Options).items():
+        option = OPTIONS[name]
+        if option.choices:
+            assert get_args(get_args(annotation)[0]) == option.choices
+        elif option.type in (str, bool, int, float):
+            assert annotation == option.type | None
+
+
+def test_every_option_takes_none_and_refuses_an_object_of_no_meaning():
+    for name, option in OPTIONS.items():
+        load_encoder("bge-small", base_url=LOCAL, **({name: None} if name != "base_url" else {}))
+        if option.type is not Any:
+            with pytest.raises(ConfigError, match=f"^{name} must be {re.escape(option.wanted)}, not "):
+                load_encoder("bge-small", **{"base_url": LOCAL, name: object()})
+
+
+@pytest.mark.parametrize(("name", "hint"), [
+    ("batch_size", "max_inputs="), ("normalize_embeddings", "length 1"), ("openai_api_base", "base_url="),
+    ("cache_folder", "HF_HOME"), ("default_headers", "headers="), ("pooling", "accept_space="),
+])  # fmt: skip
+def test_keywords_of_other_packages_get_a_hint(name, hint):
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        load_encoder("demo", **{name: 1})
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {1: "a"}, [("a", CANARY)], "a: b", {"a": None}])
+def test_headers_of_the_wrong_type_are_refused_without_showing_them(value):
+    with pytest.raises(ConfigError, match=r"^headers must be a mapping of strings to strings") as caught:
+        load_encoder("bge-small", base_url=LOCAL, headers=value)
+    assert CANARY not in str(caught.value)
+
+
+# ---- a folder stays here
+
+
+def folder(path, **config):
+    (path / "1_Pooling").mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"hidden_size": 32, **config}))
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    return path
+
+
+@pytest.mark.parametrize("variable", [{"BGE_BASE_URL": LOCAL}, {"BGE_PROVIDER": "deepinfra", "DEEPINFRA_TOKEN": "k"}])
+def test_a_folder_never_goes_to_the_host_that_the_environment_names(monkeypatch, tmp_path, variable):
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = folder(tmp_path / "BAAI" / "bge-base-en-v1.5")
+    for typed in (path, str(path), "BAAI/bge-base-en-v1.5", "./BAAI/bge-base-en-v1.5", "~/BAAI/bge-base-en-v1.5"):
+        encoder = load_encoder(typed, query_instruction="")
+        assert not encoder.remote
+        assert encoder.card.dimensions == 32
+    with pytest.raises(UnknownModelError, match="is a path"):
+        load_encoder(tmp_path / "BAAI" / "bge-small-en-v1.5")
+    with pytest.raises(UnknownModelError, match="is a path"):
+        load_encoder("/BAAI/bge-small-en-v1.5")
+    assert not load_encoder("local:bge-base").remote
+    assert load_encoder("bge-base").remote
+
+
+def test_a_host_that_the_call_names_is_asked_for_the_name_before_a_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "bge-base")
+    assert load_encoder("bge-base", base_url=LOCAL).card == find_model("BAAI/bge-base-en-v1.5")
+    assert load_encoder("./bge-base", base_url=LOCAL, query_instruction="").card.dimensions == 32
+
+
+def test_a_folder_that_does_not_state_its_pooling_warns_unless_the_call_says_it(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 32}))
+    with pytest.warns(BGEWarning, match="does not state how it pools.*accept_space='cls'"):
+        assert load_encoder(tmp_path, query_instruction="").card.pooling == "mean"
+    assert "/cls/" in load_encoder(tmp_path, query_instruction="", accept_space="cls").space
+
+
+# ---- the space names what is not known to be the model
+
+
+@pytest.mark.parametrize("wire", ["text-embedding-3-small", "my deployment", "bge-m3", "somebody/bge-base-en-v1.5"])
+def test_an_unknown_name_on_the_wire_is_in_the_space(wire):
+    card = find_model("bge-base")
+    other = load_encoder("bge-base", base_url=LOCAL, wire_model=wire)
+    assert other.space != card.space()
+    assert other.document_space != card.document_space()
+    assert wire in other.space
+    assert load_encoder("bge-base", base_url=LOCAL, wire_model=wire, verify="first-use").space == card.space()
+
+
+@pytest.mark.parametrize("wire", ["BAAI/bge-base-en-v1.5", "bge-base-en-v1.5", "@cf/baai/bge-base-en-v1.5", "BGE-Base"])
+def test_a_known_name_on_the_wire_is_the_model(wire):
+    assert load_encoder("bge-base", base_url=LOCAL, wire_model=wire).space == find_model("bge-base").space()
+
+
+def test_a_model_without_published_values_is_not_verified_into_a_space():
+    options = {"base_url": LOCAL, "wire_model": "mine", "query_instruction": ""}
+    assert "wire:mine" in load_encoder("bge-code-v1", verify="first-use", **options).space
+
+
+# ---- secrets
+
+
+@pytest.mark.parametrize("space", ["\n", "\r\n", " ", "\t"])
+def test_white_space_around_a_key_is_stripped(monkeypatch, space):
+    assert endpoint("bge-small", base_url=LOCAL, api_key=f"{space}{CANARY}{space}").key() == CANARY
+    monkeypatch.setenv("BGE_API_KEY", CANARY + space)
+    assert endpoint("bge-small", base_url=LOCAL).key() == CANARY
+    monkeypatch.setenv("MY_KEYS", f"{CANARY}{space}")
+    assert keys_from("MY_KEYS") == [CANARY]
+
+
+@pytest.mark.parametrize("middle", ["\n", "\r", "\0", "\x7f", "键", "\u2011", "\ud800"], ids=ascii)
+def test_a_key_that_no_header_carries_is_refused_without_showing_it(monkeypatch, middle):
+    bad = f"sk-{middle}{CANARY}"
+    with pytest.raises(ConfigError, match="api_key holds a control character or one outside Latin-1") as caught:
+        load_encoder("bge-small", base_url=LOCAL, api_key=bad)
+    assert CANARY not in everything(caught.value)
+    if middle not in ("\0", "\ud800"):
+        monkeypatch.setenv("BGE_API_KEY", bad)
+        with pytest.raises(ConfigError, match="BGE_API_KEY holds") as caught:
+            load_encoder("bge-small", base_url=LOCAL)
+        assert CANARY not in everything(caught.value)
+
+
+def everything(error):
+    """Return the traceback with the locals of this package's frames, as pytest -l, rich and Sentry show it."""
+    frames = [
+        frame
+        for frame in traceback.StackSummary.extract(
+            traceback.walk_tb(error.__traceback__), capture_locals=True, lookup_lines=False
+        )
+        if "bge_integrations" in frame.filename
+    ]
+    assert frames
+    return "".join(traceback.StackSummary.from_list(frames).format()) + str(frames[0].locals) + str(error)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"model": "no-such-model"}, {"timeout": -1}, {"provider": "nobody"}, {"no_such": 1}, {"base_url": "ftp://x"},
+    {"cache": object()}, {"headers": 5},
+], ids=lambda wrong: next(iter(wrong)))  # fmt: skip
+@pytest.mark.parametrize("make", [load_encoder, BGEEmbeddings, BGEEmbedding], ids=lambda make: make.__name__)
+def test_no_traceback_with_locals_shows_a_secret(make, wrong):
+    options = {"model": "bge-small", "base_url": LOCAL, "api_key": CANARY, "headers": {"X-Key": CANARY}, **wrong}
+    with pytest.raises((BGEError, TypeError)) as caught:
+        make(**options)
+    assert CANARY not in everything(caught.value)
+
+
+def test_a_key_may_be_a_function_that_is_asked_each_time():
+    keys = iter([f"{CANARY}\n", "second", "bad\nkey", None, 5])
+    key = Key(lambda: next(keys), ("BGE_API_KEY",), needed=True, host="h")
+    assert key.changes
+    assert [key(), key()] == [CANARY, "second"]
+    with pytest.raises(ConfigError, match="control character"):
+        key()
+    assert key() is None
+    with pytest.raises(ConfigError, match="must be a string, not int"):
+        key()
+    assert "function" not in repr(key)
+
+
+def test_a_key_that_stayed_behind_says_which_variable_to_set(monkeypatch):
+    twin = pickle.loads(pickle.dumps(load_encoder("bge-base", provider="deepinfra", api_key=CANARY)))
+    with pytest.raises(MissingKeyError, match="does not travel to other processes: set DEEPINFRA_TOKEN or"):
+        twin.encode(["a"], role="document")
+    key = Key(CANARY, ("BGE_API_KEY",), needed=False, host="h")
+    assert "is the key right" in key.advice
+    assert "does not travel" in pickle.loads(pickle.dumps(key)).advice
+    assert pickle.loads(pickle.dumps(key))() is None
+    monkeypatch.setenv("BGE_API_KEY", "there")
+    assert "is the key right" in pickle.loads(pickle.dumps(key)).advice
+
+
+@pytest.mark.parametrize("url", [
+    f"{LOCAL}?api_key=x", f"{LOCAL}?Subscription-Key=x", f"{LOCAL}/embeddings?sig=x", f"{LOCAL}?a=1&access_token=x",
+    f"{LOCAL}#x",
+])  # fmt: skip
+def test_a_key_in_the_query_of_an_address_is_refused(url):
+    with pytest.raises(ConfigError, match="a key belongs in api_key="):
+        load_encoder("bge-small", base_url=url)
+
+
+def test_the_query_of_an_address_is_kept():
+    found = endpoint("bge-small", base_url=f"{LOCAL}/embeddings/?api-version=2024-10-21")
+    assert found.base_url == f"{LOCAL}?api-version=2024-10-21"
+
+
+# ---- an environment that says little
+
+
+@pytest.mark.parametrize(
+    ("value", "on"), [("1", True), (" TRUE ", True), ("on", True), ("0", False), ("", False), ("no", False)]
+)
+def test_a_switch_of_the_environment(monkeypatch, value, on):
+    monkeypatch.setenv("BGE_ALLOW_HTTP", value)
+    assert switched_on("BGE_ALLOW_HTTP") is on
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch):
+    monkeypatch.setenv("BGE_ALLOW_HTTP", "maybe")
+    with pytest.raises(ConfigError, match="BGE_ALLOW_HTTP must be 1 or 0"):
+        load_encoder("bge-small", base_url=LOCAL)
+
+
+HOMELESS = """
+import os, pwd
+for name in ("HOME", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+pwd.getpwuid = {}.__getitem__  # a user whom the system does not know, as in many containers
+from bge_integrations import ConfigError, load_encoder
+from bge_integrations.environment import cache_path
+load_encoder("bge-small")
+for wrong in (lambda: load_encoder("bge-small", cache=True), cache_path, lambda: load_encoder("~/bge-small"),
+              lambda: load_encoder("bge-small", base_url="http://localhost:9/v1", verify="first-use")):
+    try:
+        wrong()
+    except ConfigError as error:
+        print("home folder" in str(error) and "set HOME" in str(error))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere home folders are found in another way")
+def test_without_a_home_folder_the_error_says_what_to_set():
+    done = subprocess.run([sys.executable, "-c", HOMELESS], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
+# ---- the way to a host
+
+def test_the_way_to_a_host_reaches_the_engine(monkeypatch):
+    options = {"headers": {"X-Key": CANARY}, "read_timeout": 5, "api_key": lambda: "k"}
+    engine = engine_of(load_encoder("bge-small", base_url=f"{LOCAL}?api-version=1", **options))
+    assert dict(engine.endpoint.headers) == {"X-Key": CANARY}
+    assert (engine.endpoint.key(), engine.endpoint.key_changes, engine.limits.read_timeout) == ("k", True, 5)
+    assert engine.endpoint.base_url.endswith("?api-version=1")
+    assert CANARY not in repr(engine.endpoint) + repr(engine)
+    plain = {"base_url": "http://10.20.30.40:9/v1"}
+    with pytest.raises(InsecureHostError, match="allow_http"):
+        load_encoder("bge-small", **plain)
+    with pytest.warns(BGEWarning, match="plain http"):
+        assert endpoint("bge-small", allow_http=True, **plain).allow_http
+    monkeypatch.setenv("BGE_ALLOW_HTTP", "1")
+    assert endpoint("bge-small", **plain).allow_http
+    with pytest.raises(InsecureHostError):
+        load_encoder("bge-small", allow_http=False, **plain)
+
+
+def test_a_hidden_value_is_shown_and_pickled_nowhere_and_copied():
+    hidden = HiddenValues({"X": CANARY})
+    assert CANARY not in repr(hidden) + str(vars(hidden))
+    assert CANARY.encode() not in pickle.dumps(hidden)
+    assert copy.deepcopy(hidden)["X"] == CANARY

@@ -301,3 +301,50 @@ def test_a_broken_stamp_is_said(tmp_path, encoder):
     (tmp_path / "bge_stamp.json").write_text("{nonsense")
     with pytest.raises(ConfigError, match="not JSON"):
         check_store(tmp_path, encoder)
+
+
+# ---- a stamp that contradicts the store
+
+
+def test_an_encoder_of_other_dimensions_is_refused_whatever_is_said(store):
+    other = HashEncoder(replace(CARD, dimensions=8))
+    for replaced in (False, True):
+        with pytest.raises(SpaceMismatchError, match="16 dimensions, 'test/hash' makes 8") as caught:
+            stamp_store(store, other, replace=replaced)
+        assert caught.value.differences == {"dimensions": (16, 8)}
+    assert read_stamp(store) == {}
+
+
+def test_a_store_that_holds_nothing_yet_takes_a_stamp(face, tmp_path, encoder):
+    from langchain_chroma import Chroma
+
+    assert stamp_store(Chroma("empty", face, persist_directory=str(tmp_path)), encoder)
+
+
+@pytest.mark.parametrize("kind", ["IndexFlatIP", "IndexHNSWFlat", "IndexIDMap", "IndexLSH"])
+def test_every_kind_of_faiss_index_is_asked_for_its_dimension(tmp_path, encoder, kind):
+    import faiss
+
+    arguments = {"IndexHNSWFlat": (8, 4), "IndexLSH": (8, 16)}.get(kind, (8,))
+    index = faiss.IndexIDMap(faiss.IndexFlatL2(8)) if kind == "IndexIDMap" else getattr(faiss, kind)(*arguments)
+    faiss.write_index(index, str(tmp_path / "any.name"))
+    with pytest.raises(SpaceMismatchError, match="8 dimensions"):
+        stamp_store(tmp_path, encoder)
+    assert stamp_store(tmp_path, HashEncoder(replace(CARD, dimensions=8)))
+
+
+def test_an_empty_folder_is_not_stamped(tmp_path, encoder):
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="holds no index"):
+            stamp_store(tmp_path, encoder)
+        (tmp_path / "bge_stamp.json").write_text("{}")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o600])
+def test_a_stamp_is_as_readable_as_the_index_beside_it(face, tmp_path, encoder, mode):
+    folder = langchain_faiss(face, tmp_path, None)
+    (folder / "index.faiss").chmod(mode)
+    for _ in range(2):
+        stamp_store(folder, encoder, replace=True)
+        assert (folder / "bge_stamp.json").stat().st_mode & 0o777 == mode
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []

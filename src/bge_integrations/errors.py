@@ -9,7 +9,8 @@ BGEError
 │   ├── UnknownProviderError             no such provider; names near matches
 │   ├── NotServedError                   the host does not serve that model, or not in that space
 │   ├── InsecureHostError                plain http to a host that is not loopback
-│   └── MissingKeyError                  the host needs a key and none was found
+│   ├── MissingKeyError                  the host needs a key and none was found
+│   └── ReadOnlyError (AttributeError)   an attribute that is decided when the object is made
 ├── MissingExtraError (ImportError)      an optional dependency is not installed
 ├── ModelLoadError (OSError)             a local model could not be read, or not be downloaded
 ├── CacheError (OSError)                 a cache file is not ours, is damaged, or cannot be opened
@@ -157,6 +158,10 @@ class InsecureHostError(ConfigError):
 
 class MissingKeyError(ConfigError):
     """The host needs a key, and none was passed or found in the environment."""
+
+
+class ReadOnlyError(ConfigError, AttributeError):
+    """An attribute was assigned that cannot change the encoder any more; the message says what to do instead."""
 
 
 class MissingExtraError(BGEError, ImportError):

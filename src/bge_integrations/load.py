@@ -1,90 +1,38 @@
-"""Put an encoder together from names and options: the one place that reads the environment."""
+"""Compose an encoder from names and options."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from .catalog import check_served, find_model, find_provider, provider_at, who_serves
+from .catalog import check_served, find_model, find_provider, known_model, provider_at, who_serves
 from .catalog.records import ModelCard, Provider
-from .errors import ConfigError, InstructionWarning, MissingKeyError, NotServedError
-from .options import Options, Secret, check_options
+from .environment import Key, cache_folder, cache_path, hide_secrets, switched_on, variable
+from .errors import ConfigError, InstructionWarning, NotServedError, warn
+from .options import Options, check_options
 from .remote.rate_limit import PortableLimiter
 
 if TYPE_CHECKING:
     from .core.encoder import Encoder
 
-__all__ = [
-    "Key",
-    "Options",
-    "cache_folder",
-    "cache_path",
-    "check_encoder",
-    "engine_of",
-    "key_of",
-    "keys_from",
-    "load_encoder",
-    "token_counter",
-]
+__all__ = ["Options", "check_encoder", "engine_of", "load_encoder"]
 
 DEFAULT_MODEL = "bge-small-en-v1.5"
-
-
-class Key:
-    """A host's key. Pickled without its value: the other side reads its own environment."""
-
-    def __init__(self, value: str | Secret | None, variables: tuple[str, ...], *, needed: bool, host: str) -> None:
-        self.variables = variables
-        self.needed = needed
-        self.host = host
-        given = value if value is None or isinstance(value, str) else value.get_secret_value()
-        self._value = given or self._from_environment()
-
-    def _from_environment(self) -> str | None:
-        return next((value for name in self.variables if (value := os.environ.get(name))), None)
-
-    @property
-    def value(self) -> str | None:
-        """The key, or None where there is none."""
-        return self._value
-
-    def __call__(self) -> str | None:
-        """Return the key.
-
-        Raises:
-            MissingKeyError: the host needs one and there is none.
-        """
-        if self._value is None and self.needed:
-            names = " or ".join(self.variables) or "BGE_API_KEY"
-            raise MissingKeyError(f"{self.host} needs a key: set {names} in the environment, or pass api_key=")
-        return self._value
-
-    def __repr__(self) -> str:
-        return f"Key({self.host}, {'set' if self._value else 'not set'})"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Key:
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"variables": self.variables, "needed": self.needed, "host": self.host}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._value = self._from_environment()
 
 
 def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> Encoder:
     """Return an encoder for a model, on this machine or at a host.
 
-    Nothing is loaded and nothing is sent before the first call. What is not given is read from ``BGE_MODEL``,
-    ``BGE_PROVIDER``, ``BGE_BASE_URL``, ``BGE_API_KEY`` and ``BGE_CACHE``.
+    Nothing is loaded and nothing is sent before the first call. What is not passed is read from ``BGE_MODEL``,
+    ``BGE_PROVIDER``, ``BGE_BASE_URL``, ``BGE_API_KEY``, ``BGE_CACHE`` and ``BGE_ALLOW_HTTP``; a folder never goes to a
+    host that only the environment names.
 
     Args:
-        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-small-en-v1.5`` when None.
+        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-small-en-v1.5`` when None. A path
+            (``/``, ``./``, ``~``, a ``PathLike``) is always a folder, and so is a name that is a model's folder here.
         **options: see ``Options``.
 
     Raises:
@@ -95,62 +43,93 @@ def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[
         >>> load_encoder("demo").encode(["a text"], role="document").shape
         (1, 256)
     """
+    hide_secrets(cast("dict[str, Any]", options))
     check_options(options)
-    typed = _typed(model or options.get("model_name") or os.environ.get("BGE_MODEL"))
-    card = find_model(typed or DEFAULT_MODEL)
-    accept = options.get("accept_space")
-    if accept:
-        card = replace(card, pooling=accept)
-    _warn_without_instruction(card, options.get("query_instruction"))
+    typed = _typed(model or options.get("model_name") or variable("BGE_MODEL"))
+    if isinstance(typed, str) and typed.strip().lower().startswith("local:"):
+        options["provider"] = options.get("provider") or "local"
+    card = _card(typed, options)
     where = _where(card, options)
-    engine = _local(card, options) if where is None else _remote(card, typed, *where, options)
+    name = None if typed is None else os.fspath(typed).strip()
+    engine = _local(card, options) if where is None else _remote(card, name, *where, options)
     return _wrapped(engine, where and where[1], options)
 
 
-def _typed(model: object) -> str | None:
-    name = os.fspath(model) if isinstance(model, os.PathLike) else model
-    if name is None or isinstance(name, str):
-        return name
+def _typed(model: object) -> str | os.PathLike[str] | None:
+    if (
+        model is None
+        or isinstance(model, str)
+        or (isinstance(model, os.PathLike) and isinstance(os.fspath(model), str))
+    ):
+        return model
     raise ConfigError(f"model must be a name or a folder, not {type(model).__name__}")
 
 
-def _warn_without_instruction(card: ModelCard, given: str | None) -> None:
-    if card.instruction_needed == "unknown" and given is None:
-        import warnings
+def _card(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
+    elsewhere = options.get("base_url") or options.get("provider") not in (None, "local")
+    card = find_model(typed or DEFAULT_MODEL)
+    if elsewhere and card.folder is not None and isinstance(typed, str):
+        # The call names a host, so that a name is the host's before it is a folder of the same name here.
+        card = known_model(typed) or card
+    accept = options.get("accept_space")
+    if accept:
+        return _with_instruction(replace(card, pooling=accept, pooling_stated=True), options)
+    if not card.pooling_stated:
+        warn(
+            f"{card.id!r}: its folder does not state how it pools, so the mean of all tokens is used, as "
+            "sentence-transformers does; accept_space='cls' (or 'mean', 'last token') says how it was trained"
+        )
+    return _with_instruction(card, options)
 
-        warnings.warn(
+
+def _with_instruction(card: ModelCard, options: Options) -> ModelCard:
+    if card.instruction_needed == "unknown" and options.get("query_instruction") is None:
+        warn(
             f"{card.id!r} is not in the catalogue: queries get no instruction; pass query_instruction= "
             "('' for none) to say what it was trained with",
             InstructionWarning,
-            stacklevel=3,
         )
+    return card
 
 
 def _where(card: ModelCard, options: Options) -> tuple[Provider, str] | None:
     name, url = options.get("provider"), options.get("base_url")
     if name is None and url is None and card.folder is None:
-        name, url = os.environ.get("BGE_PROVIDER"), os.environ.get("BGE_BASE_URL")
+        name, url = variable("BGE_PROVIDER"), variable("BGE_BASE_URL")
     if name == "local" or (not name and not url):
         return None
     provider = find_provider(name) if name else None
-    url = (url or _own_url(provider)).strip().rstrip("/")
-    if "?" in url or "#" in url:
-        raise ConfigError("base_url must end with its path, without ?...: a key belongs in api_key=")
+    url = _plain_url(url or _own_url(provider))
+    return provider or provider_at(url) or Provider(name=urlsplit(url).netloc or url), url
+
+
+_SECRET_NAMES = ("key", "token", "secret", "password", "sig")
+
+
+def _plain_url(url: str) -> str:
+    """Return a base URL without the endpoint that users copy with it; its query is kept.
+
+    Raises:
+        ConfigError: the query holds a key, which would be shown wherever the address is.
+    """
+    address, _, query = url.strip().partition("?")
+    if "#" in url or any(word in name.lower() for name, _ in parse_qsl(query, True) for word in _SECRET_NAMES):
+        raise ConfigError("base_url must not hold a key or a fragment: a key belongs in api_key= or headers=")
+    address = address.rstrip("/")
     for ending in ("/embeddings", "/embed"):
-        url = url.removesuffix(ending)
-    provider = provider or provider_at(url) or Provider(name=urlsplit(url).netloc or url)
-    return provider, url
+        address = address.removesuffix(ending)
+    return f"{address}?{query}" if query else address
 
 
 def _own_url(provider: Provider | None) -> str:
     assert provider is not None
-    url = os.environ.get(provider.base_url_env or "") or provider.base_url or os.environ.get("BGE_BASE_URL")
+    url = variable(provider.base_url_env or "") or provider.base_url or variable("BGE_BASE_URL")
     if not url:
         raise ConfigError(f"{provider.name} has no address of its own: pass base_url=, or set BGE_BASE_URL")
-    for hole, variable in provider.url_env:
-        value = os.environ.get(variable)
+    for hole, name in provider.url_env:
+        value = variable(name)
         if not value:
-            raise ConfigError(f"{provider.name} needs {variable} in the environment (its {hole}), or base_url=")
+            raise ConfigError(f"{provider.name} needs {name} in the environment (its {hole}), or base_url=")
         url = url.replace(f"{{{hole}}}", value.rstrip("/"))
     return url
 
@@ -160,7 +139,7 @@ def _check_provider(provider: Provider, url: str, card: ModelCard, options: Opti
     if provider.refused and (openai or url == provider.base_url):
         raise NotServedError(f"{provider.refused}; {card.id!r} is served by: {', '.join(who_serves(card.id))}")
     if not (options.get("wire_model") and not provider.needs_key):
-        check_served(provider, card, allow_withdrawn=options.get("allow_withdrawn", False))
+        check_served(provider, card, allow_withdrawn=options.get("allow_withdrawn") or False)
     if provider.pooling and provider.pooling != card.pooling:
         raise NotServedError(
             f"{provider.name} pools by {provider.pooling}, {card.id!r} by {card.pooling}: right dimensions, another "
@@ -170,18 +149,39 @@ def _check_provider(provider: Provider, url: str, card: ModelCard, options: Opti
 
 
 def _wire_model(provider: Provider, card: ModelCard, typed: str | None) -> str:
+    typed = (typed or "").removeprefix("local:")
     offer = provider.offer(card.id)
     if offer is None:
         return typed or card.id
     spellings = (offer.wire, *offer.aliases)
-    return next((spelling for spelling in spellings if spelling.lower() == (typed or "").lower()), offer.wire)
+    return next((spelling for spelling in spellings if spelling.lower() == typed.lower()), offer.wire)
+
+
+def _variant(provider: Provider, card: ModelCard, options: Options) -> str:
+    """Name a model that the host calls by a name which the catalogue does not know: nothing says that it is this one.
+
+    ``verify="first-use"`` does, where values are published.
+    """
+    wire = options.get("wire_model")
+    if not wire or wire in (card.id, card.folder) or known_model(wire) == known_model(card.id) is not None:
+        return ""
+    offer = provider.offer(card.id)
+    if offer is not None and wire.lower() in (name.lower() for name in (offer.wire, *offer.aliases)):
+        return ""
+    return "" if options.get("verify") and _has_published_values(card) else f"wire:{wire}"
+
+
+def _has_published_values(card: ModelCard) -> bool:
+    from .catalog.golden import read_golden
+
+    return bool(read_golden().of(card))
 
 
 def _key(provider: Provider, url: str, options: Options) -> Key:
     host = urlsplit(url).hostname or ""
     variables = provider.key_env
-    if "HF_TOKEN" in variables and not host.endswith((".hf.space", ".huggingface.co")):
-        # An account-wide token of the hub is not for any other host.
+    if host != "huggingface.co" and not host.endswith(".huggingface.co"):
+        # It opens a whole account of the hub, and anybody can put up a Space.
         variables = tuple(name for name in variables if name != "HF_TOKEN")
     return Key(options.get("api_key"), (*variables, "BGE_API_KEY"), needed=provider.needs_key, host=provider.name)
 
@@ -191,29 +191,44 @@ def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, op
 
     _check_provider(provider, url, card, options)
     wire = options.get("wire_model") or _wire_model(provider, card, typed)
-    endpoint = Endpoint(provider=provider, base_url=url, wire_model=wire, key=_key(provider, url, options))
-    limits = Limits(**_given(options, "timeout", "max_retries", "max_concurrency", "max_inputs", *_RATES))
+    key = _key(provider, url, options)
+    way: dict[str, Any] = _present(options, "headers")
+    allow = options.get("allow_http")
+    if switched_on("BGE_ALLOW_HTTP") if allow is None else allow:
+        way["allow_http"] = True
+    if key.changes:
+        way["key_changes"] = True
+    endpoint = Endpoint(provider=provider, base_url=url, wire_model=wire, key=key, **way)
     limiter = options.get("rate_limiter")
     return RemoteEngine(
         card,
         endpoint,
-        limits=limits,
+        limits=Limits(**_present(options, *_LIMITS)),
         rate_limiter=limiter and PortableLimiter(limiter),
-        **_given(options, *_COMMON, "tokenizer"),
+        variant=_variant(provider, card, options),
+        **_present(options, *_COMMON, "tokenizer"),
     )
 
 
 def _local(card: ModelCard, options: Options) -> Encoder:
     from .local.engine import LocalEngine
 
-    return LocalEngine(card, **_given(options, *_COMMON, "device", "backend", "precision", "trust_remote_code"))
+    return LocalEngine(card, **_present(options, *_COMMON, "device", "backend", "precision", "trust_remote_code"))
 
 
-_RATES = ("requests_per_minute", "tokens_per_minute")
+_LIMITS = (
+    "timeout",
+    "read_timeout",
+    "max_retries",
+    "max_concurrency",
+    "max_inputs",
+    "requests_per_minute",
+    "tokens_per_minute",
+)
 _COMMON = ("query_instruction", "blank", "truncate")
 
 
-def _given(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def _present(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
@@ -224,7 +239,7 @@ def _wrapped(encoder: Encoder, host: str | None, options: Options) -> Encoder:
         encoder = VerifiedEncoder(encoder, host=host, memory=cache_folder() / "verified.json")
     cache = options.get("cache")
     if cache is None:
-        cache = os.environ.get("BGE_CACHE") or None
+        cache = variable("BGE_CACHE")
     if cache is not None and cache is not False:
         from .wrappers.cache import CachedEncoder
 
@@ -237,66 +252,19 @@ def _wrapped(encoder: Encoder, host: str | None, options: Options) -> Encoder:
     return encoder
 
 
-def check_encoder(encoder: Encoder, model: str | None, options: Mapping[str, Any]) -> None:
+def check_encoder(encoder: Encoder, model: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> None:
     """Refuse what a ready encoder would have to ignore.
 
     Raises:
-        ConfigError: ``model`` is another one's name, or an option is given.
+        ConfigError: ``model`` is another one's name, or an option is passed.
     """
-    if model and model not in (encoder.card.id, encoder.card.folder):
-        raise ConfigError(f"encoder= is of {encoder.card.id!r}, not {model!r}: pass one of the two")
-    given = sorted(name for name, value in options.items() if value is not None)
-    if given:
-        raise ConfigError(f"encoder= is ready: {', '.join(given)} belong to load_encoder(...), which makes it")
+    if model and os.fspath(model) not in (encoder.card.id, encoder.card.folder):
+        raise ConfigError(f"encoder= is of {encoder.card.id!r}, not {os.fspath(model)!r}: pass one of the two")
+    passed = sorted(name for name, value in options.items() if value is not None)
+    if passed:
+        raise ConfigError(f"encoder= is ready: {', '.join(passed)} belong to load_encoder(...), which makes it")
 
 
 def engine_of(encoder: Encoder) -> Encoder:
-    """Return the engine under the wrappers."""
-    while (inner := getattr(encoder, "inner", None)) is not None:
-        encoder = inner
-    return encoder
-
-
-def key_of(encoder: Encoder) -> str | None:
-    """Return the key that the encoder's engine holds, or None."""
-    endpoint = getattr(engine_of(encoder), "endpoint", None)
-    return getattr(getattr(endpoint, "key", None), "value", None)
-
-
-def token_counter(encoder: Encoder) -> Callable[[Sequence[str]], list[int]]:
-    """Return what counts the tokens of texts, special tokens included, as the model does.
-
-    Raises:
-        ConfigError: the model's tokenizer is not on this machine.
-    """
-    count = getattr(engine_of(encoder), "count_tokens", None)
-    if count is not None:
-        return cast("Callable[[Sequence[str]], list[int]]", count)
-    raise ConfigError(
-        f"no tokenizer of {encoder.card.id!r} on this machine: pass tokenizer= with a tokenizer.json, or "
-        f"tokenizers.Tokenizer.from_pretrained({encoder.card.id!r})"
-    )
-
-
-def keys_from(variable: str | None) -> list[str]:
-    """Return the keys, split by commas, that an environment variable holds; none where none is named.
-
-    Raises:
-        MissingKeyError: the variable is named but not set, so that a server would stand open by mistake.
-    """
-    if variable is None:
-        return []
-    keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
-    if not keys:
-        raise MissingKeyError(f"{variable} is not set: put the server's keys into it, split by commas")
-    return keys
-
-
-def cache_folder() -> Path:
-    """Return the user's folder for what this package keeps: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bge-integrations"
-
-
-def cache_path() -> Path:
-    """Return the SQLite file that ``cache=True`` uses."""
-    return Path(os.environ.get("BGE_CACHE") or cache_folder() / "vectors.sqlite")
+    """Return the engine under the wrappers; new code reads ``encoder.engine``."""
+    return encoder.engine

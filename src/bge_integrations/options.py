@@ -1,83 +1,176 @@
-"""The keywords that ``load_encoder`` and the faces take, and what each may hold."""
+"""One table of keywords: what ``load_encoder``, both adapters, the command line and the docs read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from math import inf
 from numbers import Integral, Real
-from typing import Any, Literal, Protocol, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args, get_origin
 
-from .errors import ConfigError
+from .errors import ConfigError, ReadOnlyError
+
+__all__ = ["OPTIONS", "Option", "Options", "Pooling", "check_assignment", "check_names", "check_options"]
 
 Pooling = Literal["cls", "mean", "last token"]
-
-__all__ = ["Options", "Secret", "check_names", "check_options"]
-
-
-class Secret(Protocol):
-    """What pydantic's SecretStr is, without pydantic."""
-
-    def get_secret_value(self) -> str:
-        """Return the secret."""
-        ...
+Decides = Literal["vectors", "patience", "secret"]
 
 
-class Options(TypedDict, total=False):
-    """The keywords of ``load_encoder``, ``BGEEmbeddings`` and ``BGEEmbedding``.
-
-    Attributes:
-        model_name: same as ``model``.
-        provider: a host of the catalogue; ``"local"`` for this machine.
-        base_url: an OpenAI-compatible endpoint without ``/embeddings``, or a Space.
-        api_key: only where the host needs one; else read from the provider's variable or ``BGE_API_KEY``.
-        wire_model: what is sent as ``model`` when it differs from the provider's name for it.
-        query_instruction: ``None`` for the model's own, ``""`` for none, other text as it is.
-        cache: ``True`` for the user's cache, a path of an SQLite file, or a store of LangChain or LlamaIndex.
-        truncate: ``"warn"`` cuts over-long texts and warns once; ``"error"`` refuses them.
-        blank: ``"error"`` refuses blank texts; ``"keep"`` embeds them.
-        timeout: seconds for a whole call to a host.
-        max_retries: times that a failed request is sent again.
-        max_concurrency: requests in flight.
-        max_inputs: texts per request.
-        requests_per_minute: bound of all requests of the encoder together.
-        tokens_per_minute: bound of all tokens of the encoder together.
-        rate_limiter: a rate limiter of LangChain or LlamaIndex, asked before each request.
-        device: ``"cuda"``, ``"mps"``, ``"cpu"``; chosen by itself when None.
-        backend: ``"auto"``, ``"torch"``, ``"onnx"`` or ``"sentence-transformers"``.
-        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"`` (another space).
-        trust_remote_code: run code that a model's repository carries.
-        show_progress: one bar per call; ``None`` leaves it to the place where it runs.
-        tokenizer: a ``tokenizer.json`` or its folder, for counting tokens before they are sent.
-        verify: ``"first-use"`` checks a host's answer against published values before the first real request.
-        allow_withdrawn: ask a host for a model that it has withdrawn.
-        accept_space: the pooling of a host that pools otherwise than the model; its vectors get their own space.
-    """
-
+class Options(TypedDict, total=False):  # noqa: D101 - made from the table below
     model_name: str | None
     provider: str | None
     base_url: str | None
-    api_key: str | Secret | None
+    api_key: Any
+    headers: Mapping[str, str] | None
+    allow_http: bool | None
     wire_model: str | None
     query_instruction: str | None
+    accept_space: Pooling | None
+    verify: Literal["first-use"] | None
+    allow_withdrawn: bool | None
+    truncate: Literal["warn", "error"] | None
+    blank: Literal["error", "keep"] | None
+    tokenizer: Any
+    device: str | None
+    backend: str | None
+    precision: str | None
+    trust_remote_code: bool | None
     cache: Any
-    truncate: Literal["warn", "error"]
-    blank: Literal["error", "keep"]
     timeout: float | None
+    read_timeout: float | None
     max_retries: int | None
     max_concurrency: int | None
     max_inputs: int | None
     requests_per_minute: float | None
     tokens_per_minute: float | None
     rate_limiter: Any
-    device: str | None
-    backend: str | None
-    precision: str | None
-    trust_remote_code: bool
     show_progress: bool | None
-    tokenizer: Any
-    verify: Literal["first-use"] | None
-    allow_withdrawn: bool
-    accept_space: Pooling | None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword.
+
+    Attributes:
+        name: with underscores; the command line has dashes.
+        type: of a value, ``Any`` for objects; ``None`` always stands for the default.
+        help: one line.
+        decides: the vectors or where they come from (saved with an adapter), patience alone, or a secret.
+        least: the smallest whole number; other numbers are above 0.
+        flag: whether the command line has it.
+    """
+
+    name: str
+    type: Any
+    help: str
+    decides: Decides = "vectors"
+    least: int = 1
+    flag: bool = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that it takes, where they can be listed."""
+        return get_args(self.type) if get_origin(self.type) is Literal else ()
+
+    @property
+    def wanted(self) -> str:
+        """What a value must be, in words."""
+        if self.choices:
+            return " or ".join(map(repr, self.choices))
+        return {int: f"a whole number of at least {self.least}", **_WANTED}.get(self.type, "any object")
+
+    def check(self, value: Any) -> bool:
+        """Return whether a value means something."""
+        if self.choices:
+            return isinstance(value, str) and value in self.choices
+        if self.type is int:
+            return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= self.least
+        return _CHECKS.get(self.type, lambda _: True)(value)
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < inf
+
+
+def _is_text_to_text(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(getattr(value, "get_secret_value", lambda: value)(), str) or callable(value)
+
+
+_WANTED: dict[Any, str] = {
+    str: "a string",
+    bool: "True or False",
+    float: "a number above 0",
+    "key": "a string, a SecretStr, or a function that returns the key",
+    "headers": "a mapping of strings to strings",
+}
+_CHECKS: dict[Any, Callable[[Any], bool]] = {
+    str: lambda value: isinstance(value, str),
+    bool: lambda value: isinstance(value, bool),
+    float: _is_amount,
+    "key": _is_key,
+    "headers": _is_text_to_text,
+}
+
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option("model_name", str, "same as model", flag=False),
+        Option("provider", str, "a host of the catalogue, or 'local' for this machine"),
+        Option("base_url", str, "an OpenAI-compatible endpoint without /embeddings, or a Space; its query is kept"),
+        Option("api_key", "key", "the host's key; better set its variable in the environment", "secret"),
+        Option("headers", "headers", "sent with every request; values are treated as secrets", "secret"),
+        Option("allow_http", bool, "send texts and key over plain http to another machine", "patience"),
+        Option("wire_model", str, "what is sent as 'model' when it differs from the provider's name"),
+        Option("query_instruction", str, "instead of the model's own; '' for none"),
+        Option("accept_space", Pooling, "pooling of a host, or of a folder that states none; gets its own space"),
+        Option("verify", Literal["first-use"], "check a host against published values before the first request"),
+        Option("allow_withdrawn", bool, "ask a host for a model that it has withdrawn"),
+        Option("truncate", Literal["warn", "error"], "over-long texts: truncate and warn (default), or refuse"),
+        Option("blank", Literal["error", "keep"], "blank texts: refuse (default), or embed"),
+        Option("tokenizer", Any, "tokenizer.json or its folder, for counting tokens before they are sent"),
+        Option("device", str, "cuda, mps or cpu (default: the best that is there)"),
+        Option("backend", str, "auto, torch, onnx or sentence-transformers"),
+        Option("precision", str, "float32, bfloat16, float16 or int8 (another space)"),
+        Option("trust_remote_code", bool, "run code that the model's repository carries"),
+        Option("cache", Any, "True for the user's cache, a path of an SQLite file, or a store", "patience"),
+        Option("timeout", float, "seconds for a whole call to a host", "patience"),
+        Option("read_timeout", float, "seconds without a byte of an answer (default: 60)", "patience"),
+        Option("max_retries", int, "times that a failed request is sent again", "patience", least=0),
+        Option("max_concurrency", int, "requests in flight", "patience"),
+        Option("max_inputs", int, "texts per request", "patience"),
+        Option("requests_per_minute", float, "bound of all requests of the encoder together", "patience"),
+        Option("tokens_per_minute", float, "bound of all tokens of the encoder together", "patience"),
+        Option("rate_limiter", Any, "of LangChain or LlamaIndex, asked before each request", "patience", flag=False),
+        Option("show_progress", bool, "one bar per call; by default in notebooks alone", "patience", flag=False),
+    )
+}
+
+Options.__doc__ = (
+    "The keywords of ``load_encoder``, ``BGEEmbeddings`` and ``BGEEmbedding``.\n\n    Attributes:\n"
+    + "\n".join(f"        {option.name}: {option.help}." for option in OPTIONS.values())
+)
+
+_ELSEWHERE = {
+    "batch_size": "batches are planned here; max_inputs= bounds the texts of one request to a host",
+    "embed_batch_size": "batches are planned here; max_inputs= bounds the texts of one request to a host",
+    "normalize_embeddings": "vectors here always have length 1",
+    "query_encode_kwargs": "query_instruction= replaces the model's own instruction",
+    "embed_instruction": "documents never get an instruction",
+    "text_instruction": "documents never get an instruction",
+    "cache_folder": "the hub's cache is where HF_HOME says",
+    "max_length": "the model's own; truncate='error' refuses longer texts",
+    "api_base": "it is base_url= here",
+    "openai_api_base": "it is base_url= here",
+    "openai_api_key": "it is api_key= here",
+    "default_headers": "it is headers= here",
+    "pooling": "accept_space= names the pooling of a host, or of a folder that states none",
+}
+"""Keywords of other packages, and what is right here."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -86,58 +179,39 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the option that was meant, or the values that the option takes.
     """
-    check_names(options, Options.__annotations__)
+    check_names(options, OPTIONS)
     for name, value in options.items():
-        wanted, right = _WANTED.get(name, ("", None))
-        if value is not None and right is not None and not right(value):
-            shown = type(value).__name__ if name == "api_key" else repr(value)
-            raise ConfigError(f"{name} must be {wanted}, not {shown}")
+        option = OPTIONS[name]
+        if value is not None and not option.check(value):
+            shown = repr(value) if option.decides != "secret" else f"of type {_kind(value)}"
+            raise ConfigError(f"{name} must be {option.wanted}, not {shown}")
 
 
-def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+def _kind(value: Any) -> str:
+    return type(getattr(value, "get_secret_value", lambda: value)()).__name__
+
+
+def check_names(names: Iterable[str], known: Iterable[str]) -> None:
     """Refuse names that are not known.
 
     Raises:
         ConfigError: names the one that was meant.
     """
     known = sorted(known)
-    for name in given:
+    for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f": {_ELSEWHERE[name]}" if name in _ELSEWHERE else hint
             raise ConfigError(f"no option {name!r}{hint} (options: {', '.join(known)})")
 
 
-_Wanted = tuple[str, Callable[[Any], bool]]
+def check_assignment(owner: str, name: str) -> None:
+    """Refuse to assign what is decided when an adapter is made: it would have no effect, or only half of one.
 
-
-def _one_of(*values: str) -> _Wanted:
-    return " or ".join(map(repr, values)), lambda value: isinstance(value, str) and value in values
-
-
-def _number(wanted: str, kind: Any, least: float, *, above: bool = False) -> _Wanted:
-    def right(value: Any) -> bool:
-        if not isinstance(value, kind) or isinstance(value, bool):
-            return False
-        return bool(value > least if above else value >= least)
-
-    return wanted, right
-
-
-_TEXT: _Wanted = ("a string", lambda value: isinstance(value, str))
-_SWITCH: _Wanted = ("True or False", lambda value: isinstance(value, bool))
-_KEY: _Wanted = ("a string or a SecretStr", lambda v: isinstance(v, str) or hasattr(v, "get_secret_value"))
-_COUNT = _number("a whole number of at least 1", Integral, 1)
-_AMOUNT = _number("a number above 0", Real, 0, above=True)
-_WANTED: dict[str, _Wanted] = {
-    **dict.fromkeys(("model_name", "provider", "base_url", "wire_model", "query_instruction"), _TEXT),
-    **dict.fromkeys(("trust_remote_code", "allow_withdrawn", "show_progress"), _SWITCH),
-    **dict.fromkeys(("max_concurrency", "max_inputs"), _COUNT),
-    **dict.fromkeys(("timeout", "requests_per_minute", "tokens_per_minute"), _AMOUNT),
-    "max_retries": _number("a whole number of at least 0", Integral, 0),
-    "api_key": _KEY,
-    "truncate": _one_of("warn", "error"),
-    "blank": _one_of("error", "keep"),
-    "verify": _one_of("first-use"),
-    "accept_space": _one_of(*get_args(Pooling)),
-}
+    Raises:
+        ReadOnlyError: says how to make another adapter.
+    """
+    if name in OPTIONS or name in ("model", "space"):
+        argument = "another model" if name == "space" else f"{name}=..."
+        raise ReadOnlyError(f"{name} is decided when a {owner} is made: make another one, {owner}({argument})")

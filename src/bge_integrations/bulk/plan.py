@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.encoder import Encoder
 from ..errors import ConfigError
-from ..load import engine_of, token_counter
+from ..load import engine_of
 from .readers import read_rows
 from .rows import Columns, Rules, cut_shards
 from .sources import find_inputs
@@ -70,9 +70,10 @@ def plan_files(inputs: str | Sequence[str], encoder: Encoder, *, columns: Column
 
 def _counter(encoder: Encoder) -> Callable[[Sequence[str]], list[int]] | None:
     try:
-        return token_counter(encoder)
+        encoder.count_tokens([])
     except ConfigError:
         return None
+    return encoder.count_tokens
 
 
 def _add_tokens(plan: Plan, count: Callable[[Sequence[str]], list[int]] | None, texts: list[str], limit: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ..environment import expand_user
 from ..errors import NotServedError, UnknownModelError, UnknownProviderError
-from .local_folder import read_folder
+from .local_folder import is_model_folder, read_folder
 from .models import MODELS
 from .providers import PROVIDERS
 from .records import ModelCard, Provider
@@ -19,6 +22,7 @@ __all__ = [
     "check_served",
     "find_model",
     "find_provider",
+    "is_path",
     "known_model",
     "provider_at",
     "spellings",
@@ -26,31 +30,58 @@ __all__ = [
 ]
 
 
-def find_model(name: str) -> ModelCard:
+def is_path(name: str | os.PathLike[str]) -> bool:
+    """Return whether this is a path and no name: a ``PathLike``, or begun by ``/``, ``./``, ``~``, a drive."""
+    if isinstance(name, os.PathLike):
+        return True
+    return name in (".", "..", "~") or bool(re.match(r"\.{0,2}[/\\]|~[^/\\]*[/\\]|[A-Za-z]:[/\\]", name))
+
+
+def find_model(name: str | os.PathLike[str]) -> ModelCard:
     """Find a model by id, short name, any host's spelling (any case), or local folder.
 
-    ``bge-small``, ``bge-base`` and ``bge-large`` are the newest English model of that size. A folder that is named like
-    a known model and has its dimensions takes that model's card.
+    A path (a ``PathLike``, or what begins with ``/``, ``./``, ``~`` or a drive) is a folder and nothing else; so is a
+    name that is a model's folder in the working directory. ``bge-small``, ``bge-base`` and ``bge-large`` are the newest
+    English model of that size. A folder that is named like a known model and has its dimensions takes that model's
+    card, with a revision of its own if it holds other weights.
 
     Raises:
         UnknownModelError: no such model; names near matches.
         ModelLoadError: a folder whose configuration cannot be read.
     """
-    known = _names().get(name.lower().strip("/"))
+    typed = os.fspath(name)
+    folder = expand_user(typed) if is_path(name) or not typed.startswith("~") else Path(typed)
+    if typed.strip() and is_model_folder(folder):
+        return read_folder(folder, _names())
+    if is_path(name):
+        there = "holds no config.json" if folder.is_dir() else "is not there"
+        raise UnknownModelError(f"{typed!r} is a path, and the folder {there}: where does the model lie?")
+    known = known_model(typed)
     if known is not None:
         return known
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file() or (folder / "modules.json").is_file():
-        return read_folder(folder, _names())
-    close = get_close_matches(name.lower(), _names(), n=4, cutoff=0.5)
+    close = get_close_matches(_plain(typed), _names(), n=4, cutoff=0.5)
     near = list(dict.fromkeys(_names()[match].id for match in close))
     hint = f"; near matches: {', '.join(near)}" if near else ""
-    raise UnknownModelError(f"no model {name!r} in the catalogue, and no folder of that name with a config.json{hint}")
+    raise UnknownModelError(
+        f"no model {typed!r} in the catalogue, and no folder of that name with a config.json{hint}. {_remedy(typed)}"
+    )
+
+
+def _remedy(name: str) -> str:
+    owned = re.fullmatch(r"[\w.-]+/[\w.-]+", name.strip())
+    fetch = f"A model of the hub: hf download {name.strip()} --local-dir FOLDER, and pass the folder. " if owned else ""
+    return f"{fetch}A host's own name for a model goes into wire_model="
 
 
 def known_model(name: str) -> ModelCard | None:
     """Return the catalogue's model of that name, or None; never looks for a folder, so that any host's word will do."""
-    return _names().get(name.lower().strip("/"))
+    return _names().get(_plain(name)) if not is_path(name) else None
+
+
+def _plain(name: str) -> str:
+    """Return a name as the catalogue has it: ModelScope writes ``___`` for a dot, Ollama appends ``:latest``."""
+    plain = name.strip().lower().strip("/").removeprefix("local:").removesuffix(":latest")
+    return plain.replace("___", ".")
 
 
 def spellings(card: ModelCard) -> list[str]:

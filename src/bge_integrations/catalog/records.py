@@ -27,10 +27,13 @@ class ModelCard:
         query_instruction: put in front of a query, byte for byte; ``""`` where the model wants none;
             ``None`` where its authors name no default task, so that the user must.
         query_format: how instruction and query are joined.
-        pooling: how token vectors become one vector.
+        pooling: how token vectors become one vector: ``"cls"``, ``"mean"``, ``"last token"``, or what else
+            sentence-transformers names, several joined by ``+``.
+        pooling_stated: whether the authors or the model's files say so; else the mean is assumed.
         revision: the commit that is loaded, or a fingerprint of a folder's weights.
         aliases: other names that users type for it.
         folder: where the weights lie, for a model that is not on a hub.
+        weights: SHA-256 of the published files of weights, where known; a folder that holds others is another revision.
         source: where these facts were read.
         checked: the date on which they were read.
     """
@@ -40,7 +43,7 @@ class ModelCard:
     max_tokens: int
     query_instruction: str | None
     query_format: str = "{instruction}{text}"
-    pooling: Pooling = "cls"
+    pooling: str = "cls"
     instruction_needed: Literal["needed", "optional", "none", "unknown"] = "optional"
     languages: tuple[str, ...] = ()
     licence: str | None = None
@@ -48,6 +51,8 @@ class ModelCard:
     parameters_millions: float | None = None
     aliases: tuple[str, ...] = ()
     folder: str | None = None
+    pooling_stated: bool = True
+    weights: tuple[str, ...] = ()
     note: str = ""
     source: str = ""
     checked: str = ""

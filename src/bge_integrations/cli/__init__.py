@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,17 +19,47 @@ _COMMANDS = {
     "demo": "see it work on a folder of text: two frameworks, local and remote",
     "models": "list the models, the instruction each wants, and who serves it",
     "serve": "serve a model over HTTP, with a page to try it on",
-    "verify": "tell whether a host really serves a model, in its vector space",
-    "embed": "embed the rows of files into shards; a killed job goes on where it was",
-    "search": "ask the shards of a folder, exactly",
+    "verify": "check whether a host serves a model, in its own vector space",
+    "embed": "embed the rows of files into shards; a killed job is resumed",
+    "search": "search the shards of a folder, exactly",
     "load": "put the shards of a folder into a vector store, with their stamp",
-    "cache": "look at the cache of vectors, shrink or empty it",
+    "cache": "inspect, prune or clear the cache of vectors",
     "export": "write an ONNX file from a torch model",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the answer is no, 2 wrong usage or a clear error."""
+    """Run one command and return its exit code.
+
+    0: done; 1: a finding, such as a host that serves another model; 2: it could not be done, said in one line.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 shows escapes instead of ending the command
+            stream.reconfigure(errors="backslashreplace")
+    verbose = False
+    try:
+        parsed = _parse(arguments)
+        verbose = parsed.verbose
+        logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+        warnings.showwarning = _show_warning
+        code = int(parsed.run(parsed))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        _forget_output()
+        return 0
+    except KeyboardInterrupt:
+        print("bge: stopped", file=sys.stderr)
+        return 130
+    except (BGEError, OSError, UnicodeError) as error:
+        if verbose:
+            raise
+        print(f"bge: {_one_line(error)}", file=sys.stderr)
+        _forget_output()
+        return 2
+    return code
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bge", description="BAAI's BGE embeddings, on this machine or at a host.")
     parser.add_argument("--version", action="version", version=version("bge-integrations"))
     parser.add_argument("--verbose", action="store_true", help="log what is done, and show tracebacks")
@@ -36,23 +69,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = import_module(f".{name}", __package__)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING, format="%(name)s: %(message)s")
-    warnings.showwarning = _show_warning
+    return parser.parse_args(arguments)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and not isinstance(error, BGEError) and error.strerror:
+        named = f" {error.filename!r}" if error.filename is not None else ""
+        return f"{error.strerror}{named}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _forget_output() -> None:
+    """Keep Python from flushing again at exit what could not be written, with a traceback."""
     try:
-        return int(parsed.run(parsed))
-    except BGEError as error:
-        if parsed.verbose:
-            raise
-        print(f"bge: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        print("bge: stopped", file=sys.stderr)
-        return 130
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"bge: {message}", file=sys.stderr)
+    print(f"bge: {_one_line(message) if isinstance(message, Warning) else message}", file=sys.stderr)

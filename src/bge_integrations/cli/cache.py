@@ -1,10 +1,10 @@
-"""``bge cache``: look at the cache of vectors, shrink or empty it."""
+"""``bge cache``: inspect, prune or clear the cache of vectors."""
 
 from __future__ import annotations
 
 import argparse
 
-from ..load import cache_path
+from ..environment import cache_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Do what is asked and print what the cache holds then."""
+    """Run the action and print what the cache holds afterwards."""
     from ..wrappers import cache
 
     path = parsed.path or cache_path()

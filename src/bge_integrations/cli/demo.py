@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..core.encoder import Encoder, Vectors
 from ..errors import ConfigError
-from ..load import engine_of, load_encoder
+from ..extras import require_all
+from ..load import load_encoder
 from .options import add_encoder_arguments, make_encoder, with_bar
 
 _QUESTIONS = (
@@ -17,6 +18,12 @@ _QUESTIONS = (
     "is a long text cut?",
     "does the cache keep queries and documents apart?",
 )
+_NEEDS = {
+    "langchain": ("langchain_core",),
+    "llama-index": ("llama_index",),
+    "server": ("fastapi", "uvicorn", "prometheus_client"),
+    "all": ("langchain_text_splitters",),
+}
 _ENDINGS = (".md", ".txt", ".rst")
 
 
@@ -31,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Index the folder in both frameworks, ask with and without the instruction, then the same over HTTP."""
+    here = not (parsed.provider or parsed.base_url) and parsed.backend != "onnx"
+    require_all({**_NEEDS, "local": ("torch", "tokenizers")} if here else _NEEDS, purpose="bge demo")
     encoder = with_bar(make_encoder(parsed, show_progress=False))
     questions = parsed.ask or list(_QUESTIONS)
     files = _files_of(parsed.folder) if parsed.folder else _own_documentation()
@@ -127,7 +136,7 @@ def _compare_remote(
     texts = [text for _, text in chunks]
     from .. import server
 
-    with server.background(engine_of(encoder)) as url:
+    with server.background(encoder.engine) as url:
         print(f"\nThe same over HTTP, from this package's own endpoint at {url}")
         for name, provider, base_url in (("OpenAI-compatible", None, f"{url}/v1"), ("Space", "space", url)):
             remote = load_encoder(

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from ..load import keys_from
+from ..environment import keys_from
 from .search import tell_unfinished
 
 _STORES = ("qdrant", "chroma", "lancedb", "pgvector", "faiss")

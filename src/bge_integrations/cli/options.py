@@ -7,59 +7,53 @@ import sys
 from typing import Any, cast
 
 from ..core.encoder import Encoder
-from ..load import Options, load_encoder
+from ..errors import ConfigError
+from ..load import load_encoder
+from ..options import OPTIONS, Option, Options
 from ..wrappers.progress import ProgressEncoder
 
-_TEXT = {
-    "provider": "a host of the catalogue, or 'local'",
-    "base_url": "an OpenAI-compatible endpoint without /embeddings, or a Space",
-    "api_key": "the host's key; better set its variable in the environment",
-    "wire_model": "what is sent as 'model' when it differs",
-    "query_instruction": "instead of the model's own; '' for none",
-    "cache": "SQLite file that keeps vectors",
-    "device": "cuda, mps or cpu",
-    "backend": "auto, torch, onnx or sentence-transformers",
-    "precision": "float32, bfloat16, float16 or int8 (another space)",
-    "tokenizer": "tokenizer.json or its folder, for counting tokens",
-}
-_NUMBERS: dict[str, type] = {
-    "timeout": float,
-    "max_retries": int,
-    "max_concurrency": int,
-    "max_inputs": int,
-    "requests_per_minute": float,
-    "tokens_per_minute": float,
-}
-_CHOICES = {"truncate": ("warn", "error"), "blank": ("error", "keep"), "verify": ("first-use",)}
-_FLAGS = {
-    "trust_remote_code": "run code that the model's repository carries",
-    "allow_withdrawn": "ask a host for a model that it has withdrawn",
-}
 
+def add_encoder_arguments(parser: argparse.ArgumentParser, *, model: str | None = None, default: str = "small") -> None:
+    """Add ``--model`` and every keyword of ``load_encoder``.
 
-def add_encoder_arguments(parser: argparse.ArgumentParser, *, model: str | None = None, told: str = "small") -> None:
-    """Add ``--model``, whose default's name is ``told`` where it is None, and every keyword of ``load_encoder``."""
+    Args:
+        parser: of the command.
+        model: the default model.
+        default: what help calls the default, where ``model`` is None.
+    """
     group = parser.add_argument_group("the encoder")
-    group.add_argument("--model", default=model, help=f"name of the catalogue or folder (default: {model or told})")
-    for name, text in _TEXT.items():
-        group.add_argument(_flag(name), dest=name, metavar="TEXT", help=text)
-    for name, kind in _NUMBERS.items():
-        group.add_argument(_flag(name), dest=name, type=kind, metavar="N")
-    for name, choices in _CHOICES.items():
-        group.add_argument(_flag(name), dest=name, choices=choices)
-    for name, text in _FLAGS.items():
-        group.add_argument(_flag(name), dest=name, action="store_true", default=None, help=text)
-    group.add_argument("--accept-space", dest="accept_space", choices=("mean", "cls", "last token"))
+    group.add_argument("--model", default=model, help=f"name of the catalogue or folder (default: {model or default})")
+    for option in OPTIONS.values():
+        if option.flag:
+            group.add_argument("--" + option.name.replace("_", "-"), dest=option.name, **_argument(option))
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _argument(option: Option) -> dict[str, Any]:
+    about: dict[str, Any] = {"help": option.help}
+    if option.choices:
+        return {**about, "choices": option.choices}
+    if option.type is bool:
+        return {**about, "action": "store_true", "default": None}
+    if option.type in (int, float):
+        return {**about, "type": option.type, "metavar": "N"}
+    if option.type == "headers":
+        return {**about, "action": "append", "metavar": "NAME:VALUE"}
+    return {**about, "metavar": "TEXT"}
 
 
 def encoder_options(parsed: argparse.Namespace) -> Options:
-    """Return the keywords that were given."""
-    names = (*_TEXT, *_NUMBERS, *_CHOICES, *_FLAGS, "accept_space")
-    given: dict[str, Any] = {name: value for name in names if (value := getattr(parsed, name)) is not None}
+    """Return the keywords that the command line has.
+
+    Raises:
+        ConfigError: a header without a name.
+    """
+    flags = (name for name, option in OPTIONS.items() if option.flag)
+    given: dict[str, Any] = {name: value for name in flags if (value := getattr(parsed, name)) is not None}
+    if "headers" in given:
+        pairs = [header.partition(":") for header in given["headers"]]
+        if not all(colon for _, colon, _ in pairs):
+            raise ConfigError("--headers takes NAME:VALUE")
+        given["headers"] = {name.strip(): value.strip() for name, _, value in pairs}
     return cast("Options", given)
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="without any: one per line on standard input")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="rows for each question (default: 10)")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each question, with texts in full")
-    add_encoder_arguments(parser, told="the one that made the shards")
+    add_encoder_arguments(parser, default="the one that made the shards")
 
 
 def run(parsed: argparse.Namespace) -> int:

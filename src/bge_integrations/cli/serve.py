@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..load import keys_from
+from ..environment import keys_from
 from .options import add_encoder_arguments, make_encoder
 
 

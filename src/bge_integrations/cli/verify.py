@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 
 from ..load import load_encoder
 from .options import add_encoder_arguments, make_encoder
@@ -52,11 +53,10 @@ def run(parsed: argparse.Namespace) -> int:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int, str], None] | None]:
-    """Yield what moves a bar on a terminal, which goes when all is done."""
-    if not sys.stderr.isatty():
+    """Yield what moves a bar, which vanishes at the end; None without a terminal, or without tqdm."""
+    if not sys.stderr.isatty() or find_spec("tqdm") is None:
         yield None
         return
-    # The openai SDK depends on tqdm, so it is there.
     with import_module("tqdm.auto").tqdm(total=1, unit="step", leave=False, dynamic_ncols=True) as bar:
 
         def show(done: int, total: int, what: str) -> None:

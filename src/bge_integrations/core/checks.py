@@ -33,8 +33,12 @@ def check_texts(texts: Sequence[str], *, blank: Blank = "error") -> list[str]:
         InputTypeError: a bare string where a list belongs, or an item that is not a string.
         InputError: a blank text where ``blank="error"``.
     """
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
-        raise InputTypeError(f"texts must be a list of strings, not {type(texts).__name__}")
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable) or _is_table(texts):
+        hint = (
+            ": iterating over it gives names, not texts; pass a column, such as df['text']" if _is_table(texts) else ""
+        )
+        hint = ": pass its values" if isinstance(texts, Mapping) else hint
+        raise InputTypeError(f"texts must be a list of strings, not {type(texts).__name__}{hint}")
     checked = list(texts)
     wrong = [i for i, text in enumerate(checked) if not isinstance(text, str)]
     if wrong:
@@ -47,6 +51,11 @@ def check_texts(texts: Sequence[str], *, blank: Blank = "error") -> list[str]:
                 f"text {empty[0]} is blank{_others(empty)}: remove it, or pass blank='keep'", positions=empty
             )
     return _without_surrogates(checked)
+
+
+def _is_table(texts: object) -> bool:
+    # Iterating over a DataFrame (pandas, polars, Spark), a Table of pyarrow or a Dataset of xarray gives no cell.
+    return any(hasattr(texts, name) for name in ("columns", "column_names", "data_vars"))
 
 
 def _others(positions: Sequence[int]) -> str:

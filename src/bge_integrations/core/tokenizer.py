@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtraError, ModelLoadError
+from ..catalog.local_folder import read_json
+from ..errors import ModelLoadError
+from ..extras import require
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,9 @@ def open_tokenizer(file: Path) -> tuple[Any, str]:
 
 
 def _read(file: Path) -> Any:
+    tokenizers = require("tokenizers", extra="local", purpose="a local model")
     try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtraError(
-            'a local model needs tokenizers: pip install "bge-integrations[local]" or "bge-integrations[onnx]"'
-        ) from error
-    try:
-        return Tokenizer.from_file(str(file))
+        return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exception
         raise ModelLoadError(f"{str(file)!r} cannot be read: {error}") from error
 
@@ -89,5 +85,5 @@ def _lower(tokenizer: Any) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    data = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    data = read_json(path)
     return data if isinstance(data, dict) else {}

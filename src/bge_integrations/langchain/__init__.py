@@ -1,5 +1,9 @@
 """LangChain adapters."""
 
-from .embeddings import BGEEmbeddings
+from ..extras import require
+
+require("langchain_core.embeddings", extra="langchain", purpose="bge_integrations.langchain")
+
+from .embeddings import BGEEmbeddings  # noqa: E402 - first say what is missing
 
 __all__ = ["BGEEmbeddings"]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from copy import copy
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-try:
-    from langchain_core.embeddings import Embeddings
-except ImportError as error:
-    from ..errors import MissingExtraError
+from langchain_core.embeddings import Embeddings
 
-    raise MissingExtraError('LangChain is not installed: pip install "bge-integrations[langchain]"') from error
-
-from ..core.encoder import Encoder
-from ..errors import ConfigError, MissingExtraError
-from ..load import Options, check_encoder, key_of, load_encoder, token_counter
+from ..core.encoder import Encoder, Role
+from ..environment import hide_secrets
+from ..errors import ConfigError
+from ..extras import require
+from ..load import check_encoder, load_encoder
+from ..options import Options, check_assignment
 
 if TYPE_CHECKING:
     from langchain_text_splitters import TextSplitter
@@ -47,6 +45,8 @@ class BGEEmbeddings(Embeddings):
         256
     """
 
+    _fixed_role: Role | None = None
+
     def __init__(
         self,
         model: str | PathLike[str] | None = None,
@@ -56,11 +56,17 @@ class BGEEmbeddings(Embeddings):
         model_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        _check_encode_kwargs(encode_kwargs or {})
-        merged = cast("Options", {**_from_model_kwargs(model_kwargs or {}), **options})
+        hide_secrets(cast("dict[str, Any]", options))
+        _check_kwargs("encode_kwargs", encode_kwargs or {}, {"normalize_embeddings", "batch_size", "show_progress_bar"})
+        _check_kwargs("model_kwargs", model_kwargs or {}, {"device", "trust_remote_code"})
+        merged = cast("Options", {**(model_kwargs or {}), **options})
         if encoder is not None:
-            check_encoder(encoder, str(model or options.get("model_name") or ""), {**merged, "model_name": None})
+            check_encoder(encoder, model or options.get("model_name"), {**merged, "model_name": None})
         self.encoder = load_encoder(model, **merged) if encoder is None else encoder
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_assignment(type(self).__name__, name)
+        super().__setattr__(name, value)
 
     @property
     def model(self) -> str:
@@ -77,7 +83,7 @@ class BGEEmbeddings(Embeddings):
         """The host's key, masked wherever it is printed."""
         from pydantic import SecretStr
 
-        key = key_of(self.encoder)
+        key = self.encoder.key
         return SecretStr(key) if key else None
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -87,7 +93,7 @@ class BGEEmbeddings(Embeddings):
             InputError: a text cannot be embedded; ``positions`` says which.
             HostError: the host failed; says what was finished.
         """
-        return cast("list[list[float]]", self.encoder.encode(texts, role="document").tolist())
+        return cast("list[list[float]]", self.encoder.encode(texts, role=self._fixed_role or "document").tolist())
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query with the model's instruction in front.
@@ -96,15 +102,30 @@ class BGEEmbeddings(Embeddings):
             InputError: the text cannot be embedded.
             HostError: the host failed.
         """
-        return cast("list[float]", self.encoder.encode([text], role="query")[0].tolist())
+        return cast("list[float]", self.encoder.encode([text], role=self._fixed_role or "query")[0].tolist())
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents without blocking the event loop; otherwise as ``embed_documents``."""
-        return cast("list[list[float]]", (await self.encoder.aencode(texts, role="document")).tolist())
+        rows = await self.encoder.aencode(texts, role=self._fixed_role or "document")
+        return cast("list[list[float]]", rows.tolist())
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without blocking the event loop; otherwise as ``embed_query``."""
-        return cast("list[float]", (await self.encoder.aencode([text], role="query"))[0].tolist())
+        rows = await self.encoder.aencode([text], role=self._fixed_role or "query")
+        return cast("list[float]", rows[0].tolist())
+
+    def as_queries(self) -> BGEEmbeddings:
+        """Return a view that embeds every text as a query, for clients that search through ``embed_documents``."""
+        return self._view("query")
+
+    def as_documents(self) -> BGEEmbeddings:
+        """Return a view that embeds every text as a document, for clients that index through ``embed_query``."""
+        return self._view("document")
+
+    def _view(self, role: Role) -> BGEEmbeddings:
+        view = copy(self)
+        vars(view)["_fixed_role"] = role
+        return view
 
     def splitter(
         self, chunk_overlap: int = 0, *, chunk_size: int | None = None, separators: Sequence[str] | None = None
@@ -120,36 +141,38 @@ class BGEEmbeddings(Embeddings):
             MissingExtraError: langchain-text-splitters is not installed.
             ConfigError: the model's tokenizer is not on this machine; pass ``tokenizer=``.
         """
-        try:
-            from langchain_text_splitters import RecursiveCharacterTextSplitter
-        except ImportError as error:
-            raise MissingExtraError("pip install langchain-text-splitters") from error
-        count, limit = token_counter(self.encoder), self.encoder.card.max_tokens
-        return RecursiveCharacterTextSplitter(
-            chunk_size=min(chunk_size or limit, limit),
-            chunk_overlap=chunk_overlap,
-            length_function=partial(_length, count),
-            separators=list(separators) if separators else None,
+        splitters = require("langchain_text_splitters", install="langchain-text-splitters", purpose="splitter()")
+        self.encoder.count_tokens([])  # without a tokenizer, now and not at the first text
+        limit = self.encoder.card.max_tokens
+        return cast(
+            "TextSplitter",
+            splitters.RecursiveCharacterTextSplitter(
+                chunk_size=min(chunk_size or limit, limit),
+                chunk_overlap=chunk_overlap,
+                length_function=self._length,
+                separators=list(separators) if separators else None,
+            ),
         )
 
+    def _length(self, text: str) -> int:
+        return self.encoder.count_tokens([text])[0]
+
     def __repr__(self) -> str:
-        return f"BGEEmbeddings({self.encoder.describe()})"
+        try:
+            role = f", every text a {self._fixed_role}" if self._fixed_role else ""
+            return f"{type(self).__name__}({self.encoder.describe()}{role})"
+        except Exception as error:  # noqa: BLE001 - what reports an error shows objects that are half made
+            return f"<{type(self).__name__}: {type(error).__name__}>"
 
 
-def _length(count: Callable[[Sequence[str]], list[int]], text: str) -> int:
-    return count([text])[0]
+def _check_kwargs(name: str, given: Mapping[str, Any], known: set[str]) -> None:
+    """Take the dictionaries of ``HuggingFaceBgeEmbeddings`` as far as they mean something here.
 
-
-def _check_encode_kwargs(encode_kwargs: Mapping[str, Any]) -> None:
-    if not encode_kwargs.get("normalize_embeddings", True):
-        raise ConfigError("encode_kwargs: normalize_embeddings=False is not to be had: vectors here have length 1")
-    unknown = set(encode_kwargs) - {"normalize_embeddings", "batch_size", "show_progress_bar"}
+    Raises:
+        ConfigError: they do not.
+    """
+    if not given.get("normalize_embeddings", True):
+        raise ConfigError("encode_kwargs: vectors here always have length 1; leave normalize_embeddings=False out")
+    unknown = sorted(set(given) - known)
     if unknown:
-        raise ConfigError(f"encode_kwargs: {sorted(unknown)} have no meaning here; see bge_integrations.Options")
-
-
-def _from_model_kwargs(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = set(model_kwargs) - {"device", "trust_remote_code"}
-    if unknown:
-        raise ConfigError(f"model_kwargs: {sorted(unknown)} have no meaning here; see bge_integrations.Options")
-    return dict(model_kwargs)
+        raise ConfigError(f"{name}: {unknown} have no meaning here; see bge_integrations.Options")

@@ -1,5 +1,9 @@
 """LlamaIndex adapters."""
 
-from .embeddings import BGEEmbedding
+from ..extras import require
+
+require("llama_index.core", extra="llama-index", purpose="bge_integrations.llama_index")
+
+from .embeddings import BGEEmbedding  # noqa: E402 - first say what is missing
 
 __all__ = ["BGEEmbedding"]

@@ -4,47 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import chain
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
-try:
-    from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-    from llama_index.core.callbacks import CBEventType, EventPayload
-    from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
-    from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
-    from llama_index.core.node_parser import SentenceSplitter
-except ImportError as error:
-    from ..errors import MissingExtraError
-
-    raise MissingExtraError('LlamaIndex is not installed: pip install "bge-integrations[llama-index]"') from error
-
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_serializer
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import BaseNode, MetadataMode
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, create_model, field_serializer
 
 from ..catalog import MODELS
 from ..catalog.records import ModelCard
 from ..core.checks import check_texts
-from ..core.encoder import Encoder
-from ..errors import ConfigError, SpaceMismatchError
-from ..load import Options, check_encoder, engine_of, load_encoder, token_counter
-from ..options import Pooling, check_names
+from ..core.encoder import Encoder, Role
+from ..environment import hide_secrets
+from ..errors import BGEError, ConfigError, SpaceMismatchError
+from ..load import check_encoder, load_encoder
+from ..options import OPTIONS, Option, Options, check_assignment, check_names
 from ..remote.rate_limit import PortableLimiter
 
 __all__ = ["BGEEmbedding"]
 
 _DISPATCHER = get_dispatcher(__name__)
-_SHOWN: ContextVar[bool] = ContextVar("bge_llama_index_progress", default=False)
+# headers: pydantic would copy a Mapping into a dict, which shows its values
+_TYPES: dict[Any, Any] = {"key": SecretStr | Callable[[], str], "headers": Any}
 
 
-class BGEEmbedding(BaseEmbedding):
+def _field(option: Option) -> tuple[Any, Any]:
+    """Return a pydantic field: in ``to_dict`` if it decides the vectors or where they come from."""
+    secret = option.decides == "secret"
+    field = Field(default=None, description=option.help, exclude=option.decides != "vectors", repr=not secret)
+    return _TYPES.get(option.type, option.type) | None, field
+
+
+if TYPE_CHECKING:
+    _Fields = BaseEmbedding
+else:
+    own = {name: option for name, option in OPTIONS.items() if name not in BaseEmbedding.model_fields}
+    _Fields = create_model("_Fields", __base__=BaseEmbedding, **{name: _field(own[name]) for name in own})
+
+
+class BGEEmbedding(_Fields):
     """BGE embeddings for LlamaIndex: queries get the model's instruction, documents never do.
 
     Takes the keywords of ``load_encoder`` and all fields of ``BaseEmbedding``. ``embeddings_cache`` is used with the
     role and the model in its keys. ``to_dict`` holds what decides the vectors and where they come from, so that an
-    ingestion pipeline's cache is missed when vectors may differ and hit when only keys, batches or patience do;
+    ingestion pipeline's cache is missed when vectors may differ and hit when only keys, batches or timeouts do;
     ``from_dict`` refuses to make another space of them. No key is ever in it.
 
     Args:
@@ -66,29 +75,6 @@ class BGEEmbedding(BaseEmbedding):
 
     model_name: str = Field(default="", description="Id of the model.")
     space: str = Field(default="", description="Name of the vector space.")
-    provider: str | None = None
-    base_url: str | None = None
-    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    wire_model: str | None = None
-    query_instruction: str | None = None
-    truncate: Literal["warn", "error"] | None = None
-    blank: Literal["error", "keep"] | None = None
-    device: str | None = None
-    backend: str | None = None
-    precision: str | None = None
-    trust_remote_code: bool | None = None
-    tokenizer: Any = None
-    verify: Literal["first-use"] | None = None
-    allow_withdrawn: bool | None = None
-    accept_space: Pooling | None = None
-    cache: bool | str | Path | None = Field(default=None, exclude=True)
-    timeout: float | None = Field(default=None, exclude=True)
-    max_retries: int | None = Field(default=None, exclude=True)
-    max_concurrency: int | None = Field(default=None, exclude=True)
-    max_inputs: int | None = Field(default=None, exclude=True)
-    requests_per_minute: float | None = Field(default=None, exclude=True)
-    tokens_per_minute: float | None = Field(default=None, exclude=True)
-    show_progress: bool | None = Field(default=None, exclude=True)
     # The encoder plans its own requests: all texts in one call fill them best, and positions in errors count from 0.
     embed_batch_size: int = Field(default=1 << 20, gt=0, exclude=True)
     num_workers: int | None = Field(default=None, exclude=True)
@@ -100,42 +86,53 @@ class BGEEmbedding(BaseEmbedding):
     def __init__(
         self, model: str | os.PathLike[str] | None = None, *, encoder: Encoder | None = None, **fields: Any
     ) -> None:
-        named = fields.pop("model_name", None)
-        name, store = os.fspath(model or named or ""), fields.pop("embeddings_cache", None)
+        _hide_secrets(fields)
+        model, store = model or fields.pop("model_name", None), fields.pop("embeddings_cache", None)
+        fields.pop("model_name", None)
         check_names(fields, type(self).model_fields)
         try:
-            super().__init__(model_name=name, **fields)
+            super().__init__(model_name=os.fspath(model or ""), **fields)
         except ValidationError as error:
             raise _without_values(error) from None
-        self._encoder = load_encoder(name or None, **_options(self)) if encoder is None else encoder
+        self._encoder = load_encoder(model, **_options(self)) if encoder is None else encoder
         if encoder is not None:
-            check_encoder(encoder, name, {**_options(self), "rate_limiter": None})
-        asked_by_engine = encoder is None and hasattr(engine_of(self._encoder), "rate_limiter")
+            check_encoder(encoder, model, {**_options(self), "rate_limiter": None})
         if self.rate_limiter is not None:
             # An engine for hosts asks it before each request; the base class would ask once more.
-            self.rate_limiter = None if asked_by_engine else PortableLimiter(self.rate_limiter)
-        self._settle()
+            self.rate_limiter = None if encoder is None and self._encoder.remote else PortableLimiter(self.rate_limiter)
+        expected, card = self.space, self._encoder.card
+        self.__dict__.update(model_name=self.model_name or _name(card), space=self._encoder.space)
+        if expected and expected != self.space:
+            raise SpaceMismatchError(f"saved for space {expected!r}, but this machine makes {self.space!r}")
         self._remember(store)
 
     def _remember(self, store: Any) -> None:
+        from ..wrappers.cache import CachedEncoder
+
         if self._store is not None:
-            self._encoder = self._encoder.inner  # type: ignore[attr-defined]
+            self._encoder = cast("CachedEncoder", self._encoder).inner
         if store is not None:
-            self._encoder = _cached(self._encoder, store)
+            self._encoder = CachedEncoder(self._encoder, store)
         self._store = store
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # The base class would keep a query and a document in one place, whatever the model.
+        # The base class's own cache would keep a query and a document in one place, whatever the model.
         if name == "embeddings_cache":
             self._remember(value)
-        else:
-            super().__setattr__(name, value)
+            return
+        if name != "rate_limiter":
+            check_assignment("BGEEmbedding", name)
+        super().__setattr__(name, value)
 
-    def _settle(self) -> None:
-        expected, card = self.space, self._encoder.card
-        self.model_name, self.space = self.model_name or _name(card), self._encoder.space
-        if expected and expected != self.space:
-            raise SpaceMismatchError(f"saved for space {expected!r}, but this machine makes {self.space!r}")
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; what decides the vectors cannot be updated.
+
+        Raises:
+            ReadOnlyError: ``update`` names such a field.
+        """
+        for name in update or ():
+            check_assignment("BGEEmbedding", name)
+        return super().model_copy(update=update, deep=deep)
 
     @classmethod
     def class_name(cls) -> str:
@@ -147,12 +144,37 @@ class BGEEmbedding(BaseEmbedding):
         """The encoder that does the work."""
         return self._encoder
 
-    @field_serializer("tokenizer")
+    def as_queries(self) -> BGEEmbedding:
+        """Return a view that embeds every text as a query, for clients that search through the document methods."""
+        return self._view("query")
+
+    def as_documents(self) -> BGEEmbedding:
+        """Return a view that embeds every text as a document, for clients that index through the query methods."""
+        return self._view("document")
+
+    def _view(self, role: Role) -> BGEEmbedding:
+        view = _OneRoleEmbedding.__new__(_OneRoleEmbedding)
+        state = self.__getstate__()
+        view.__setstate__({"fields": {**state["fields"], "fixed_role": role}})
+        return view
+
+    def _role(self, asked: Role) -> Role:
+        return asked
+
+    @field_serializer("tokenizer", check_fields=False)
     def _plain_tokenizer(self, tokenizer: Any) -> str | None:
         return os.fspath(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else None
 
+    def __repr__(self) -> str:
+        try:
+            return super().__repr__()
+        except Exception as error:  # noqa: BLE001 - what reports an error shows objects that are half made
+            return f"<{type(self).__name__}: {type(error).__name__}>"
+
+    __str__ = __repr__
+
     def __getstate__(self) -> dict[str, Any]:
-        left_behind = {"api_key", "callback_manager"}  # a secret, and handlers that belong to this process
+        left_behind = {"api_key", "headers", "callback_manager"}  # secrets, and handlers that belong to this process
         fields = {name: value for name, value in self.__dict__.items() if name not in left_behind}
         return {"fields": {**fields, "embeddings_cache": self._store, "encoder": self._encoder}}
 
@@ -163,10 +185,10 @@ class BGEEmbedding(BaseEmbedding):
         self._encoder, self._store = encoder, store
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return cast("Embedding", self._encoder.encode([query], role="query")[0].tolist())
+        return cast("Embedding", self._encoder.encode([query], role=self._role("query"))[0].tolist())
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return cast("Embedding", (await self._encoder.aencode([query], role="query"))[0].tolist())
+        return cast("Embedding", (await self._encoder.aencode([query], role=self._role("query")))[0].tolist())
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
@@ -175,74 +197,89 @@ class BGEEmbedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return cast("list[Embedding]", self._shown().encode(texts, role="document").tolist())
+        return cast("list[Embedding]", self._encoder.encode(texts, role=self._role("document")).tolist())
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return cast("list[Embedding]", (await self._shown().aencode(texts, role="document")).tolist())
+        return cast("list[Embedding]", (await self._encoder.aencode(texts, role=self._role("document"))).tolist())
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Embed the nodes of a pipeline; one without content, such as an empty file's, is left unembedded."""
+        kept = self._with_content(nodes)
+        try:
+            super().__call__([nodes[i] for i in kept], **kwargs)
+        except BGEError as error:
+            raise error.at(kept) from None
+        return nodes
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Embed the nodes of a pipeline without blocking the event loop; otherwise as a call."""
+        kept = self._with_content(nodes)
+        try:
+            await super().acall([nodes[i] for i in kept], **kwargs)
+        except BGEError as error:
+            raise error.at(kept) from None
+        return nodes
+
+    def _with_content(self, nodes: Sequence[BaseNode]) -> list[int]:
+        # A document store marks documents as known before they are transformed, so an error here would lose them all:
+        # the next run skips what it knows. VectorStoreIndex passes such nodes by, too.
+        keep = self._encoder.blank == "keep"
+        return [i for i, node in enumerate(nodes) if keep or node.get_content(MetadataMode.EMBED).strip()]
 
     @_DISPATCHER.span
-    def get_text_embedding_batch(
-        self,
-        texts: list[str],
-        show_progress: bool = False,
-        **_: Any,
-    ) -> list[Embedding]:
+    def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **_: Any) -> list[Embedding]:
         """Embed documents; all of them are checked before the first is sent, and one bar moves as they are finished.
 
         Raises:
             InputError: a text cannot be embedded; ``positions`` says which.
             HostError: the host failed; says what was finished.
         """
-        rows: list[Embedding] = []
-        with _showing(show_progress):
-            for part in self._parts(texts):
-                with self._telling(part) as told:
-                    if self.rate_limiter is not None:
-                        self.rate_limiter.acquire()
-                    rows += told(self._get_text_embeddings(part))
+        encoder, rows = self._with_bar(show_progress), list[Embedding]()
+        for part in self._parts(texts):
+            with self._event(part) as embeddings:
+                if self.rate_limiter is not None:
+                    self.rate_limiter.acquire()
+                embeddings += encoder.encode(part, role=self._role("document")).tolist()
+            rows += embeddings
         return rows
 
     @_DISPATCHER.span
     async def aget_text_embedding_batch(
-        self,
-        texts: list[str],
-        show_progress: bool = False,
-        **_: Any,
+        self, texts: list[str], show_progress: bool = False, **_: Any
     ) -> list[Embedding]:
         """Embed documents without blocking the event loop; otherwise as ``get_text_embedding_batch``."""
-        parts = self._parts(texts)
+        encoder, parts = self._with_bar(show_progress), self._parts(texts)
         slots = asyncio.Semaphore(self.num_workers or len(parts))
 
         async def embed(part: list[str]) -> list[Embedding]:
             async with slots:
-                with self._telling(part) as told:
+                with self._event(part) as embeddings:
                     if self.rate_limiter is not None:
                         await self.rate_limiter.async_acquire()
-                    return told(await self._aget_text_embeddings(part))
+                    embeddings += (await encoder.aencode(part, role=self._role("document"))).tolist()
+                return embeddings
 
-        with _showing(show_progress):
-            return list(chain.from_iterable(await asyncio.gather(*map(embed, parts))))
+        return list(chain.from_iterable(await asyncio.gather(*map(embed, parts))))
 
     def _parts(self, texts: list[str]) -> list[list[str]]:
         checked, size = check_texts(texts, blank=self._encoder.blank), self.embed_batch_size
         return [checked[first : first + size] for first in range(0, len(checked), size)]
 
     @contextmanager
-    def _telling(self, chunks: list[str]) -> Iterator[Callable[[list[Embedding]], list[Embedding]]]:
-        """Tell what listens to LlamaIndex; as the base class does, but for its copy and check of every number."""
-        about = {"class_name": self.class_name(), "model_name": self.model_name}
+    def _event(self, chunks: list[str]) -> Iterator[list[Embedding]]:
+        """Tell LlamaIndex's listeners of a batch, whose embeddings go into the list that is yielded.
+
+        As the base class does, but for its copy and check of every number.
+        """
+        about, embeddings = {"class_name": self.class_name(), "model_name": self.model_name}, list[Embedding]()
         _DISPATCHER.event(EmbeddingStartEvent(model_dict=about))
         with self.callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: about}) as event:
+            yield embeddings
+            event.on_end(payload={EventPayload.CHUNKS: chunks, EventPayload.EMBEDDINGS: embeddings})
+            _DISPATCHER.event(EmbeddingEndEvent.model_construct(chunks=chunks, embeddings=embeddings))
 
-            def told(embeddings: list[Embedding]) -> list[Embedding]:
-                event.on_end(payload={EventPayload.CHUNKS: chunks, EventPayload.EMBEDDINGS: embeddings})
-                _DISPATCHER.event(EmbeddingEndEvent.model_construct(chunks=chunks, embeddings=embeddings))
-                return embeddings
-
-            yield told
-
-    def _shown(self) -> Encoder:
-        if not _SHOWN.get():
+    def _with_bar(self, show_progress: bool) -> Encoder:
+        if not show_progress:
             return self._encoder
         from ..wrappers.progress import ProgressEncoder
 
@@ -265,6 +302,20 @@ class BGEEmbedding(BaseEmbedding):
         return _splitter(self._encoder, min(chunk_size or limit, limit), chunk_overlap)
 
 
+class _OneRoleEmbedding(BGEEmbedding):
+    """Embeds all texts in one role, and is saved as another transformation than the adapter that it is a view of."""
+
+    fixed_role: Role = Field(description="The role of all texts.")
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "BGEOneRoleEmbedding"
+
+    def _role(self, asked: Role) -> Role:
+        del asked
+        return self.fixed_role
+
+
 class _ModelSplitter(SentenceSplitter):
     """Counts in a model's tokens on the other side of a pickle too, where its base would fall back on tiktoken."""
 
@@ -278,12 +329,12 @@ _SPECIAL = 2  # [CLS] and [SEP], or whatever a model puts around a text
 
 
 def _splitter(encoder: Encoder, chunk_size: int, chunk_overlap: int) -> SentenceSplitter:
-    count = token_counter(encoder)
+    encoder.count_tokens([])  # without a tokenizer, now and not at the first text
     # The splitter counts with len(tokenizer(text)).
     splitter = _ModelSplitter(
         chunk_size=chunk_size,
         chunk_overlap=chunk_overlap,
-        tokenizer=lambda text: range(max(count([text])[0] - _SPECIAL, 0)),  # type: ignore[call-arg]
+        tokenizer=lambda text: range(max(encoder.count_tokens([text])[0] - _SPECIAL, 0)),  # type: ignore[call-arg]
     )
     splitter._counts_for = encoder  # noqa: SLF001 - a private attribute of pydantic's, set where the object is made
     return splitter
@@ -294,28 +345,19 @@ def _name(card: ModelCard) -> str:
     return card.id if card in MODELS else card.folder or card.id
 
 
-@contextmanager
-def _showing(show_progress: bool) -> Iterator[None]:
-    token = _SHOWN.set(show_progress)
-    try:
-        yield
-    finally:
-        _SHOWN.reset(token)
+def _hide_secrets(fields: dict[str, Any]) -> None:
+    # pydantic takes its own wrapper alone.
+    if isinstance(fields.get("api_key"), str):
+        fields["api_key"] = SecretStr(fields["api_key"])
+    hide_secrets(fields)
 
 
 def _without_values(error: ValidationError) -> ConfigError:
     # pydantic's own message quotes what was given, which may be a key.
     problems = error.errors(include_input=False, include_url=False, include_context=False)
-    return ConfigError("; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems))
+    return ConfigError("; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in problems))
 
 
-def _options(face: BGEEmbedding) -> Options:
-    names = set(Options.__annotations__) & set(type(face).model_fields) - {"model_name"}
-    given = {name: value for name in names if (value := getattr(face, name)) is not None}
-    return cast("Options", {**given, **({"rate_limiter": face.rate_limiter} if face.rate_limiter else {})})
-
-
-def _cached(encoder: Encoder, store: Any) -> Encoder:
-    from ..wrappers.cache import CachedEncoder
-
-    return CachedEncoder(encoder, store)
+def _options(adapter: BGEEmbedding) -> Options:
+    given = {name: getattr(adapter, name) for name in OPTIONS if name != "model_name"}
+    return cast("Options", {name: value for name, value in given.items() if value is not None})

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ..environment import Key
 from ..errors import (
     AuthenticationError,
     BadAnswerError,
@@ -106,8 +107,7 @@ def _is_about_size(status: int, message: str) -> bool:
 
 
 def _about_keys(endpoint: Endpoint) -> str:
-    names = " or ".join(endpoint.provider.key_env) or "BGE_API_KEY"
-    return f"; is the key right? It is read from {names}, or passed as api_key="
+    return f"; {endpoint.key.advice}" if isinstance(endpoint.key, Key) else "; is the key right?"
 
 
 def _about_paths(endpoint: Endpoint, message: str) -> str:

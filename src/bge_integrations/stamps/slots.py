@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
+from ..core.files import write_atomic
 from ..errors import ConfigError
 
 KEY = "bge_stamp"
 
 
 class Slot(NamedTuple):
-    """Where one store keeps its line."""
+    """Where one store keeps its line.
+
+    Attributes:
+        read: returns the line, or None.
+        write: replaces it.
+        dimensions: returns the lengths of the vectors that the store holds or is made for; empty where unknown.
+    """
 
     read: Callable[[], str | None]
     write: Callable[[str], None]
+    dimensions: Callable[[], set[int]] = set
 
 
 def find_slot(store: Any) -> Slot:
@@ -48,11 +55,26 @@ def _folder(folder: Path) -> Slot:
     path = folder / f"{KEY}.json"
 
     def write(line: str) -> None:
-        with NamedTemporaryFile("w", dir=folder, prefix=f".{KEY}.", delete=False, encoding="utf-8") as file:
-            file.write(line + "\n")
-        os.replace(file.name, path)  # noqa: PTH105 - one atomic step
+        write_atomic(path, line + "\n")
+        for index in _faiss_indexes(folder):  # whoever may read the index may check it
+            path.chmod(index.stat().st_mode & 0o666)
 
-    return Slot(lambda: path.read_text("utf-8") if path.exists() else None, write)
+    def dimensions() -> set[int]:
+        return set(_faiss_indexes(folder).values())
+
+    return Slot(lambda: path.read_text("utf-8") if path.exists() else None, write, dimensions)
+
+
+def _faiss_indexes(folder: Path) -> dict[Path, int]:
+    """Return the FAISS indexes in a folder and their dimensions, which are in the first eight bytes of each."""
+    found: dict[Path, int] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            with path.open("rb") as file:
+                head = file.read(8)
+            if re.match(rb"I[A-Za-z0-9]{3}....", head, re.DOTALL):
+                found[path] = struct.unpack("<i", head[4:])[0]
+    return found
 
 
 def _faiss(store: Any) -> Slot:
@@ -65,7 +87,11 @@ def _chroma(collection: Any) -> Slot:
         kept = {key: value for key, value in (collection.metadata or {}).items() if not key.startswith("hnsw:")}
         collection.modify(metadata={**kept, KEY: line})
 
-    return Slot(lambda: (collection.metadata or {}).get(KEY), write)
+    def dimensions() -> set[int]:
+        vectors = collection.get(limit=1, include=["embeddings"])["embeddings"]
+        return {len(vector) for vector in vectors}
+
+    return Slot(lambda: (collection.metadata or {}).get(KEY), write, dimensions)
 
 
 def _qdrant(store: Any) -> Slot:
@@ -83,7 +109,12 @@ def qdrant_slot(client: Any, name: str) -> Slot:
     def write(line: str) -> None:
         client.update_collection(collection_name=name, metadata={**metadata(), KEY: line})
 
-    return Slot(lambda: metadata().get(KEY), write)
+    def dimensions() -> set[int]:
+        vectors = client.get_collection(name).config.params.vectors
+        named = vectors.values() if isinstance(vectors, dict) else [vectors]  # one is not in a dictionary
+        return {vector.size for vector in named if vector is not None}
+
+    return Slot(lambda: metadata().get(KEY), write, dimensions)
 
 
 def _lance(table: Any) -> Slot:
@@ -104,7 +135,11 @@ def _lance(table: Any) -> Slot:
         else:
             table.replace_field_metadata(vectors().name, {KEY: line})
 
-    return Slot(read, write)
+    def dimensions() -> set[int]:
+        size = getattr(vectors().type, "list_size", 0)
+        return {size} if size > 0 else set()
+
+    return Slot(read, write, dimensions)
 
 
 def _pg_collection(store: Any) -> Slot:
@@ -121,7 +156,13 @@ def _pg_collection(store: Any) -> Slot:
             collection.cmetadata = {**(collection.cmetadata or {}), KEY: line}
             session.commit()
 
-    return Slot(read, write)
+    def dimensions() -> set[int]:
+        with store._make_sync_session() as session:  # noqa: SLF001
+            rows = session.query(store.EmbeddingStore.embedding)
+            row = rows.filter_by(collection_id=store.get_collection(session).uuid).first()
+            return {len(row[0])} if row else set()
+
+    return Slot(read, write, dimensions)
 
 
 def _pg_llama_index(store: Any) -> Slot:
@@ -174,7 +215,20 @@ def comment_slot(run: Callable[[Callable[[Any], str | None]], str | None], table
         comment = f"{others}\n{KEY}: {line}".lstrip()
         connection.execute(SetTableComment(Table(table, MetaData(), schema=schema, comment=comment)))
 
-    return Slot(lambda: run(read), lambda line: (run(lambda connection: write(connection, line)), None)[1])
+    def sizes(connection: Any) -> str:
+        from sqlalchemy import text as sql
+
+        name = f'{schema}"."{table}' if schema else table
+        query = sql(
+            "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(:name) AND atttypmod > 0 "
+            "AND NOT attisdropped AND atttypid IN (SELECT oid FROM pg_type WHERE typname IN ('vector', 'halfvec'))"
+        )
+        return ",".join(str(row[0]) for row in connection.execute(query, {"name": f'"{name}"'}))
+
+    def dimensions() -> set[int]:
+        return {int(size) for size in (run(sizes) or "").split(",") if size}
+
+    return Slot(lambda: run(read), lambda line: (run(lambda connection: write(connection, line)), None)[1], dimensions)
 
 
 _KINDS: dict[tuple[str, str], Callable[[Any], Slot]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, SpaceMismatchError
-from .slots import find_slot
+from .slots import KEY, find_slot
 
 __all__ = ["check_stamp", "check_store", "read_stamp", "stamp_store"]
 
@@ -23,7 +23,7 @@ def stamp_store(store: Any, encoder: Any, *, replace: bool = False) -> dict[str,
         store: of LangChain or LlamaIndex over Chroma, Qdrant, pgvector or LanceDB; a Chroma collection or LanceDB
             table; or the folder in which a FAISS index was saved (the stamp becomes a file beside it). Collection and
             table have to exist: LlamaIndex makes some at the first ``add``.
-        encoder: an encoder, or a face of LangChain or LlamaIndex that holds one.
+        encoder: an encoder, or an adapter of LangChain or LlamaIndex that holds one.
         replace: overwrite the stamp of another space, once the documents are embedded anew.
 
     Returns:
@@ -32,9 +32,21 @@ def stamp_store(store: Any, encoder: Any, *, replace: bool = False) -> dict[str,
     Raises:
         SpaceMismatchError: the store is stamped with another space already. A new query instruction alone is written,
             since it leaves the documents' vectors as they are.
-        ConfigError: no such kind of store, or one that cannot keep a stamp.
+            Also where the store's vectors have other dimensions than the encoder's.
+        ConfigError: no such kind of store, one that cannot keep a stamp, or an empty folder.
     """
+    if isinstance(store, (str, Path)) and not _holds_files(Path(store)):
+        raise ConfigError(f"{str(store)!r} holds no index: save the index first, then stamp its folder")
     slot, stamp = find_slot(store), _stamp(encoder)
+    held = slot.dimensions()
+    if held and stamp["dimensions"] not in held:
+        sizes = " and ".join(map(str, sorted(held)))
+        raise SpaceMismatchError(
+            f"the store holds vectors of {sizes} dimensions, {stamp['model']!r} makes {stamp['dimensions']}: pass the "
+            "encoder that made them",
+            differences={"dimensions": (min(held), stamp["dimensions"])},
+            reembed=True,
+        )
     written = _parse(slot.read())
     changed = [name for name in _differences(written, stamp) if name in _DOCUMENTS] if written else []
     if changed and not replace:
@@ -51,7 +63,7 @@ def check_store(store: Any, encoder: Any) -> dict[str, Any]:
 
     Args:
         store: as ``stamp_store`` takes it.
-        encoder: an encoder, or a face of LangChain or LlamaIndex that holds one.
+        encoder: an encoder, or an adapter of LangChain or LlamaIndex that holds one.
 
     Returns:
         The store's stamp.
@@ -76,7 +88,7 @@ def check_stamp(written: Mapping[str, Any], encoder: Any) -> None:
 
     Args:
         written: a stamp.
-        encoder: whatever has a ``stamp()``, or a face of LangChain or LlamaIndex that holds such a thing.
+        encoder: whatever has a ``stamp()``, or an adapter of LangChain or LlamaIndex that holds such a thing.
 
     Raises:
         SpaceMismatchError: as ``check_store`` does.
@@ -117,7 +129,7 @@ def _differences(written: Mapping[str, Any], stamp: Mapping[str, Any]) -> dict[s
 def _mismatch(written: Mapping[str, Any], stamp: Mapping[str, Any]) -> SpaceMismatchError:
     differences = _differences(written, stamp)
     reembed = any(name in _DOCUMENTS for name in differences)
-    told = "; ".join(f"{name}: {old!r} in the store, {new!r} here" for name, (old, new) in differences.items())
+    listed = "; ".join(f"{name}: {old!r} in the store, {new!r} here" for name, (old, new) in differences.items())
     remedy = (
         "the vectors cannot be compared: use the store's model, or embed its documents again and "
         "stamp_store(..., replace=True)"
@@ -126,8 +138,12 @@ def _mismatch(written: Mapping[str, Any], stamp: Mapping[str, Any]) -> SpaceMism
         "query_instruction=, or take up this one with stamp_store(store, encoder)"
     )
     return SpaceMismatchError(
-        f"the store was made otherwise ({told}): {remedy}", differences=differences, reembed=reembed
+        f"the store was made otherwise ({listed}): {remedy}", differences=differences, reembed=reembed
     )
+
+
+def _holds_files(folder: Path) -> bool:
+    return not folder.is_dir() or any(path.name != f"{KEY}.json" for path in folder.iterdir())
 
 
 def _kind(store: Any) -> str:

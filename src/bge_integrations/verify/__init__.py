@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -178,7 +178,7 @@ def _with_reference(
     steps.begin(HOST)
     answers, notes = _answers(encoder, probes)
     made = other_models(encoder.card) if others is None else []
-    with _pooled(reference, mine.pooling) as right:
+    with _pooled(reference, cast("Pooling", mine.pooling)) as right:
         found = diagnose(answers, probes, encoder, right, made if others is None else others, begin=steps.begin)
     for other in made:
         other.close()

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from ...errors import BGEError, ConfigError
+from ...stamps.slots import find_slot
 from ...stamps.stamp import check_store, read_stamp, stamp_store
 from ..pieces import read_pieces
 from ..shards import Part, shard_files, stamp_of
@@ -134,7 +135,7 @@ def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]
                 f"{name!r} holds {rows} rows without a stamp, so nobody knows of which space they are: name another "
                 "collection; or, where you know, stamp_store(store, encoder) says so"
             )
-        return stamp_store(target.stamped, _Held(stamp))
+        return stamp_store(find_slot(target.stamped), _Held(stamp))
     # No instruction goes into documents, so the store may keep its own.
     return check_store(target.stamped, _Held({**stamp, "query_instruction": written.get("query_instruction")}))
 

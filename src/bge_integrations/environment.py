@@ -1,0 +1,249 @@
+"""The one reader of the environment: keys, folders and defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from .errors import ConfigError, MissingKeyError
+
+__all__ = [
+    "VARIABLES",
+    "Hidden",
+    "HiddenValues",
+    "Key",
+    "Secret",
+    "cache_folder",
+    "cache_path",
+    "expand_user",
+    "hide_secrets",
+    "keys_from",
+    "switched_on",
+    "variable",
+]
+
+VARIABLES = ("BGE_MODEL", "BGE_PROVIDER", "BGE_BASE_URL", "BGE_API_KEY", "BGE_CACHE", "BGE_ALLOW_HTTP")
+"""What is read from the environment where the call does not say it."""
+
+
+@runtime_checkable
+class Secret(Protocol):
+    """What pydantic's SecretStr is, without pydantic."""
+
+    def get_secret_value(self) -> str:
+        """Return the secret."""
+        ...
+
+
+class Hidden:
+    """A value that is neither shown nor pickled, so that tracebacks with locals do not hold it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def get_secret_value(self) -> Any:
+        """Return the value."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hidden:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hidden, (None,)
+
+
+class HiddenValues(Mapping[str, Any]):
+    """A mapping that shows its names and no value; the values are not pickled."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = {name: Hidden(value) for name, value in values.items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name].get_secret_value()
+
+    def __iter__(self) -> Any:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+
+def hide_secrets(options: dict[str, Any]) -> None:
+    """Wrap ``api_key`` and the values of ``headers`` in place: call it first, before anything can fail."""
+    key, headers = options.get("api_key"), options.get("headers")
+    if key is not None and not callable(key) and not isinstance(key, Secret):
+        options["api_key"] = Hidden(key)
+    if isinstance(headers, Mapping):
+        options["headers"] = HiddenValues(headers)
+    elif headers is not None:
+        options["headers"] = Hidden(headers)
+    del key, headers
+
+
+class Key:
+    """A host's key. Pickled without its value: the other side reads its own environment.
+
+    Args:
+        value: the key, a ``Secret``, or a function that returns the key and is asked for each request.
+        variables: read in this order where there is no value.
+        needed: whether the host answers nobody without a key.
+        host: named in errors.
+
+    Raises:
+        ConfigError: the key holds what an HTTP header cannot carry; the message does not show it.
+    """
+
+    def __init__(self, value: object, variables: tuple[str, ...], *, needed: bool, host: str) -> None:
+        self.variables, self.needed, self.host = variables, needed, host
+        self._ask, self._value = None, None
+        secret = value if callable(value) or isinstance(value, (Secret, type(None))) else Hidden(value)
+        del value
+        self._ask = secret if callable(secret) else None
+        self._value = self._from_environment()
+        if isinstance(secret, Secret):
+            self._value = _clean(Hidden(secret.get_secret_value()), "api_key") or self._value
+        self._passed, self._travelled = secret is not None, False
+
+    def _from_environment(self) -> str | None:
+        return next((value for name in self.variables if (value := variable(name, secret=True))), None)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the key comes from a function, and may be another one for the next request."""
+        return self._ask is not None
+
+    @property
+    def value(self) -> str | None:
+        """The key, or None where there is none or a function returns it."""
+        return None if self._ask else self._value
+
+    @property
+    def advice(self) -> str:
+        """What to do where the host refuses the key."""
+        names = " or ".join(self.variables) or "BGE_API_KEY"
+        if self._travelled and self._passed and self._value is None:
+            return f"the key that was passed as api_key= does not travel to other processes: set {names} there"
+        return f"is the key right? It is passed as api_key=, or read from {names}"
+
+    def __call__(self) -> str | None:
+        """Return the key.
+
+        Raises:
+            MissingKeyError: the host needs one and there is none.
+            ConfigError: the function returned no key that a header can carry.
+        """
+        if self._ask is not None:
+            return _clean(Hidden(self._ask()), "what api_key= returned")
+        if self._value is None and self.needed:
+            names = " or ".join(self.variables) or "BGE_API_KEY"
+            if self._travelled and self._passed:
+                raise MissingKeyError(f"{self.host} needs a key, and {self.advice}")
+            raise MissingKeyError(f"{self.host} needs a key: set {names} in the environment, or pass api_key=")
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Key({self.host}, {'set' if self._value or self._ask else 'not set'})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Key:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"variables": self.variables, "needed": self.needed, "host": self.host, "_passed": self._passed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._ask, self._travelled = None, True
+        self._value = self._from_environment()
+
+
+def _clean(secret: Secret, origin: str) -> str | None:
+    """Return a key without the white space around it, which secret files end in; None for an empty one.
+
+    Raises:
+        ConfigError: HTTP libraries quote a header that they refuse, and so the key, in errors and logs.
+    """
+    kind = type(secret.get_secret_value()).__name__
+    if kind not in ("str", "NoneType"):
+        raise ConfigError(f"{origin} must be a string, not {kind}")
+    if any(not " " <= c <= "~" and not "\xa0" <= c <= "\xff" for c in (secret.get_secret_value() or "").strip()):
+        raise ConfigError(
+            f"{origin} holds a control character or one outside Latin-1, which no HTTP header can carry: is it a key?"
+        )
+    return (secret.get_secret_value() or "").strip() or None
+
+
+def variable(name: str, *, secret: bool = False) -> str | None:
+    """Return an environment variable without the white space around it; None where it is empty or not set.
+
+    Raises:
+        ConfigError: ``secret``, and no HTTP header can carry it.
+    """
+    return _clean(Hidden(os.environ.get(name)), name) if secret else (os.environ.get(name) or "").strip() or None
+
+
+def switched_on(name: str) -> bool:
+    """Return whether a variable is 1, true, yes or on, in any case.
+
+    Raises:
+        ConfigError: it is neither that nor 0, false, no, off or empty.
+    """
+    value = (variable(name) or "0").lower()
+    if value not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ConfigError(f"{name} must be 1 or 0, not {value!r}")
+    return value in ("1", "true", "yes", "on")
+
+
+def keys_from(name: str | None) -> list[str]:
+    """Return the keys, split by commas, that an environment variable holds; none where none is named.
+
+    Raises:
+        MissingKeyError: the variable is named but not set, so that a server would stand open by mistake.
+    """
+    if name is None:
+        return []
+    keys = [key.strip() for key in (variable(name, secret=True) or "").split(",") if key.strip()]
+    if not keys:
+        raise MissingKeyError(f"{name} is not set: put the server's keys into it, split by commas")
+    return keys
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` replaced by the home folder.
+
+    Raises:
+        ConfigError: it begins with ``~`` and no home folder is known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{os.fspath(path)!r} needs a home folder, and none is known: set HOME") from None
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for what this package keeps: ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    given = variable("XDG_CACHE_HOME")
+    return (Path(given) if given else expand_user("~/.cache")) / "bge-integrations"
+
+
+def cache_path() -> Path:
+    """Return the SQLite file that ``cache=True`` uses.
+
+    Raises:
+        ConfigError: ``BGE_CACHE`` is not set and no home folder is known.
+    """
+    given = variable("BGE_CACHE")
+    return expand_user(given) if given else cache_folder() / "vectors.sqlite"

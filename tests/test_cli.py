@@ -1,0 +1,111 @@
+"""The command line says in one line what could not be done, whatever its output is connected to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bge_integrations.cli import main
+from bge_integrations.cli.options import add_encoder_arguments, encoder_options
+from bge_integrations.options import OPTIONS
+
+BGE = [sys.executable, "-m", "bge_integrations.cli"]
+
+
+def run(*arguments, **options):
+    options = {"stdout": subprocess.PIPE, **options}
+    return subprocess.run([*BGE, *arguments], stderr=subprocess.PIPE, text=True, timeout=60, check=False, **options)
+
+
+def parsed(*arguments):
+    parser = argparse.ArgumentParser()
+    add_encoder_arguments(parser)
+    return encoder_options(parser.parse_args(arguments))
+
+
+def test_every_option_is_on_the_command_line_with_its_help():
+    parser = argparse.ArgumentParser()
+    add_encoder_arguments(parser)
+    flags = {action.dest: action for action in parser._actions if action.dest not in ("help", "model")}
+    assert set(flags) == {name for name, option in OPTIONS.items() if option.flag}
+    for name, action in flags.items():
+        assert action.option_strings == ["--" + name.replace("_", "-")]
+        assert action.help == OPTIONS[name].help
+    assert parsed() == {}
+
+
+def test_values_have_the_types_of_the_table():
+    assert parsed("--timeout", "5", "--max-retries", "0", "--allow-http", "--accept-space", "last token") == {
+        "timeout": 5.0, "max_retries": 0, "allow_http": True, "accept_space": "last token",
+    }  # fmt: skip
+    assert parsed("--headers", "X-A: b:c", "--headers", "X-D:") == {"headers": {"X-A": "b:c", "X-D": ""}}
+
+
+@pytest.mark.parametrize("arguments", [
+    ["models", "no-such-model"], ["verify", "--headers", "no colon"], ["verify", "--provider", "nobody"],
+    ["export", "demo", "-o", "/proc/nowhere"], ["demo", "/no/such/folder"], ["verify", "--timeout", "-1"],
+    ["verify", "--model", "demo", "--golden", "/no/such/file"], ["demo", "--model", "/BAAI/bge-m3"],
+])  # fmt: skip
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(capsys, arguments):
+    assert main(arguments) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bge: ")]
+    assert len(error) == 1
+    assert "Traceback" not in error[0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        done = run("models", stdout=full)
+    assert (done.returncode, done.stderr) == (2, "bge: No space left on device\n")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = run("models", stdout=gone)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_without_chinese_gets_escapes():
+    done = run("models", "bge-large-zh", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert "\\u4e3a" in done.stdout
+
+
+MISSING = """
+import sys
+for name in ("langchain_core", "prometheus_client", "langchain_text_splitters"):
+    sys.modules[name] = None
+from bge_integrations.cli import main
+sys.exit(main(["demo"]))
+"""
+
+
+def test_a_demo_names_all_that_is_missing_at_once():
+    done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "bge-integrations[langchain,server,all]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+BARE = """
+import sys
+sys.modules["tqdm"] = None
+sys.modules["tqdm.auto"] = None
+sys.stderr.isatty = lambda: True
+from bge_integrations.cli.verify import _bar
+with _bar() as on_step:
+    print(on_step)
+"""
+
+
+def test_verify_needs_no_tqdm():
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "None", done.stderr
