@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -13,21 +18,32 @@ NAMES |= {variable for provider in PROVIDERS for _, variable in provider.url_env
 NAMES |= {provider.base_url_env for provider in PROVIDERS if provider.base_url_env}
 NAMES |= {"BGE_MODEL", "BGE_PROVIDER", "BGE_BASE_URL", "BGE_API_KEY", "BGE_CACHE"}
 
+# Before any test module is imported: some libraries read these once, and child processes inherit them.
+HOME = Path(tempfile.mkdtemp(prefix="bge-home-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ.update(HOME=str(HOME), XDG_CACHE_HOME=str(HOME / "cache"), HF_HOME=str(HOME / "huggingface"))
 # Third-party packages phone home unless told not to; no test may leave this machine.
-os.environ.update(ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false")
+os.environ.update(ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false", HF_HUB_DISABLE_TELEMETRY="1")
 
 
-@pytest.fixture(scope="session")
-def home_of_tests(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+def pytest_configure(config: pytest.Config) -> None:
+    """Where slow tests are left out (``make quick``), nothing may need torch or Ray: importing them fails."""
+    if "not slow" in config.getoption("markexpr"):
+        sys.modules.update(dict.fromkeys(["torch", "ray"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The bundled model takes torch: what uses it is slow."""
+    for item in items:
+        if {"demo", "demo_url"} & set(item.fixturenames):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch, home_of_tests):
-    """No test sees the developer's keys, hosts or caches, or writes into them."""
+def clean_environment(monkeypatch):
+    """No test sees the developer's keys or hosts."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home_of_tests))
 
 
 @pytest.fixture(scope="session")
