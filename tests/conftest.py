@@ -32,11 +32,18 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.modules.update(dict.fromkeys(["torch", "ray"]))
 
 
+# What a fixture needs, its tests need. The bundled model runs on torch.
+MARKS = {"demo": "slow", "demo_url": "slow", "driver": "browser", "socket_folder": "postgres", "cluster": "ray"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The bundled model takes torch: what uses it is slow."""
+    """Mark tests by their fixtures, and those whose store is in PostgreSQL by its name."""
     for item in items:
-        if {"demo", "demo_url"} & set(item.fixturenames):
-            item.add_marker("slow")
+        fixtures = set(item.fixturenames)
+        for fixture in fixtures & MARKS.keys():
+            item.add_marker(MARKS[fixture])
+        if fixtures & {"store", "place"} and "pgvector" in item.name:
+            item.add_marker("postgres")
 
 
 @pytest.fixture(autouse=True)

@@ -231,6 +231,7 @@ def test_fault(case, face_of, caplog):
     hold(case, face_of, caplog)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.space], ids=lambda case: case.name)
 def test_fault_at_a_space(case, face_of, caplog):
     hold(replace(case, options={**case.options, "space": True}), face_of, caplog)

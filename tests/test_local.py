@@ -24,6 +24,8 @@ from bge_integrations.catalog import find_model
 from bge_integrations.errors import ConfigError, InputError, ModelLoadError, TruncationWarning
 from bge_integrations.local.engine import LocalEngine
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["one", "two words", "three little words", "four " * 40, "five " * 90]
 
 

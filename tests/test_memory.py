@@ -33,7 +33,16 @@ def where(kind, tmp_path, host):
 
 
 @pytest.mark.usefixtures("no_collection")
-@pytest.mark.parametrize("kind", ["local", "local, cached", "remote", "remote, cached", "remote, with a bar"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("local", marks=pytest.mark.slow),
+        pytest.param("local, cached", marks=pytest.mark.slow),
+        "remote",
+        "remote, cached",
+        "remote, with a bar",
+    ],
+)
 def test_vectors_go_with_their_last_holder(kind, tmp_path):
     with Rig() as host, load_encoder(**where(kind, tmp_path, host)) as encoder:
         for turn in range(3):

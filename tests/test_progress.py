@@ -159,6 +159,7 @@ def folder(tmp_path):
     return str(tmp_path / "texts")
 
 
+@pytest.mark.slow
 def test_the_demo_shows_a_bar_for_each_indexing_and_leaves_none(bars, terminal, folder, capsys):
     terminal(True)
     assert main(["demo", folder, "--ask", "send an email", "-k", "1"]) == 0

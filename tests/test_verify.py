@@ -21,6 +21,8 @@ from bge_integrations.verify.causes import pooled_otherwise
 from encoders import HashEncoder
 from misbehaving import CUT, OPENAI, SPACE, WORDINGS, Host, Remembering, engines_of
 
+pytestmark = pytest.mark.slow
+
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
 SAME, LOWER, OTHER = "same space", "same model at lower precision", "same model in another space"
 
