@@ -21,11 +21,11 @@ def python(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_import_takes_few_modules_and_none_but_python_s_own():
-    """What an import costs is what it imports: this many take some 50 ms, numpy alone as much again."""
+    """What an import costs is what it imports: this many take some 60 ms, numpy alone as much again."""
     code = "import sys; before = set(sys.modules); import bge_integrations; print(*set(sys.modules) - before)"
     imported = set(python(code).stdout.split())
     assert {name.partition(".")[0] for name in imported} <= {*sys.stdlib_module_names, "bge_integrations"}
-    assert 10 < len(imported) < 110
+    assert 10 < len(imported) < 150
 
 
 @pytest.mark.parametrize(
