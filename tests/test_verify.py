@@ -253,8 +253,8 @@ def test_any_encoder_can_be_the_reference_then_poolings_are_not_tried(place, enc
         def __init__(self, inner):
             self.card, self.hidden, self.usage = inner.card, inner, Usage()
 
-        def start(self, texts, role, on_batch):
-            return self.hidden.start(texts, role, on_batch)
+        def batches(self, texts, role, stream):
+            self.hidden.batches(texts, role, stream)
 
     place.fault = "instruction doubled"
     report = verify(encoder, Other(place.reference), others=[], behaviour=False)
