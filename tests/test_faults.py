@@ -237,6 +237,7 @@ def test_fault_at_a_space(case, face_of, caplog):
     hold(replace(case, options={**case.options, "space": True}), face_of, caplog)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.adapters], ids=lambda case: case.name)
 @pytest.mark.parametrize("face_of", FACES, indirect=True)
 def test_fault_at_the_adapters(case, face_of, caplog):

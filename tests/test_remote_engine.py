@@ -712,6 +712,7 @@ def test_where_it_may_send(url, error):
     assert "secret" not in str(caught and caught.value)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_is_in_flight(engine_of):
     texts = [f"text {i}" for i in range(20_000)]
     with Rig() as host:
