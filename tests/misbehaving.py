@@ -19,6 +19,7 @@ import numpy as np
 from bge_integrations.catalog.records import ModelCard, Provider, Role
 from bge_integrations.core.batches import Batch, Relay, Stream
 from bge_integrations.core.encoder import Vectors
+from bge_integrations.errors import ConfigError
 from bge_integrations.local.engine import LocalEngine
 
 Seen = dict[tuple[Any, ...], Any]
@@ -158,8 +159,10 @@ class Host:
             packed = row.astype(">f4" if self.fault == "base64 broken" else "<f4").tobytes()
             return base64.b64encode(packed).decode()
 
-        count = getattr(self.engines["right"], "count_tokens", lambda texts: [len(text.split()) + 2 for text in texts])
-        tokens = sum(count(list(read)))
+        try:
+            tokens = sum(self.engines["right"].count_tokens(list(read)))
+        except ConfigError:  # no tokenizer on this machine
+            tokens = sum(len(text.split()) + 2 for text in read)
         data = [{"object": "embedding", "index": i, "embedding": written(row)} for i, row in enumerate(rows)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "model": body.get("model"), "data": data, "usage": usage}
