@@ -1,15 +1,19 @@
-# make demo: set up, then the main job on real input. make test: set up, then every check.
+# make demo: set up, then the main job on real input. make quick: the checks of a minute, without models, Ray, browser
+# or database. make test: every check. make system: the Debian packages that some tests use (CI installs them by itself).
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types house unit notebooks docs system clean bench-peers
+.PHONY: demo quick test lint types house unit unit-quick notebooks docs system clean bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/bge demo $(ARGS)
 
-test: $(VENV)/.test system lint types house unit notebooks
+quick: $(VENV)/.test
+	$(MAKE) --no-print-directory --jobs 2 lint types house unit-quick
+
+test: $(VENV)/.test $(if $(CI),system) lint types house unit notebooks
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -42,6 +46,10 @@ house: $(VENV)/.test
 
 unit: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -ra -q
+
+unit-quick: $(VENV)/.test
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p asyncio -p timeout -n 4 -q \
+	    -m "not slow and not ray and not browser and not postgres"
 
 notebooks: $(VENV)/.test
 	$(BIN)/python -m pytest --nbmake notebooks -n 2 -q -p no:cacheprovider

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -14,21 +19,39 @@ NAMES |= {variable for provider in PROVIDERS for _, variable in provider.url_env
 NAMES |= {provider.base_url_env for provider in PROVIDERS if provider.base_url_env}
 NAMES |= set(VARIABLES)
 
+# Before any test module is imported: some libraries read these once, and child processes inherit them.
+HOME = Path(tempfile.mkdtemp(prefix="bge-home-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ.update(HOME=str(HOME), XDG_CACHE_HOME=str(HOME / "cache"), HF_HOME=str(HOME / "huggingface"))
 # Third-party packages phone home unless told not to; no test may leave this machine.
-os.environ.update(ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false")
+os.environ.update(ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false", HF_HUB_DISABLE_TELEMETRY="1")
 
 
-@pytest.fixture(scope="session")
-def home_of_tests(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+def pytest_configure(config: pytest.Config) -> None:
+    """Where slow tests are left out (``make quick``), nothing may need torch or Ray: importing them fails."""
+    if "not slow" in config.getoption("markexpr"):
+        sys.modules.update(dict.fromkeys(["torch", "ray"]))
+
+
+# What a fixture needs, its tests need. The bundled model runs on torch.
+MARKS = {"demo": "slow", "demo_url": "slow", "driver": "browser", "socket_folder": "postgres", "cluster": "ray"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their fixtures, and those whose store is in PostgreSQL by its name."""
+    for item in items:
+        fixtures = set(item.fixturenames)
+        for fixture in fixtures & MARKS.keys():
+            item.add_marker(MARKS[fixture])
+        if fixtures & {"store", "place"} and "pgvector" in item.name:
+            item.add_marker("postgres")
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch, home_of_tests):
-    """No test sees the developer's keys, hosts or caches, or writes into them."""
+def clean_environment(monkeypatch):
+    """No test sees the developer's keys or hosts."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home_of_tests))
 
 
 @pytest.fixture(scope="session")

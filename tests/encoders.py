@@ -45,7 +45,10 @@ class HashEncoder(Encoder):
     Attributes:
         calls: the texts of each call, in the order in which calls began.
         sent: all texts that were begun, one by one.
+        threads: calls that are worked on at a time.
     """
+
+    threads = 64
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class HashEncoder(Encoder):
 
     def _reset(self) -> None:
         self._pid, self._lock = os.getpid(), threading.Lock()
-        self._pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="hash-encoder")
+        self._pool = ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix="hash-encoder")
 
     @property
     def sent(self) -> list[str]:

@@ -1,11 +1,10 @@
-"""LangChain and LlamaIndex, sync and async, under one name each; and where a key may never be found."""
+"""The encoder, and LangChain and LlamaIndex, sync and async, under one name each; and where no key may be found."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import pickle
-import time
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bge_integrations import load_encoder
 from bge_integrations.cache import SQLiteStore
 from bge_integrations.errors import BGEError
 from bge_integrations.langchain import BGEEmbeddings
@@ -24,6 +24,7 @@ from bge_integrations.wrappers.cache.rows import keyer, unpack
 
 CANARY = "sk-canary-5ac1f0"
 FACES = ("langchain", "langchain-async", "llama-index", "llama-index-async")
+MAKERS = {"encoder": load_encoder, "langchain": BGEEmbeddings, "llama-index": BGEEmbedding}
 
 
 @dataclass
@@ -32,17 +33,16 @@ class Outcome:
 
     vectors: np.ndarray | None
     error: BGEError | None
-    elapsed: float
     warnings: list[str]
 
 
 @dataclass
 class Face:
-    """One of the four ways in, over a rig.
+    """The encoder or one of its adapters, over a rig.
 
     Attributes:
-        name: one of ``FACES``.
-        object: the framework's object.
+        name: ``"encoder"`` or one of ``FACES``.
+        object: the encoder or the framework's object.
         cache: its cache's file.
     """
 
@@ -53,17 +53,18 @@ class Face:
 
     def __post_init__(self) -> None:
         common = {"api_key": CANARY, "cache": str(self.cache), "show_progress": False, "timeout": 20.0}
-        maker = BGEEmbeddings if self.name.startswith("langchain") else BGEEmbedding
-        self.object = maker("bge-small", **{**common, **self.options})
+        self.object = MAKERS[self.name.removesuffix("-async")]("bge-small", **{**common, **self.options})
         # No option: users have no use for it, and tests no time to wait.
-        engine = engine_of(self.object.encoder)
+        engine = engine_of(self.encoder)
         engine.limits = replace(engine.limits, backoff=0.005)
 
     @property
     def encoder(self) -> Any:
-        return self.object.encoder
+        return self.object if self.name == "encoder" else self.object.encoder
 
     def documents(self, texts: list[str]) -> Any:
+        if self.name == "encoder":
+            return self.object.encode(texts, role="document")
         if self.name == "langchain":
             return self.object.embed_documents(texts)
         if self.name == "langchain-async":
@@ -73,6 +74,8 @@ class Face:
         return asyncio.run(self.object.aget_text_embedding_batch(texts))
 
     def query(self, text: str) -> Any:
+        if self.name == "encoder":
+            return self.object.encode([text], role="query")[0]
         if self.name == "langchain":
             return self.object.embed_query(text)
         if self.name == "langchain-async":
@@ -83,7 +86,7 @@ class Face:
 
     def call(self, texts: list[str]) -> Outcome:
         """Embed documents and note what came of it; anything but a typed error is let through."""
-        vectors, error, began = None, None, time.monotonic()
+        vectors, error = None, None
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
@@ -91,10 +94,9 @@ class Face:
             except BGEError as caught:
                 error = caught
             else:
-                assert all(type(number) is float for row in rows for number in row[:2])
+                assert self.name == "encoder" or all(type(number) is float for row in rows for number in row[:2])
                 vectors = np.asarray(rows, np.float32)
-        elapsed = time.monotonic() - began
-        return Outcome(vectors, error, elapsed, [str(one.message) for one in said])
+        return Outcome(vectors, error, [str(one.message) for one in said])
 
     def held(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return what the cache file holds of documents, read by another hand."""

@@ -10,7 +10,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Self
@@ -18,33 +17,45 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from bge_integrations.catalog.records import ModelCard, Provider, Role
-from bge_integrations.core.encoder import OnBatch, Vectors
+from bge_integrations.core.batches import Batch, Relay, Stream
+from bge_integrations.core.encoder import Vectors
+from bge_integrations.errors import ConfigError
 from bge_integrations.local.engine import LocalEngine
+
+Seen = dict[tuple[Any, ...], Any]
 
 
 class Remembering(LocalEngine):
     """A local engine that computes each text once in the whole process; hosts and references share what it knows."""
 
-    seen: ClassVar[dict[tuple[Any, ...], Any]] = {}
-    lock: ClassVar[threading.Lock] = threading.Lock()
+    seen: ClassVar[Seen] = {}
 
-    def start(self, texts: list[str], role: Role, on_batch: OnBatch | None) -> Future[Vectors]:
-        future: Future[Vectors] = Future()
-        try:
-            future.set_result(self._vectors([self.card.format(t, role, self.query_instruction) for t in texts]))
-        except Exception as error:  # noqa: BLE001 - belongs to the caller
-            future.set_exception(error)
-        return future
-
-    def _vectors(self, texts: list[str]) -> Vectors:
+    def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
         card = self.card
-        keys = [(card.id, card.dimensions, card.pooling, card.max_tokens, text) for text in texts]
-        with self.lock:
-            missing = {key: key[-1] for key in keys if key not in self.seen}
-            if missing:
-                computed = super().start(list(missing.values()), "document", None).result(timeout=100)
-                self.seen.update(zip(missing, computed, strict=True))
-            return np.stack([self.seen[key] for key in keys])
+        formatted = self.format(texts, role)
+        keys = [(card.id, card.dimensions, card.pooling, card.max_tokens, text) for text in formatted]
+        missing = [key for key in dict.fromkeys(keys) if key not in self.seen]
+        filling = Filling(stream, self.seen, keys, missing)
+        if missing:
+            super().batches([key[-1] for key in missing], "document", filling)
+        else:
+            filling.finish()
+
+
+class Filling(Relay):
+    """Remembers what is computed of the missing texts, then passes all rows on."""
+
+    def __init__(self, outer: Stream, seen: Seen, keys: list[Any], missing: list[Any]) -> None:
+        super().__init__(outer)
+        self.seen, self.keys, self.missing = seen, keys, missing
+
+    def put(self, batch: Batch) -> None:
+        self.seen.update((self.missing[i], row.copy()) for i, row in zip(batch.positions, batch.rows, strict=True))
+
+    def finish(self) -> None:
+        rows = np.stack([self.seen[key] for key in self.keys])
+        self.outer.put(Batch(range(len(self.keys)), rows, 0, []))
+        self.outer.finish()
 
 
 Wording = Callable[[str, str, Role], str]
@@ -148,8 +159,10 @@ class Host:
             packed = row.astype(">f4" if self.fault == "base64 broken" else "<f4").tobytes()
             return base64.b64encode(packed).decode()
 
-        count = getattr(self.engines["right"], "count_tokens", lambda texts: [len(text.split()) + 2 for text in texts])
-        tokens = sum(count(list(read)))
+        try:
+            tokens = sum(self.engines["right"].count_tokens(list(read)))
+        except ConfigError:  # no tokenizer on this machine
+            tokens = sum(len(text.split()) + 2 for text in read)
         data = [{"object": "embedding", "index": i, "embedding": written(row)} for i, row in enumerate(rows)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "model": body.get("model"), "data": data, "usage": usage}
@@ -175,6 +188,7 @@ def _noise(texts: Sequence[str], dimensions: int) -> Vectors:
 def _handler(host: Host) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # head and body are two writes: 40 ms each until the first is acknowledged
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -289,8 +289,8 @@ def reset_peer(after: int | None = None) -> Fault:
     return fault
 
 
-def timeout(seconds: float = 30.0) -> Fault:
-    """No answer, until the client or the rig gives up."""
+def timeout(seconds: float | None = None) -> Fault:
+    """No answer until the rig closes, or for so many seconds: who sees the end of it has given up by itself."""
 
     def fault(x: Exchange) -> None:
         x.rig.over.wait(seconds)
@@ -324,13 +324,13 @@ def slicer(size: int = 1, delay: float = 0.2) -> Fault:
     return fault
 
 
-def slow_close(seconds: float = 30.0) -> Fault:
-    """The truth without Content-Length, on a connection that stays open."""
+def slow_close() -> Fault:
+    """The truth without Content-Length, on a connection that stays open until the rig closes."""
 
     def fault(x: Exchange) -> None:
         head = b"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
         x.write(head + x.payload(x.rows()))
-        x.rig.over.wait(seconds)
+        x.rig.over.wait()
         x.hang_up = True
 
     return fault

@@ -1,80 +1,62 @@
-"""An encoder to serve in tests: its vectors depend on the text and the role, and it can be slow, stuck or wrong."""
+"""An encoder to serve in tests: vectors by hash, on one thread, and it can be slow, stuck or wrong."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import threading
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
 from bge_integrations.catalog import find_model
-from bge_integrations.core.encoder import Encoder, Usage
 from bge_integrations.server import serve
+from encoders import HashEncoder, hash_vectors
 
 CARD = replace(find_model("bge-small-en-v1.5"), dimensions=32, max_tokens=16)
 
 
 def vector_of(text: str, role: str = "document", card=CARD) -> np.ndarray:
-    seed = hashlib.sha256(card.format(text, role).encode()).digest()[:8]
-    row = np.random.default_rng(int.from_bytes(seed, "big")).normal(size=card.dimensions).astype(np.float32)
-    return row / np.linalg.norm(row)
+    return hash_vectors([card.format(text, role)], card.dimensions)[0]
 
 
-class ServedEncoder(Encoder):
-    """Works on one thread, waits at ``gate`` where one is set, and calls ``spoil`` on each result."""
+class ServedEncoder(HashEncoder):
+    """Works on one thread, waits at ``gate`` where one is set, and calls ``spoil`` on each result.
+
+    Attributes:
+        seen: the texts that it has read, with their instruction.
+    """
+
+    threads = 1
 
     def __init__(self, gate: threading.Event | None = None, spoil=None, delay: float = 0.0, card=CARD) -> None:
-        self.card = card
-        self.usage = Usage()
-        self.gate = gate
-        self.spoil = spoil
-        self.delay = delay
+        super().__init__(card, batch=10**6, delay=delay)
+        self.gate, self.spoil = gate, spoil
         self.seen: list[str] = []
-        self._worker = ThreadPoolExecutor(1)
 
-    def start(self, texts, role, on_batch):
-        return self._worker.submit(self._work, texts, role, on_batch)
+    def work(self, texts, role, stream, long):
+        if not stream.cancelled:
+            super().work(texts, role, stream, long)
 
-    def _work(self, texts, role, on_batch):
+    def vectors(self, texts, role):
         if self.gate is not None:
             self.gate.wait(30)
-        time.sleep(self.delay)
         self.seen += self.format(texts, role)
-        vectors = np.stack([vector_of(text, role, self.card) for text in texts])
-        if self.spoil is not None:
-            vectors = self.spoil(vectors)
-        if on_batch is not None:
-            on_batch(range(len(texts)), vectors)
-        return vectors
+        vectors = super().vectors(texts, role)
+        return self.spoil(vectors) if self.spoil else vectors
 
     def count_tokens(self, texts):
         return [len(text.split()) + 2 for text in texts]
 
-    def close(self):
-        self._worker.shutdown(wait=False)
-
-    def __getstate__(self):
-        return {"delay": self.delay}
-
-    def __setstate__(self, state):
-        self.__init__(**state)
-
 
 class Failing(ServedEncoder):
-    """Raises what it is told to."""
+    """Raises what it is made with."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
 
-    def start(self, texts, role, on_batch):
-        future: Future = Future()
-        future.set_exception(self.error)
-        return future
+    def vectors(self, texts, role):
+        raise self.error
 
 
 if __name__ == "__main__":

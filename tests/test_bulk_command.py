@@ -88,6 +88,7 @@ def test_a_host_is_asked_and_its_retries_told(rows, tmp_path, capsys):
     assert "1 retries" in told.err
 
 
+@pytest.mark.slow
 def test_standard_input_is_read(tmp_path):
     code = "import sys; from bge_integrations.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "embed", "-", "-o", str(tmp_path / "out"), "--model", "demo"]
@@ -98,6 +99,7 @@ def test_standard_input_is_read(tmp_path):
     assert part.texts == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar(rows, tmp_path):
     pytest.importorskip("rich")
     code = "import sys; from bge_integrations.cli import main; sys.exit(main())"

@@ -21,7 +21,7 @@ from bge_integrations.errors import ConfigError
 from encoders import HashEncoder
 
 pytest.importorskip("pyarrow")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")]
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
 SHARD_ROWS = 10

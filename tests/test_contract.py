@@ -17,6 +17,7 @@ import models
 from bge_integrations import ConfigError, InputError, InputTypeError, RepairWarning, RequestRefusedError, load_encoder
 from bge_integrations.core.encoder import Encoder
 from bge_integrations.load import engine_of
+from rig import Rig
 
 EN = "Represent this sentence for searching relevant passages: "
 TEXTS = [
@@ -29,6 +30,8 @@ RANDOM = ["bge-small", "bge-base", "bge-large", "bge-m3", "decoder"]
 WIDE = ("bge-large", "bge-m3")
 REMOTE = ["remote", "remote-raw", "space"]
 NAMES = ["demo", "demo-quiet", *RANDOM, "sentence-transformers", *REMOTE, "cached", "cached-remote"]
+# At a host that needs no model, so that the contract is a matter of seconds.
+AT_A_RIG = ["rig", "rig-space", "rig-cached"]
 
 
 def make(name, demo_url, folder):
@@ -48,9 +51,26 @@ def make(name, demo_url, folder):
     }[name]()
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def encoder(request, demo_url, tmp_path_factory):
-    with make(request.param, demo_url, tmp_path_factory.mktemp("cache")) as encoder:
+def make_at_a_rig(name, host, folder):
+    space = {"provider": "space", "base_url": host.space_url}
+    cached = {"cache": folder / "rig.sqlite"} if name == "rig-cached" else {}
+    return load_encoder("bge-small", **(space if name == "rig-space" else {"base_url": host.url}), **cached)
+
+
+@pytest.fixture(scope="module")
+def host():
+    with Rig() as host:
+        yield host
+
+
+@pytest.fixture(scope="module", params=[*AT_A_RIG, *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES)])
+def encoder(request, host, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    if request.param in AT_A_RIG:
+        made = make_at_a_rig(request.param, host, folder)
+    else:
+        made = make(request.param, request.getfixturevalue("demo_url"), folder)
+    with made as encoder:
         encoder.encode(["loaded"], role="document")
         yield encoder
 
@@ -102,6 +122,7 @@ def test_the_instruction_is_there_exactly_once_and_on_queries_alone(encoder, kno
         assert np.abs(known["query"] - known["document"]).max(axis=1).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_saved_prompts_of_a_model_are_not_added_on_top():
     folder = models.folder("bge-small", prompts=True)
     plain = load_encoder(models.folder("bge-small"), query_instruction=EN, device="cpu")

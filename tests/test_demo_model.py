@@ -9,6 +9,8 @@ import pytest
 
 from bge_integrations.demo import MODEL_FOLDER
 
+pytestmark = pytest.mark.slow
+
 HELD_OUT = Path(__file__).parent / "data" / "heldout.jsonl.gz"
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
 QUESTION = "Represent this question for searching relevant passages: "

@@ -120,6 +120,7 @@ def served(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(BLOCKS))
 def test_what_a_page_shows_is_what_happens(page, reader, served, capsys):
     namespace, printed = {"__name__": "page"}, ""
@@ -272,6 +273,7 @@ def test_benchmarks_show_what_is_there_and_say_what_is_not(tmp_path):
     assert page.count("Not measured yet") == len(PAGES.BENCHMARKS) - 1
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly_and_asks_nobody(tmp_path):
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: the site is not built")
     pytest.importorskip("material", reason="mkdocs-material is not installed: the site is not built")

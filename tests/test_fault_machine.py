@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -16,6 +17,8 @@ import rig as faults
 from bge_integrations import errors
 from fault_faces import FACES, Face
 from rig import Rig, cap, cut, first_is, latency, raw, refuse_marked, reset_peer, rows, spoilt, status
+
+pytestmark = pytest.mark.slow
 
 TEXTS = [f"text {i}" for i in range(12)]
 QUERIES = [f"query {i}" for i in range(3)]

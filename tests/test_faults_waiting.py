@@ -44,15 +44,15 @@ def pauses(host: Rig) -> list[float]:
     return [after.at - before.at for before, after in itertools.pairwise(host.requests)]
 
 
-@pytest.mark.parametrize("code", [429, 503])
 @pytest.mark.parametrize(
-    ("headers", "least"),
+    ("code", "headers", "least"),
     [
-        ({"Retry_After": "1"}, 1.0),
-        ({"Retry_After": "0.3"}, 0.3),
-        ({"Retry_After_Ms": "300"}, 0.3),
-        ({"Retry_After_Ms": "300", "Retry_After": "100"}, 0.3),
-        ({"Retry_After": "date"}, 0.9),
+        (429, {"Retry_After": "1"}, 1.0),
+        (429, {"Retry_After": "0.3"}, 0.3),
+        (503, {"Retry_After": "0.3"}, 0.3),
+        (429, {"Retry_After_Ms": "300"}, 0.3),
+        (503, {"Retry_After_Ms": "300", "Retry_After": "100"}, 0.3),
+        (429, {"Retry_After": "date"}, 0.9),
     ],
     ids=str,
 )
@@ -106,8 +106,9 @@ def test_requests_that_overlap_are_no_more_than_allowed(encoder_of):
 
 def test_pace(encoder_of):
     with Rig() as host:
-        assert right(host, encoder_of(host, max_inputs=1, max_concurrency=4, requests_per_minute=600), texts_of(6))
-        assert host.requests[-1].at - host.requests[0].at >= 0.45
+        assert right(host, encoder_of(host, max_inputs=1, max_concurrency=4, requests_per_minute=600), texts_of(11))
+        # One second by the pace, hundredths without; a busy machine sees the first request late.
+        assert host.requests[-1].at - host.requests[0].at >= 0.5
 
 
 def test_the_cap_is_remembered_for_the_next_call(encoder_of):

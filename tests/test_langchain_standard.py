@@ -75,6 +75,7 @@ class TestUnitAtASpace(AtASpace, EmbeddingsUnitTests):
     pass
 
 
+@pytest.mark.slow
 class TestIntegrationHere(Here, EmbeddingsIntegrationTests):
     pass
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import traceback
 import warnings
-from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -36,7 +35,6 @@ from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.llama_index import BGEEmbedding
 from bge_integrations.load import engine_of
 from bge_integrations.options import OPTIONS
-from bge_integrations.remote.endpoint import Endpoint
 
 CANARY = "sk-canary-4242"
 LOCAL = "http://127.0.0.1:9/v1"
@@ -606,6 +604,7 @@ def test_without_a_home_folder_the_error_says_what_to_set():
 
 
 # ---- the way to a host
+
 
 def test_the_way_to_a_host_reaches_the_engine(monkeypatch):
     options = {"headers": {"X-Key": CANARY}, "read_timeout": 5, "api_key": lambda: "k"}

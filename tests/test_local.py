@@ -10,8 +10,8 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 import warnings
+from collections import Counter
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,8 @@ import models
 from bge_integrations.catalog import find_model
 from bge_integrations.errors import ConfigError, InputError, ModelLoadError, TruncationWarning
 from bge_integrations.local.engine import LocalEngine
+
+pytestmark = pytest.mark.slow
 
 TEXTS = ["one", "two words", "three little words", "four " * 40, "five " * 90]
 
@@ -343,31 +345,26 @@ def test_usage_counts_texts_and_tokens():
 # What cannot work
 
 
-def test_offline_a_hub_model_says_what_to_do_in_under_five_seconds(tmp_path, monkeypatch):
+def test_offline_a_hub_model_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     code = """
-import time
 from bge_integrations.catalog import find_model
 from bge_integrations.local.engine import LocalEngine
 from bge_integrations.errors import ModelLoadError
 import huggingface_hub
 engine = LocalEngine(find_model("bge-small-en-v1.5"))
-start = time.monotonic()
 try:
     engine.encode(["text"], role="document")
 except ModelLoadError as error:
-    message = str(error)
-print(time.monotonic() - start, message)
+    print(error)
 """
     for more in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
         environment = {**os.environ, **more, "no_proxy": "127.0.0.1"}
         run = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
         )
-        seconds, _, message = run.stdout.partition(" ")
-        assert float(seconds) < 5
-        assert "model='demo'" in message
-        assert "BAAI/bge-small-en-v1.5" in message
+        assert "model='demo'" in run.stdout
+        assert "BAAI/bge-small-en-v1.5" in run.stdout
 
 
 def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
@@ -375,24 +372,22 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         code = """
-import time, threading
 from bge_integrations.catalog import find_model
 from bge_integrations.local.engine import LocalEngine
 from bge_integrations.errors import ModelLoadError
 import huggingface_hub
 engine = LocalEngine(find_model("bge-small-en-v1.5"))
-start = time.monotonic()
 try:
     engine.encode(["text"], role="document")
 except ModelLoadError as error:
-    print(time.monotonic() - start)
+    print(error)
 """
         environment = {**os.environ, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
         environment["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
         run = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
         )
-    assert float(run.stdout) < 5
+    assert "BAAI/bge-small-en-v1.5" in run.stdout
 
 
 def test_a_folder_that_went_away_is_named(tmp_path):
@@ -442,29 +437,23 @@ def test_describe_says_what_was_chosen_and_why(engine):
     assert told["why"] == "asked for"
 
 
-def test_a_waiting_query_costs_little_beside_the_model(engine):
-    """The worker's own share of a lone query, as its median over many; generous, for slow and busy machines."""
-    from bge_integrations.local.backends.base import Tokens
-    from bge_integrations.local.jobs import Job
-    from bge_integrations.local.scheduler import Worker
+def test_a_warm_query_takes_few_calls_beside_the_model():
+    """Calls of the package's own functions, on all threads: what a lone query costs, on a busy machine too."""
+    calls, counting = Counter(), threading.Event()
 
-    class Instant:
-        budget, padded = 1000, False
+    def note(frame, event, _):
+        if counting.is_set() and event == "call" and "bge_integrations" in frame.f_code.co_filename:
+            calls[frame.f_code.co_qualname] += 1
 
-        def tokenize(self, texts):
-            return Tokens(texts, np.ones(len(texts), np.int64), [])
-
-        def forward(self, items):
-            return np.ones((len(items), 4), np.float32)
-
-        def describe(self):
-            return {}
-
-    worker = Worker(Instant)
-    seconds = []
-    for _ in range(200):
-        start = time.perf_counter()
-        worker.submit(Job(["q"], 4, prepare=list, report=lambda _: None, count=lambda *_: None)).result(60)
-        seconds.append(time.perf_counter() - start)
-    worker.close()
-    assert sorted(seconds)[20] < 0.0003
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        with LocalEngine(find_model(str(models.demo()))) as engine:
+            engine.encode(["warm"], role="query")
+            counting.set()
+            engine.encode(["one query"], role="query")
+            counting.clear()
+    finally:
+        threading.setprofile(None)
+        sys.setprofile(None)
+    assert 10 < calls.total() <= 150, calls.most_common()

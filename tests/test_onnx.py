@@ -22,7 +22,7 @@ from bge_integrations.local.export import export_onnx
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytestmark = pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")]
 
 
 @cache

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 OLDEST = Path(sys.prefix) / "openai-oldest"
 TESTS = ("tests/test_remote_engine.py", "tests/test_host_way.py")

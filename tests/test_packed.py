@@ -23,7 +23,7 @@ from bge_integrations.local.backends.packed import rows as matrix_rows
 from bge_integrations.local.cores import usable_cores
 from bge_integrations.local.engine import LocalEngine
 
-pytestmark = pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")]
 
 EXACT, CLOSE = 0.99999, 0.9998
 

@@ -45,6 +45,7 @@ cloudpickle = pytest.importorskip("ray.cloudpickle")
 Cluster = pytest.importorskip("ray.cluster_utils").Cluster
 
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.timeout(150),
     # Ray leaves sockets and files of its own to the garbage collector, and warns of its own future.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -112,20 +113,20 @@ def until(reached, seconds: float = 90.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """Two nodes of one CPU each, in processes of their own; whatever is left of them is killed at the end."""
     # Unix sockets lie in it, so its name must be short.
     folder = tempfile.mkdtemp(prefix="bge-ray-")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("RAY_TMPDIR", folder)  # where the cluster's address is noted, in its folder "ray"
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_DEDUP_LOGS", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("home")))
         about = {"num_cpus": 1, "object_store_memory": STORE}
         # A lost node is noticed after five failed checks; a slow one still has ten seconds for each.
         quick = {"health_check_period_ms": 500}
-        head = {**about, "include_dashboard": False, "temp_dir": folder, "_system_config": quick}
+        head = {**about, "include_dashboard": False, "temp_dir": f"{folder}/ray", "_system_config": quick}
         cluster = Cluster(True, head_node_args=head)
         try:
             cluster.add_node(**about)

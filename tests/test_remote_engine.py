@@ -268,7 +268,7 @@ BREAKS = {
     "reset before the head": reset_peer(),
     "reset in the body": reset_peer(100),
     "short body": cut(),
-    "hang": timeout(20),
+    "hang": timeout(),
     "gzip bomb": gzip_bomb(64),
     "drip": slicer(1, 0.05),
     "no HTTP": lambda exchange: (exchange.write(b"SSH-2.0-OpenSSH\r\n\r\n"), exchange.reset()),
@@ -280,11 +280,9 @@ BREAKS = {
 def test_connections_that_break(engine_of, name):
     with Rig(default=BREAKS[name]) as host:
         engine = engine_of(host, limits={"timeout": 1.0, "max_retries": 1})
-        began = time.monotonic()
         with pytest.raises(errors.HostError) as caught:
             engine.encode(["a"], role="document")
         assert type(caught.value).__module__ == "bge_integrations.errors"
-        assert time.monotonic() - began < 10
         engine.limits = replace(engine.limits, timeout=30.0)
         host.forget().default = None
         assert right(host, engine)
@@ -405,36 +403,35 @@ def test_a_cold_start_within_the_deadline_is_waited_for(engine_of):
         assert engine.usage.usd > 0
 
 
+@pytest.mark.timeout(60)  # a call that waited would take longer
 @pytest.mark.parametrize("header", [False, True])
 def test_a_cold_start_beyond_the_deadline_is_reported_with_the_time_to_wait(engine_of, header):
     with Rig(default=status(503, Retry_After=90) if header else cold(90)) as host:
-        began = time.monotonic()
+        engine = engine_of(host, provider=find_provider("gigarouter"), limits={"timeout": 85.0})
         with pytest.raises(errors.HostUnavailableError, match="90 s") as caught:
-            engine_of(host, provider=find_provider("gigarouter")).encode(TEXTS, role="document")
+            engine.encode(TEXTS, role="document")
         assert caught.value.retry_after == 90
         assert caught.value.unfinished == tuple(range(40))
         assert len(host.sent) == 1
-        assert time.monotonic() - began < 15
 
 
 # Waiting
 
 
+@pytest.mark.timeout(60)  # a call that waited would take longer
 def test_a_call_that_finds_the_gate_closed_for_too_long_is_told_at_once(engine_of):
     with Rig() as host:
-        engine = engine_of(host, limits={"timeout": None, "patience": 60.0})
+        engine = engine_of(host, limits={"timeout": None, "patience": 200.0})
         assert right(host, engine)
-        host.script(status(429, "later", Retry_After=30))
+        host.script(status(429, "later", Retry_After=110))
         waiting = engine.submit(["waits"], role="document")
         while len(host.requests) < 2:
             time.sleep(0.005)
         time.sleep(0.1)
-        engine.limits = replace(engine.limits, timeout=5.0)
-        began = time.monotonic()
+        engine.limits = replace(engine.limits, timeout=45.0)
         with pytest.raises(errors.RateLimitError, match="later") as caught:
             engine.encode(["asks"], role="document")
-        assert 20 < caught.value.retry_after <= 30
-        assert time.monotonic() - began < 4
+        assert 45 < caught.value.retry_after <= 110
         assert len(host.requests) == 2
         waiting.cancel()
 
@@ -444,10 +441,9 @@ def test_one_fatal_answer_ends_the_call_while_others_wait_to_try_again(engine_of
         engine = engine_of(host, limits={"max_inputs": 1, "max_concurrency": 4, "backoff": 60.0, "timeout": None})
         assert right(host, engine, ["first"])
         host.script(status(500), status(500), status(500), latency(0.2, status(403)))
-        began = time.monotonic()
         with pytest.raises(errors.AuthenticationError):
             engine.encode(TEXTS, role="document")
-        assert time.monotonic() - began < 8
+        assert len(host.requests) <= 6  # chance may make one of the retries early; none is waited for
 
 
 def test_what_is_under_way_when_a_call_fails_is_kept(engine_of):
@@ -742,6 +738,7 @@ def test_where_it_may_send(url, error):
     assert "secret" not in str(caught and caught.value)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_is_in_flight(engine_of):
     texts = [f"text {i}" for i in range(20_000)]
     with Rig() as host:

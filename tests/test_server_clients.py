@@ -14,6 +14,8 @@ from bge_integrations.load import load_encoder
 from bge_integrations.server import Limits, background
 from serving import CARD, ServedEncoder, vector_of
 
+pytestmark = pytest.mark.slow
+
 SDK_SCRIPT = Path(__file__).with_name("sdk_client.py")
 TEXTS = ["first passage", "second passage", "third"]
 DOCUMENTS = np.stack([vector_of(text) for text in TEXTS])

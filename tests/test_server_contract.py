@@ -8,6 +8,8 @@ import pytest
 from bge_integrations.server import background, create_app
 from serving import ServedEncoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def encoder():

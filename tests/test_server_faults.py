@@ -17,6 +17,8 @@ import pytest
 from bge_integrations.server import Limits, background
 from serving import ServedEncoder, vector_of
 
+pytestmark = pytest.mark.slow
+
 QUICK = Limits(header_seconds=0.5, idle_seconds=1, body_seconds=0.5, send_seconds=0.5)
 SMALL = Limits(body_bytes=100_000, queued_bytes=150_000, body_seconds=3)
 JSON = {"content-type": "application/json"}

@@ -11,6 +11,8 @@ from bge_integrations.load import load_encoder
 from bge_integrations.server import background
 
 pytest.importorskip("tokenizers", reason="the local engine is not installed")
+
+pytestmark = pytest.mark.slow
 TEXTS = [f"Passage {i} about " + "compression of files " * (i % 7) for i in range(48)]
 
 

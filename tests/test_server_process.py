@@ -16,6 +16,8 @@ import pytest
 
 from serving import vector_of
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("serving.py")
 
 

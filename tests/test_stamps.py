@@ -15,6 +15,7 @@ from encoders import CARD, HashEncoder
 from postgres import find_postgres, postgres
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),

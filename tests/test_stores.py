@@ -13,6 +13,8 @@ from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.llama_index import BGEEmbedding
 from encoders import HashEncoder
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "A web server that serves static files over HTTP and HTTPS.",
     "Tools to convert images between PNG, JPEG and TIFF formats.",

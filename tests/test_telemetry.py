@@ -80,6 +80,7 @@ def test_a_real_host_is_named_and_its_tokens_are_counted(exporter, demo_url, tmp
     assert mine["gen_ai.usage.input_tokens"] == tokens
 
 
+@pytest.mark.slow
 def test_the_local_engine_counts_its_tokens(exporter):
     with load_encoder("demo") as encoder:
         encoder.encode(TEXTS, role="document")

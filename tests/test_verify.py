@@ -19,6 +19,8 @@ from bge_integrations.verify.causes import pooled_otherwise
 from encoders import HashEncoder
 from misbehaving import CUT, OPENAI, SPACE, WORDINGS, Host, Remembering, engines_of
 
+pytestmark = pytest.mark.slow
+
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
 SAME, LOWER, OTHER = "same space", "same model at lower precision", "same model in another space"
 
@@ -249,8 +251,8 @@ def test_any_encoder_can_be_the_reference_then_poolings_are_not_tried(place, enc
         def __init__(self, inner):
             self.card, self.hidden, self.usage = inner.card, inner, Usage()
 
-        def start(self, texts, role, on_batch):
-            return self.hidden.start(texts, role, on_batch)
+        def batches(self, texts, role, stream):
+            self.hidden.batches(texts, role, stream)
 
     place.fault = "instruction doubled"
     report = verify(encoder, Other(place.reference), others=[], behaviour=False)
