@@ -6,13 +6,13 @@ import hashlib
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
 from bge_integrations.catalog import find_model
-from bge_integrations.core.encoder import Encoder, Usage
+from bge_integrations.core.encoder import Batch, Encoder, Usage
 from bge_integrations.server import serve
 
 CARD = replace(find_model("bge-small-en-v1.5"), dimensions=32, max_tokens=16)
@@ -36,10 +36,11 @@ class ServedEncoder(Encoder):
         self.seen: list[str] = []
         self._worker = ThreadPoolExecutor(1)
 
-    def start(self, texts, role, on_batch):
-        return self._worker.submit(self._work, texts, role, on_batch)
+    def batches(self, texts, role, stream):
+        work = self._worker.submit(self._work, texts, role, stream)
+        stream.on_cancel(work.cancel)
 
-    def _work(self, texts, role, on_batch):
+    def _work(self, texts, role, stream):
         if self.gate is not None:
             self.gate.wait(30)
         time.sleep(self.delay)
@@ -47,9 +48,8 @@ class ServedEncoder(Encoder):
         vectors = np.stack([vector_of(text, role, self.card) for text in texts])
         if self.spoil is not None:
             vectors = self.spoil(vectors)
-        if on_batch is not None:
-            on_batch(range(len(texts)), vectors)
-        return vectors
+        stream.put(Batch(range(len(texts)), vectors))
+        stream.finish()
 
     def count_tokens(self, texts):
         return [len(text.split()) + 2 for text in texts]
@@ -71,10 +71,8 @@ class Failing(ServedEncoder):
         super().__init__()
         self.error = error
 
-    def start(self, texts, role, on_batch):
-        future: Future = Future()
-        future.set_exception(self.error)
-        return future
+    def batches(self, texts, role, stream):
+        stream.fail(self.error)
 
 
 if __name__ == "__main__":

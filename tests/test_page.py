@@ -10,7 +10,7 @@ import pytest
 from bge_integrations.errors import MissingExtraError
 from bge_integrations.load import load_encoder
 from bge_integrations.server import Limits, background
-from bge_integrations.server.pages import content_policy
+from bge_integrations.server.responses import content_policy
 from serving import ServedEncoder
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
