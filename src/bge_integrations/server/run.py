@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import socket
 import tempfile
@@ -98,12 +99,15 @@ def _run_workers(make: Callable[[], Encoder], options: dict[str, Any], sock: soc
 
 
 def _check_travels(encoder: Encoder, make: Callable[[], Encoder]) -> None:
-    """Refuse an encoder whose key would be lost on its way into the workers: pickles hold no keys."""
-    if encoder.key and pickle.loads(pickle.dumps(make))().key != encoder.key:
+    """Refuse what would reach the workers without its key, which a pickled encoder does not hold."""
+    advice = "pass serve() a function that makes the encoder, such as partial(load_encoder, model, api_key=...)"
+    try:
+        travelled = pickle.loads(pickle.dumps(make))()
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(f"several workers need an encoder that can be pickled: {advice}") from error
+    if travelled.key != encoder.key:
         raise ConfigError(
-            "the key that was passed as api_key= does not travel to worker processes: set its variable in the "
-            "environment, or pass serve() a function that makes the encoder, such as "
-            "functools.partial(load_encoder, model, api_key=...)"
+            f"the host's key does not travel to workers: set its variable in the environment, or {advice}"
         )
 
 
@@ -118,7 +122,8 @@ class Worker:
     def __call__(self) -> Any:
         """Build it."""
         _show_log()
-        threading.Thread(target=_end_with_parent, name="bge-parent", daemon=True).start()
+        folder = self.options["metrics_folder"]
+        threading.Thread(target=_end_with_parent, args=(folder,), name="bge-parent", daemon=True).start()
         return build_app(self.make(), on_fatal=self._end, **self.options)
 
     def _end(self, error: BGEError) -> None:
@@ -129,11 +134,12 @@ class Worker:
         return "Worker(...)"  # the options hold keys
 
 
-def _end_with_parent() -> None:
-    """Shut down once the parent is gone, killed perhaps: it could no longer stop this process or free the port."""
+def _end_with_parent(folder: str) -> None:
+    """Shut down once the parent is gone: killed, it can neither stop its workers, which hold the port, nor clean up."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        shutil.rmtree(folder, ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
