@@ -337,10 +337,12 @@ def test_ready_once_the_model_has_answered():
     with ServedEncoder(gate) as encoder, background(encoder) as url, httpx.Client(base_url=url) as client:
         assert client.get("/ready").status_code == 503
         assert client.get("/health").status_code == 200
+        assert client.get("/info").json()["trouble"] == "the model is loading"
         gate.set()
         while client.get("/ready").status_code != 200:
             pass
         assert client.get("/health").json()["model_loaded"] is True
+        assert client.get("/info").json()["trouble"] is None
 
 
 def test_metrics_count_requests_texts_tokens_and_batches(encoder):

@@ -63,7 +63,7 @@ class Service:
         self.limits = limits
         self.metrics = metrics
         self.ready = False
-        self.trouble = "the model has not answered yet"
+        self.trouble = "the model is loading"
         self.counts_tokens: bool | None = None  # known after the first count
         self._names = known_names(encoder.card, names)
         self._on_fatal = on_fatal or self._explain
@@ -190,6 +190,7 @@ class Service:
     async def info(self) -> dict[str, Any]:
         """Return what is served, and the limits, as plain data."""
         card, chosen = self.encoder.card, self.encoder.query_instruction
+        self.start_warming()
         if self.encoder.remote:  # at once; a local model's tokenizer may first have to be downloaded
             await self.find_counter()
         return {
@@ -201,6 +202,7 @@ class Service:
             "query_instruction": card.query_instruction if chosen is None else chosen,
             "space": self.encoder.space,
             "counts_tokens": self.counts_tokens is not False,
+            "trouble": None if self.ready else self.trouble,
             "limits": asdict(self.limits),
         }
 
