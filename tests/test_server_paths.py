@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from bge_integrations.errors import ConfigError
 from bge_integrations.server import Limits, background, create_app
 from serving import CARD, ServedEncoder
 
@@ -152,6 +153,17 @@ def test_a_route_that_a_program_adds_is_locked_and_limited(encoder):
         assert httpx.post(f"{url}/own", json={"a": "b" * 30_000}, headers=KEY).status_code == 413
 
 
+@pytest.mark.parametrize("option", ["api_keys", "model_names", "cors_origins"])
+def test_one_string_is_not_taken_for_a_list_of_characters(encoder, option):
+    with pytest.raises(ConfigError, match=f"{option} must be a list"):
+        create_app(encoder, **{option: "k-one"})
+
+
+def test_a_key_with_the_line_feed_of_its_file_is_the_key(encoder):
+    with background(encoder, api_keys=["k\n"]) as url:
+        assert httpx.get(f"{url}/v1/models", headers=KEY).status_code == 200
+
+
 # --- HEAD and the list of models
 
 
@@ -192,6 +204,14 @@ def test_a_keyless_server_on_loopback_refuses_a_rebound_name(url, host, path):
 )
 def test_a_keyless_server_on_loopback_answers_to_local_names(url, host):
     assert httpx.get(f"{url}/health", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://embed.example", "*"])
+def test_the_host_of_a_trusted_origin_is_let_in(encoder, origin):
+    with background(encoder, cors_origins=[origin]) as url:
+        assert httpx.get(f"{url}/health", headers={"host": "embed.example"}).status_code == 200
+        other = httpx.get(f"{url}/health", headers={"host": "other.example"})
+        assert other.status_code == (200 if origin == "*" else 421)
 
 
 def test_a_server_with_keys_answers_to_any_name(locked):
@@ -255,6 +275,13 @@ def test_a_mounted_app_becomes_ready(prefixed):
     url, _ = prefixed
     while httpx.get(f"{url}/ready").status_code != 200:
         time.sleep(0.02)
+
+
+def test_an_app_can_be_started_twice(encoder):
+    app = create_app(encoder)
+    for _ in range(2):
+        with running(app) as url:
+            assert httpx.post(f"{url}/tokens", json={"texts": "word " * 5000}).status_code == 200
 
 
 # --- connections

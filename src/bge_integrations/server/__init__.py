@@ -39,7 +39,7 @@ def create_app(
 
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
-        ConfigError: a key is empty.
+        ConfigError: a key is empty, or a string stands where a list belongs.
     """
     _check_extra()
     from .app import build_app

@@ -54,13 +54,16 @@ def build_app(
         api_keys: without any, everybody is let in.
         model_names: further names of the model.
         cors_origins: origins of web pages that may call.
-        local_hosts_only: refuse requests that name another host than this machine or network.
+        local_hosts_only: refuse requests under public host names, other than those of ``cors_origins``.
         metrics_folder: where the workers of one server keep their counters.
         on_fatal: called with the error where the model cannot be loaded and waiting will not help.
 
     Raises:
-        ConfigError: a key is empty.
+        ConfigError: a key is empty, or a string stands where a list belongs.
     """
+    for name, values in {"api_keys": api_keys, "model_names": model_names, "cors_origins": cors_origins}.items():
+        if isinstance(values, str):  # each of its characters would be a key, a name, an origin
+            raise ConfigError(f"{name} must be a list of strings, not one string")
     if not all(key.strip() for key in api_keys):
         raise ConfigError("an empty key would let everybody in: leave it out, or give a real one")
     metrics = Metrics(metrics_folder)
@@ -86,8 +89,8 @@ def build_app(
     app.add_middleware(BodyLimits, limits=limits, metrics=metrics, json_paths=JSON_PATHS)
     if api_keys:
         app.add_middleware(Authentication, keys=list(api_keys))
-    if local_hosts_only:
-        app.add_middleware(LocalHosts)
+    if local_hosts_only and "*" not in cors_origins:
+        app.add_middleware(LocalHosts, origins=cors_origins)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -106,7 +109,7 @@ def _lifespan(service: Service) -> Any:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start_warming()
         yield
-        await service.close()
+        await service.stop_warming()
 
     return lifespan
 

@@ -114,28 +114,29 @@ class LocalHosts:
     """Lets in requests whose Host is a name that nobody can register in the public DNS, or an address.
 
     A server on loopback without keys trusts whoever reaches it. By DNS rebinding, any web page could: its own name
-    comes to mean 127.0.0.1, and the browser takes the server for the page's origin.
+    comes to mean 127.0.0.1, and the browser takes the server for the page's origin. Hosts of
+    trusted origins get in too.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, origins: Collection[str]) -> None:
         self.app = app
+        self.trusted = {urlsplit(origin).hostname for origin in origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
-        if scope["type"] != "http" or all(map(_is_local, hosts)):
+        if scope["type"] != "http" or all(map(self.allows, hosts)):
             return await self.app(scope, receive, send)
-        advice = "this server answers to local names only: start it with a key to use it under another name"
+        advice = "without keys, this server answers to local names only: give it a key, or allow the name's origin"
         return await respond(scope, send, APIError(421, advice), close=True)
 
-
-def _is_local(host: str) -> bool:
-    try:
-        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        return (
-            "." not in name or name.endswith((".localhost", ".local", ".internal")) or bool(ipaddress.ip_address(name))
-        )
-    except ValueError:
-        return False
+    def allows(self, host: str) -> bool:
+        """Return whether a Host header, with or without a port, is one of this machine or network."""
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+            local = "." not in name or name.endswith((".localhost", ".local", ".internal")) or name in self.trusted
+            return local or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
 
 
 class Authentication:
@@ -143,7 +144,7 @@ class Authentication:
 
     def __init__(self, app: App, keys: Sequence[str]) -> None:
         self.app = app
-        self.keys = [key.encode() for key in keys]
+        self.keys = [key.strip().encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] != "http" or route_path(scope) in OPEN_PATHS or self.allows(scope["headers"]):

@@ -193,8 +193,8 @@ def _show_log() -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"port must be 0 to 65535, not {port}")
+    if not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ConfigError(f"port must be a number from 0 to 65535, not {port!r}")
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -211,12 +211,12 @@ class Service:
         if self._warming is None:
             self._warming = asyncio.create_task(self._warm_up())
 
-    async def close(self) -> None:
-        """Stop what runs beside the requests."""
-        self._counting.shutdown(wait=False, cancel_futures=True)
+    async def stop_warming(self) -> None:
+        """Stop loading the model; the app may be started again."""
         if self._warming is not None:
             self._warming.cancel()
             await asyncio.wait({self._warming})
+            self._warming = None
 
     async def _warm_up(self) -> None:
         """Ask the model for one vector until it answers, with pauses of 1 to 60 seconds."""
