@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bge_integrations.errors import ConfigError
 from bge_integrations.server import Limits, background, create_app
@@ -116,6 +118,30 @@ def test_a_redirect_never_goes_where_the_host_header_says(url):
     for target in ("/embed/", "/docs/", "//evil.example/embed", "/v1/models/"):
         answer = exchange(url, f"GET {target} HTTP/1.1\r\nhost: evil\r\nconnection: close\r\n\r\n".encode())
         assert b"location" not in answer.lower().partition(b"\r\n\r\n")[0]
+
+
+ROUTES = {"/", "/embed", "/tokens", "/v1/embeddings", "/v1/models", "/health", "/ready", "/info", "/metrics", "/docs"}
+ROUTES |= {"/openapi.json"}
+pieces = st.sampled_from(
+    ["/", "embed", "v1", "models", "%0a", "%2F", "%00", "..", "//", ";", "%25", "%ff", "tokens", "?"]
+)
+targets = st.lists(pieces | st.text("abc%0123456789/.", max_size=4), max_size=6).map("".join)
+bodies = st.sampled_from([b"", b"{", b'{"texts": "a"}', b'{"model": "bge-small", "input": ["a"]}', b"\xff", b"[" * 99])
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "EMBED"]), targets, bodies, st.booleans())
+def test_any_request_line_gets_an_answer_that_fits_it(url, method, target, body, is_json):
+    head = f"{method} /{target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {len(body)}\r\n"
+    head += "content-type: application/json\r\n" if is_json else ""
+    answer = exchange(url, head.encode() + b"\r\n" + body)
+    assert status(answer) in (200, 400, 404, 405, 408, 413, 415, 422)
+    path = unquote(f"/{target}".partition("?")[0]).rstrip("/") or "/"
+    if status(answer) == 200:
+        assert path in ROUTES or path.startswith("/v1/models/")
+    if status(answer) >= 400 and method != "HEAD" and not answer.endswith(b"Invalid HTTP request received."):
+        shape = "error" if path.startswith("/v1") else "detail"
+        assert json.loads(answer.partition(b"\r\n\r\n")[2]).keys() == {shape}
 
 
 # --- keys and unknown paths

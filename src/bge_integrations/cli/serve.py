@@ -33,7 +33,7 @@ def run(parsed: argparse.Namespace) -> int:
     options = encoder_options(parsed)
     if parsed.api_key is not None:
         advice = "set the host's variable, or use --provider-key-env or --provider-key-file"
-        print(f"bge: whoever lists processes on this machine can read --api-key: {advice}", file=sys.stderr)
+        print(f"bge: --api-key is visible in the list of processes: {advice}", file=sys.stderr)
     if provider_keys := _keys(parsed.provider_key_env, parsed.provider_key_file):
         options["api_key"] = provider_keys[0]
     server.serve(

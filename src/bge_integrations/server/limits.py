@@ -65,7 +65,7 @@ class APIError(Exception):
 
     Attributes:
         status: HTTP status; under ``/v1``, ``openai_status``.
-        message: what the client is told.
+        message: for the client.
         param: the field concerned.
         headers: headers of the response.
     """
@@ -91,7 +91,7 @@ class APIError(Exception):
 def too_much(count: int, unit: str, limit: int) -> APIError:
     """Return the error for a request that holds too much.
 
-    Under ``/v1`` it is a 413, by which a client tells "send less" from a plain mistake.
+    Under ``/v1`` it is a 413, so that clients can tell "send less" from other mistakes.
     """
     return APIError(422, f"{count} {unit} in one request are too many: at most {limit}", openai_status=413)
 

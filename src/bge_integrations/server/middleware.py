@@ -8,7 +8,7 @@ import hmac
 import ipaddress
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ def route_path(scope: Scope) -> str:
 
 
 class OnePath:
-    """Settles what all others and the routes see as path and method, so that they cannot read them differently.
+    """Normalises path and method once, so that middleware and routes cannot read them differently.
 
     HEAD is handled as GET, a slash at the end of a path is dropped, and control characters are replaced: ``$`` in the
     router's patterns matches before a line feed, so that ``/embed%0a`` would be a route that no middleware knows.
@@ -111,11 +111,10 @@ class AccessLog:
 
 
 class LocalHosts:
-    """Lets in requests whose Host is a name that nobody can register in the public DNS, or an address.
+    """Against DNS rebinding: accepts addresses, names outside the public DNS and hosts of trusted origins as Host.
 
-    A server on loopback without keys trusts whoever reaches it. By DNS rebinding, any web page could: its own name
-    comes to mean 127.0.0.1, and the browser takes the server for the page's origin. Hosts of
-    trusted origins get in too.
+    A server on loopback without keys trusts every process of its machine. A web page could make its own name resolve
+    to 127.0.0.1; the browser would then take this server for the page's origin.
     """
 
     def __init__(self, app: App, origins: Collection[str]) -> None:
@@ -140,7 +139,7 @@ class LocalHosts:
 
 
 class Authentication:
-    """Lets in who has a key. Paths that do not exist are a 404 with or without one."""
+    """Requires an API key outside ``OPEN_PATHS``. Unknown paths are a 404 with or without one."""
 
     def __init__(self, app: App, keys: Sequence[str]) -> None:
         self.app = app
@@ -162,9 +161,9 @@ class Authentication:
 
 
 class BodyLimits:
-    """Passes a request on once its body has arrived: whole, in time, not too large, and not too many at once.
+    """Passes a request on once its body has arrived: complete, in time, not too large, and not too many at once.
 
-    Holds for every path, so that no route reads a body without bounds. Those of ``json_paths`` must be JSON.
+    Applies to every path, so that no route reads a body without bounds. Bodies of ``json_paths`` must be JSON.
     """
 
     def __init__(self, app: App, limits: Limits, metrics: Metrics, json_paths: Collection[str]) -> None:
@@ -179,20 +178,14 @@ class BodyLimits:
         if scope["type"] != "http" or scope["method"] in ("GET", "OPTIONS"):
             return await self.app(scope, receive, send)
         incoming = Incoming(receive)
-        with self._counted(incoming):
+        self._active += 1
+        try:
             error = await self._read(scope, incoming)
             if error is not None:
                 await incoming.drop(min(5.0, self.limits.body_seconds))
                 await respond(scope, send, error, close=True)
             elif not incoming.gone:
                 await self._answer(scope, incoming, send)
-        return None
-
-    @contextlib.contextmanager
-    def _counted(self, incoming: Incoming) -> Iterator[None]:
-        self._active += 1
-        try:
-            yield
         finally:
             self._active -= 1
             self._hold(-len(incoming.body))

@@ -48,7 +48,7 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 def api_error(error: BGEError) -> APIError:
-    """Return what a client is told of an encoder's error; what is not the client's doing keeps its details."""
+    """Return the response to an encoder's error; details are left out where the client did not cause it."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if isinstance(error, HostError):
         headers = {"retry-after": str(max(1, round(error.retry_after)))} if error.retry_after else {}

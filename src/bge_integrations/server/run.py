@@ -54,7 +54,7 @@ def run_server(
     with contextlib.closing(_bind(host, port)) as sock:
         url = url_of(host, sock.getsockname()[1])
         if not _is_loopback(host) and not api_keys:
-            log.warning("listening on %s without a key: whoever reaches this port can use it", host)
+            log.warning("listening on %s without a key: anyone who reaches this port can use it", host)
         log.info("serving %s at %s (page), %s/embed and %s/v1/embeddings; docs at %s/docs", encoder.card.id, *[url] * 4)
         try:
             if workers > 1:

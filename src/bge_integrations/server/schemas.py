@@ -90,7 +90,7 @@ class EmbeddingsRequest(Strict):
     model: str = Field(description="The model that is served, by any of its names; GET /v1/models lists it.")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(
-        default=None, description="The model's own, if given; BGE's vectors cannot be shortened."
+        default=None, description="The model's own number, if any; BGE's vectors cannot be shortened."
     )
     user: str | None = Field(default=None, description="Accepted and ignored.")
     input_type: Literal["query", "document"] | None = Field(
@@ -116,7 +116,7 @@ class TokenUsage(BaseModel):
 
 
 class EmbeddingsResponse(BaseModel):
-    """OpenAI's answer."""
+    """OpenAI's response."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -154,7 +154,7 @@ class Detail(BaseModel):
 
 
 class OpenAIErrorBody(BaseModel):
-    """What went wrong, in OpenAI's words."""
+    """OpenAI's error object."""
 
     message: str
     type: str
@@ -163,7 +163,7 @@ class OpenAIErrorBody(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """OpenAI's error."""
+    """OpenAI's error response."""
 
     error: OpenAIErrorBody
 

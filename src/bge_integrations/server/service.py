@@ -93,9 +93,9 @@ class Service:
             counts = await self._count(texts, role) or []
             if sum(counts) > self.limits.tokens:
                 raise too_much(sum(counts), "tokens", self.limits.tokens)
-            vectors, cut = await self._encode(texts, role)
+            vectors, reported = await self._encode(texts, role)
         limit = self.encoder.card.max_tokens
-        truncated = sorted({*cut, *(i for i, n in enumerate(counts) if n > limit)})
+        truncated = sorted({*reported, *(i for i, n in enumerate(counts) if n > limit)})
         done = Embedded(vectors, sum(min(n, limit) for n in counts), truncated)
         self._record(done, role)
         return done
