@@ -17,12 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
     parser.add_argument("--port", type=int, default=7860, help="0 for any free one (default: 7860)")
     keys = parser.add_mutually_exclusive_group()
-    keys.add_argument("--api-key-env", metavar="VARIABLE", help="variable that holds this server's keys, with commas")
-    keys.add_argument("--api-key-file", metavar="FILE", help="file that holds this server's keys, one a line")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with a model of its own")
-    parser.add_argument("--cors-origin", action="append", default=[], help="a web page's origin that may call it")
-    parser.add_argument("--provider-key-env", metavar="VARIABLE", help="variable that holds the host's key")
-    parser.add_argument("--provider-key-file", metavar="FILE", help="file that holds the host's key")
+    keys.add_argument("--api-key-env", metavar="VARIABLE", help="variable with this server's keys, separated by commas")
+    keys.add_argument("--api-key-file", metavar="FILE", help="file with this server's keys, one per line")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with its own copy of the model (default: 1)")
+    parser.add_argument("--cors-origin", action="append", default=[], help="origin of a web page that may call this server; repeatable")
+    parser.add_argument("--provider-key-env", metavar="VARIABLE", help="variable with the remote host's key, instead of --api-key")
+    parser.add_argument("--provider-key-file", metavar="FILE", help="file with the remote host's key")
     add_encoder_arguments(parser)
 
 

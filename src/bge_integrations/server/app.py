@@ -32,6 +32,11 @@ from .responses import (
 from .service import Embedded, Service
 
 JSON_PATHS = ("/embed", "/v1/embeddings", "/tokens")
+_CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST"],
+    "allow_headers": ["authorization", "content-type"],
+    "expose_headers": [TRUNCATED_HEADER, "retry-after"],
+}
 PATHS = (*JSON_PATHS, "/", "/health", "/ready", "/info", "/metrics", "/v1/models", "/docs", "/openapi.json")
 
 
@@ -61,11 +66,7 @@ def build_app(
     Raises:
         ConfigError: a key is empty, or a string stands where a list belongs.
     """
-    for name, values in {"api_keys": api_keys, "model_names": model_names, "cors_origins": cors_origins}.items():
-        if isinstance(values, str):  # each of its characters would be a key, a name, an origin
-            raise ConfigError(f"{name} must be a list of strings, not one string")
-    if not all(key.strip() for key in api_keys):
-        raise ConfigError("an empty key would let everybody in: leave it out, or give a real one")
+    _check_lists(api_keys=api_keys, model_names=model_names, cors_origins=cors_origins)
     metrics = Metrics(metrics_folder)
     service = Service(encoder, limits, metrics, model_names, on_fatal)
     app = FastAPI(
@@ -92,16 +93,18 @@ def build_app(
     if local_hosts_only and "*" not in cors_origins:
         app.add_middleware(LocalHosts, origins=cors_origins)
     if cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
-            expose_headers=[TRUNCATED_HEADER, "retry-after"],
-        )
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), **_CORS)
     app.add_middleware(AccessLog, metrics=metrics, routes=PATHS)
     app.add_middleware(OnePath)
     return app
+
+
+def _check_lists(api_keys: Sequence[str], **others: Sequence[str]) -> None:
+    for name, values in {"api_keys": api_keys, **others}.items():
+        if isinstance(values, str):  # each of its characters would be a key, a name, an origin
+            raise ConfigError(f"{name} must be a list of strings, not one string")
+    if not all(key.strip() for key in api_keys):
+        raise ConfigError("an empty key would let everybody in: leave it out, or give a real one")
 
 
 def _lifespan(service: Service) -> Any:
