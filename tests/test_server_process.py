@@ -231,6 +231,13 @@ def test_an_encoder_whose_key_would_be_lost_on_the_way_to_workers_is_refused(hos
         serve(encoder, port=0, workers=2)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("keys", ["k-one", [""], ["k", " "]])
+def test_wrong_keys_stop_the_server_at_once(workers, keys):
+    with pytest.raises(ConfigError, match=r"list of strings|empty key"):
+        serve(ServedEncoder(), port=0, workers=workers, api_keys=keys)
+
+
 def test_a_function_that_cannot_travel_is_refused(host):
     with pytest.raises(ConfigError, match="pickled"):
         serve(lambda: ServedEncoder(), port=0, workers=2)

@@ -19,9 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument("--api-key-env", metavar="VARIABLE", help="variable with this server's keys, separated by commas")
     keys.add_argument("--api-key-file", metavar="FILE", help="file with this server's keys, one per line")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with its own copy of the model (default: 1)")
-    parser.add_argument("--cors-origin", action="append", default=[], help="origin of a web page that may call this server; repeatable")
-    parser.add_argument("--provider-key-env", metavar="VARIABLE", help="variable with the remote host's key, instead of --api-key")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes, each with its own copy of the model (default: 1)"
+    )
+    parser.add_argument(
+        "--cors-origin", action="append", default=[], help="origin of a web page that may call this server; repeatable"
+    )
+    parser.add_argument(
+        "--provider-key-env", metavar="VARIABLE", help="variable with the remote host's key, instead of --api-key"
+    )
     parser.add_argument("--provider-key-file", metavar="FILE", help="file with the remote host's key")
     add_encoder_arguments(parser)
 

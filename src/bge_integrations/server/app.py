@@ -66,7 +66,7 @@ def build_app(
     Raises:
         ConfigError: a key is empty, or a string stands where a list belongs.
     """
-    _check_lists(api_keys=api_keys, model_names=model_names, cors_origins=cors_origins)
+    check_lists(api_keys=api_keys, model_names=model_names, cors_origins=cors_origins)
     metrics = Metrics(metrics_folder)
     service = Service(encoder, limits, metrics, model_names, on_fatal)
     app = FastAPI(
@@ -99,7 +99,12 @@ def build_app(
     return app
 
 
-def _check_lists(api_keys: Sequence[str], **others: Sequence[str]) -> None:
+def check_lists(*, api_keys: Sequence[str], **others: Sequence[str]) -> None:
+    """Refuse keys that would open the server to everybody.
+
+    Raises:
+        ConfigError: a key is empty, or a string stands where a list belongs.
+    """
     for name, values in {"api_keys": api_keys, **others}.items():
         if isinstance(values, str):  # each of its characters would be a key, a name, an origin
             raise ConfigError(f"{name} must be a list of strings, not one string")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -27,7 +27,7 @@ from uvicorn.supervisors import Multiprocess
 from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError
 from ..load import variable_set
-from .app import build_app
+from .app import build_app, check_lists
 from .limits import Limits
 from .protocol import config_of
 
@@ -41,16 +41,19 @@ def run_server(
     port: int,
     workers: int,
     limits: Limits,
-    api_keys: Sequence[str],
-    **options: Any,
+    **lists: Sequence[str],
 ) -> None:
     """Serve until SIGTERM or SIGINT; see ``serve``."""
+    check_lists(**lists)
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
     _show_log()
     make = partial(_itself, encoder) if isinstance(encoder, Encoder) else encoder
     encoder = make()
-    options |= {"limits": limits, "api_keys": list(api_keys), "local_hosts_only": _trusts_all(host, api_keys)}
+    if workers > 1:
+        _check_travels(encoder, make)
+    api_keys = lists["api_keys"]
+    options = {**lists, "limits": limits, "local_hosts_only": _trusts_all(host, api_keys)}
     with contextlib.closing(_bind(host, port)) as sock:
         url = url_of(host, sock.getsockname()[1])
         if not _is_loopback(host) and not api_keys:
@@ -58,7 +61,6 @@ def run_server(
         log.info("serving %s at %s (page), %s/embed and %s/v1/embeddings; docs at %s/docs", encoder.card.id, *[url] * 4)
         try:
             if workers > 1:
-                _check_travels(encoder, make)
                 _run_workers(make, options, sock, workers)
             else:
                 _run_one(encoder, options, sock)
@@ -124,9 +126,13 @@ class Worker:
         _show_log()
         folder = self.options["metrics_folder"]
         threading.Thread(target=_end_with_parent, args=(folder,), name="bge-parent", daemon=True).start()
-        return build_app(self.make(), on_fatal=self._end, **self.options)
+        try:
+            return build_app(self.make(), on_fatal=self._end, **self.options)
+        except BGEError as error:
+            self._end(error)
 
-    def _end(self, error: BGEError) -> None:
+    def _end(self, error: BGEError) -> NoReturn:
+        """Have the parent stop the server: another worker would have the same error."""
         self.failures.send(error)
         os._exit(2)
 
