@@ -18,8 +18,8 @@ from bge_integrations.errors import (
     RateLimitError,
 )
 from bge_integrations.server import Limits, background, create_app
-from bge_integrations.server.service import retry_after
-from bge_integrations.server.tokens import read_characters
+from bge_integrations.server.limits import retry_after
+from bge_integrations.server.service import read_characters
 from serving import CARD, Failing, ServedEncoder, vector_of
 
 SMALL = Limits(items=8, characters=400, tokens=60, queued_texts=4)
@@ -285,7 +285,8 @@ def test_the_cut_is_exact_for_any_length(length, limit):
 
 def test_without_a_tokenizer_nothing_is_made_up():
     class Uncounted(ServedEncoder):
-        count_tokens = None
+        def count_tokens(self, texts):
+            raise ConfigError("no tokenizer on this machine")
 
     with Uncounted() as encoder, background(encoder) as url, httpx.Client(base_url=url) as client:
         assert embeddings(client, LONG).json()["usage"] == {"prompt_tokens": 0, "total_tokens": 0}
@@ -336,10 +337,12 @@ def test_ready_once_the_model_has_answered():
     with ServedEncoder(gate) as encoder, background(encoder) as url, httpx.Client(base_url=url) as client:
         assert client.get("/ready").status_code == 503
         assert client.get("/health").status_code == 200
+        assert client.get("/info").json()["trouble"] == "the model is loading"
         gate.set()
         while client.get("/ready").status_code != 200:
             pass
         assert client.get("/health").json()["model_loaded"] is True
+        assert client.get("/info").json()["trouble"] is None
 
 
 def test_metrics_count_requests_texts_tokens_and_batches(encoder):
@@ -415,7 +418,7 @@ def test_each_key_opens(locked, key):
 
 def test_what_tells_nothing_stays_open(locked):
     assert [locked.get(path).status_code for path in ("/health", "/info", "/openapi.json")] == [200] * 3
-    assert [locked.get(path).status_code for path in ("/metrics", "/v1/models", "/made/up")] == [401] * 3
+    assert [locked.get(path).status_code for path in ("/metrics", "/v1/models", "/v1/models/x")] == [401] * 3
     assert locked.get("/info").json()["needs_key"] is True
 
 

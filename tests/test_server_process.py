@@ -1,4 +1,7 @@
-"""The server as a process: its first line, SIGTERM, several workers."""
+"""The server as a process: its first line, SIGTERM, several workers, keys, errors that end it.
+
+Those with workers run under this Python, and under any that ``SERVER_PYTHONS`` names: with the oldest uvicorn, say.
+"""
 
 import os
 import re
@@ -14,16 +17,27 @@ import httpx
 import numpy as np
 import pytest
 
-from serving import vector_of
+import bge_integrations
+from bge_integrations import load_encoder
+from bge_integrations.errors import ConfigError
+from bge_integrations.server import background, serve
+from serving import CARD, ServedEncoder, vector_of
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("serving.py")
 
 
-def served(host="127.0.0.1", workers=1, delay=0.0):
+SOURCE = Path(bge_integrations.__file__).parent.parent
+PYTHONS = [sys.executable, *filter(None, os.environ.get("SERVER_PYTHONS", "").split(os.pathsep))]
+every_python = pytest.mark.parametrize("python", PYTHONS, ids=lambda python: Path(python).parent.parent.name)
+RUN = "import sys; from bge_integrations.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def served(host="127.0.0.1", workers=1, delay=0.0, python=sys.executable):
     """Run the server with the tests' own encoder."""
-    return started([sys.executable, str(SCRIPT), host, str(workers), str(delay)])
+    command = [python, str(SCRIPT), host, str(workers), str(delay)]
+    return started(command, PYTHONPATH=os.pathsep.join([str(SOURCE), str(SCRIPT.parent)]))
 
 
 @contextmanager
@@ -76,9 +90,10 @@ def test_bound_wider_without_a_key_it_warns():
         assert url.startswith("http://127.0.0.1:")
 
 
+@every_python
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(workers):
-    with served(workers=workers, delay=1.0) as (process, url, _):
+def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(workers, python):
+    with served(workers=workers, delay=1.0, python=python) as (process, url, _):
         answers = []
         ask = threading.Thread(
             target=lambda: answers.append(httpx.post(f"{url}/embed", json={"texts": ["last"]}, timeout=60))
@@ -94,8 +109,9 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(workers):
             httpx.get(f"{url}/health")
 
 
-def test_each_worker_serves_the_same_vectors():
-    with served(workers=2) as (_, url, _first):
+@every_python
+def test_each_worker_serves_the_same_vectors(python):
+    with served(workers=2, python=python) as (_, url, _first):
         for i in range(20):
             rows = httpx.post(f"{url}/embed", json={"texts": [f"text {i}"]}, timeout=60).json()["embeddings"]
             np.testing.assert_array_equal(np.float32(rows), [vector_of(f"text {i}")])
@@ -104,10 +120,166 @@ def test_each_worker_serves_the_same_vectors():
 def test_bge_serve_wants_the_key_that_the_environment_holds():
     pytest.importorskip("tokenizers", reason="the local engine is not installed")
     arguments = ["serve", "--model", "demo", "--port", "0", "--api-key-env", "SERVER_KEYS"]
-    run = "import sys; from bge_integrations.cli import main; sys.exit(main(sys.argv[1:]))"
-    with started([sys.executable, "-c", run, *arguments], SERVER_KEYS="k-one,k-two") as (_, url, _first):
+    with started([sys.executable, "-c", RUN, *arguments], SERVER_KEYS="k-one,k-two") as (_, url, _first):
         body = {"model": "demo", "input": "a"}
         assert httpx.post(f"{url}/v1/embeddings", json=body).status_code == 401
         headers = {"authorization": "Bearer k-two"}
         answer = httpx.post(f"{url}/v1/embeddings", json=body, headers=headers, timeout=60)
         assert len(answer.json()["data"][0]["embedding"]) == 256
+
+
+@every_python
+def test_metrics_are_those_of_all_workers_whichever_answers(python):
+    with served(workers=3, python=python) as (process, url, _first):
+        # A connection stays with one worker; without keep-alive, they share the requests.
+        for i in range(30):
+            httpx.post(f"{url}/embed", json={"texts": [f"text {i}"] * 2}, headers={"connection": "close"}, timeout=60)
+        workers = children(process.pid)
+        for _ in range(10):
+            text = httpx.get(f"{url}/metrics").text
+            assert 'bge_requests_total{route="/embed",status="200"} 30.0' in text
+            assert 'bge_texts_total{role="document"} 60.0' in text
+            assert re.search(r"^bge_queue_texts 0\.0$", text, re.M)
+        os.kill(workers[0], signal.SIGKILL)
+        while workers[0] in children(process.pid) or len(children(process.pid)) < len(workers):
+            time.sleep(0.1)
+        wait_for(f"{url}/ready")
+        assert 'bge_requests_total{route="/embed",status="200"} 30.0' in httpx.get(f"{url}/metrics").text
+
+
+def children(pid):
+    """The worker processes of a server."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+linux_only = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+
+
+@linux_only
+@every_python
+def test_workers_end_with_their_parent_however_it_ends(python, tmp_path):
+    with served(workers=2, python=python) as (process, url, _first):
+        workers = children(process.pid)
+        assert len(workers) == 2
+        process.kill()
+        process.wait(20)
+        while any(alive(worker) for worker in workers):
+            time.sleep(0.1)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# --- the key of the host that the server asks
+
+
+@pytest.fixture(scope="module")
+def host():
+    """A host that wants a key."""
+    with ServedEncoder() as encoder, background(encoder, api_keys=["host-key"], model_names=["bge-small"]) as url:
+        yield f"{url}/v1"
+
+
+@linux_only
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("way", ["plain", "file", "variable"])
+def test_the_hosts_key_reaches_every_worker_and_no_command_line_of_theirs(host, workers, way, tmp_path):
+    file = tmp_path / "key"
+    file.write_text("host-key\n")
+    options = {
+        "plain": ["--api-key", "host-key"],
+        "file": ["--provider-key-file", str(file)],
+        "variable": ["--provider-key-env", "OUR_KEY"],
+    }[way]
+    # The host's vectors have another size than the model's: BadAnswerError means that the key was accepted.
+    command = [sys.executable, "-c", RUN, "serve", "--model", CARD.id, "--base-url", host, "--port", "0"]
+    command += ["--workers", str(workers), "--max-retries", "0", *options]
+    environment = {"OUR_KEY": "host-key"} if way == "variable" else {}
+    environment = {**os.environ, "BGE_API_KEY": "wrong", **environment}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            lines = [process.stderr.readline()]
+            while " at http" not in lines[-1]:
+                lines.append(process.stderr.readline())
+                assert lines[-1], lines
+            assert ("--api-key" in lines[0]) == (way == "plain")
+            url = re.search(r"at (http://\S+)", lines[-1])[1]
+            wait_for(f"{url}/health")
+            for _ in range(6):
+                answer = httpx.post(f"{url}/embed", json={"texts": "a"}, headers={"connection": "close"}, timeout=60)
+                assert "AuthenticationError" not in answer.text
+                assert "BadAnswerError" in answer.text
+            shown = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(process.pid)]
+            assert not any(b"host-key" in part for part in shown)
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def test_an_encoder_whose_key_would_be_lost_on_the_way_to_workers_is_refused(host):
+    with (
+        load_encoder(CARD.id, base_url=host, api_key="host-key") as encoder,
+        pytest.raises(ConfigError, match="function that makes the encoder"),
+    ):
+        serve(encoder, port=0, workers=2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("keys", ["k-one", [""], ["k", " "]])
+def test_wrong_keys_stop_the_server_at_once(workers, keys):
+    with pytest.raises(ConfigError, match=r"list of strings|empty key"):
+        serve(ServedEncoder(), port=0, workers=workers, api_keys=keys)
+
+
+def test_a_function_that_cannot_travel_is_refused(host):
+    with pytest.raises(ConfigError, match="pickled"):
+        serve(lambda: ServedEncoder(), port=0, workers=2)
+
+
+# --- what a restart would not cure
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_the_models_extra_it_ends_with_one_line_and_exit_code_2(workers, tmp_path):
+    script = tmp_path / "bare.py"
+    script.write_text(
+        "import sys\n"
+        "sys.modules['tokenizers'] = None  # as if it were not installed, in workers too\n"
+        "from bge_integrations.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, str(script), "serve", "--model", "demo", "--port", "0", "--workers", str(workers)]
+    assert_ends(command, "bge: a local model needs tokenizers: ")
+
+
+def assert_ends(command, line, **environment):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, **environment})
+    assert done.returncode == 2, done.stderr
+    first, *errors = done.stderr.splitlines()
+    assert "serving" in first
+    assert len(errors) == 1, errors
+    assert errors[0].startswith(line)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_the_hosts_key_it_ends_with_one_line_and_exit_code_2(workers):
+    arguments = ["serve", "--model", "bge-m3", "--provider", "deepinfra", "--port", "0", "--workers", str(workers)]
+    assert_ends([sys.executable, "-c", RUN, *arguments], "bge: deepinfra needs a key")
+
+
+def test_a_folder_that_is_no_model_ends_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 32, "max_position_embeddings": 64}')
+    arguments = ["serve", "--model", str(tmp_path), "--query-instruction", "", "--port", "0"]
+    done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

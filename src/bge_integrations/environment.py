@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +23,7 @@ __all__ = [
     "keys_from",
     "switched_on",
     "variable",
+    "variable_set",
 ]
 
 VARIABLES = ("BGE_MODEL", "BGE_PROVIDER", "BGE_BASE_URL", "BGE_API_KEY", "BGE_CACHE", "BGE_ALLOW_HTTP")
@@ -215,6 +217,19 @@ def keys_from(name: str | None) -> list[str]:
     if not keys:
         raise MissingKeyError(f"{name} is not set: put the server's keys into it, split by commas")
     return keys
+
+
+@contextmanager
+def variable_set(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for the length of a ``with`` block, for processes that are started in it."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def expand_user(path: str | os.PathLike[str]) -> Path:

@@ -3,32 +3,66 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import partial
+from pathlib import Path
 
 from ..environment import keys_from
-from .options import add_encoder_arguments, make_encoder
+from ..errors import ConfigError, MissingKeyError
+from ..load import load_encoder
+from .options import add_encoder_arguments, encoder_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge serve``."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--api-key-env", metavar="VARIABLE", help="variable that holds the keys, split by commas")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with a model of its own")
-    parser.add_argument("--cors-origin", action="append", default=[], help="a web page's origin that may call it")
+    parser.add_argument("--port", type=int, default=7860, help="0 for any free one (default: 7860)")
+    keys = parser.add_mutually_exclusive_group()
+    keys.add_argument("--api-key-env", metavar="VARIABLE", help="variable with this server's keys, separated by commas")
+    keys.add_argument("--api-key-file", metavar="FILE", help="file with this server's keys, one per line")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes, each with its own copy of the model (default: 1)"
+    )
+    parser.add_argument(
+        "--cors-origin", action="append", default=[], help="origin of a web page that may call this server; repeatable"
+    )
+    parser.add_argument(
+        "--provider-key-env", metavar="VARIABLE", help="variable with the remote host's key, instead of --api-key"
+    )
+    parser.add_argument("--provider-key-file", metavar="FILE", help="file with the remote host's key")
     add_encoder_arguments(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Serve until told to stop."""
+    """Serve until SIGTERM or SIGINT."""
     from .. import server
 
+    options = encoder_options(parsed)
+    if parsed.api_key is not None:
+        advice = "set the host's variable, or use --provider-key-env or --provider-key-file"
+        print(f"bge: --api-key is visible in the list of processes: {advice}", file=sys.stderr)
+    if provider_keys := _keys(parsed.provider_key_env, parsed.provider_key_file):
+        options["api_key"] = provider_keys[0]
     server.serve(
-        make_encoder(parsed),
+        partial(load_encoder, parsed.model, **options),
         host=parsed.host,
         port=parsed.port,
-        api_keys=keys_from(parsed.api_key_env),
+        api_keys=_keys(parsed.api_key_env, parsed.api_key_file),
         workers=parsed.workers,
         cors_origins=parsed.cors_origin,
         model_names=[parsed.model] if parsed.model else [],
     )
     return 0
+
+
+def _keys(variable: str | None, file: str | None) -> list[str]:
+    """Return the keys of a variable or a file; none where neither is named."""
+    if file is None:
+        return keys_from(variable)
+    try:
+        keys = Path(file).read_text("utf-8").replace(",", "\n").split()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the keys in {file!r} cannot be read: {type(error).__name__}") from None
+    if not keys:
+        raise MissingKeyError(f"{file!r} is empty: put the keys into it, one a line")
+    return keys

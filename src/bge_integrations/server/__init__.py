@@ -5,7 +5,7 @@ Needs the extra ``server``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,21 +24,22 @@ def create_app(
     model_names: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
 ) -> Any:
-    """Build the ASGI app (a ``fastapi.FastAPI``) that serves an encoder.
+    """Build the ASGI app (a ``fastapi.FastAPI``) that serves an encoder; it may be mounted under a prefix.
 
     ``POST /embed`` takes ``normalize`` either way: a BGE model ends in a normalisation layer, so its vectors have
     length 1 in any case, here as in sentence-transformers.
 
     Args:
         encoder: what embeds; the caller closes it.
-        api_keys: with any, ``/embed``, ``/v1``, ``/tokens`` and ``/metrics`` want one as ``Authorization: Bearer``.
-        limits: bounds on requests and on what waits.
+        api_keys: with any, ``/embed``, ``/v1``, ``/tokens`` and ``/metrics`` require one as ``Authorization: Bearer``.
+        limits: bounds on requests and on what waits. ``connections`` and the times of connections are kept by
+            ``serve`` and ``background`` only, as an app does not see its connections.
         model_names: further names under which clients may ask for the model at ``/v1/embeddings``.
-        cors_origins: origins of web pages that may call this server; none unless given.
+        cors_origins: origins of web pages that may call this server; none by default.
 
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
-        ConfigError: a key is empty.
+        ConfigError: a key is empty, or a string stands where a list belongs.
     """
     _check_extra()
     from .app import build_app
@@ -47,7 +48,7 @@ def create_app(
 
 
 def serve(
-    encoder: Encoder,
+    encoder: Encoder | Callable[[], Encoder],
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
@@ -59,12 +60,25 @@ def serve(
 ) -> None:
     """Serve an encoder until SIGTERM or SIGINT; requests in flight are finished first.
 
-    Each of several workers is a process of its own with its own copy of the model, queue and counters: ``/metrics``
-    shows those of the worker that happens to answer. Lines go to the logger ``bge_integrations.server``.
+    Each of several workers is a process with its own copy of the model and its own queue; ``/metrics`` shows the
+    counters of all. Without keys on loopback, requests must name a local host. Log lines go to the logger
+    ``bge_integrations.server``.
+
+    Args:
+        encoder: what embeds, or a function that makes it: with several workers it is called in each, so that a host's
+            key gets there, which an encoder's pickle does not hold.
+        host: address to listen on.
+        port: 0 for any free one.
+        api_keys: as for ``create_app``.
+        workers: number of processes.
+        limits: as for ``create_app``; of each worker.
+        model_names: as for ``create_app``.
+        cors_origins: as for ``create_app``.
 
     Raises:
-        MissingExtraError: the extra ``server`` is not installed.
-        ConfigError: the address cannot be bound, or a key is empty.
+        MissingExtraError: the extra ``server``, or the model's, is not installed.
+        ModelLoadError: the model could not be loaded.
+        ConfigError: the address cannot be bound, a key is empty, or a host's key would not reach the workers.
     """
     _check_extra()
     from .run import run_server
@@ -95,7 +109,7 @@ def background(
 
     Args:
         encoder: what embeds; the caller closes it.
-        host: loopback unless said otherwise.
+        host: address to listen on.
         port: 0 for any free one.
         api_keys: as for ``create_app``.
         limits: as for ``create_app``.

@@ -1,96 +1,217 @@
 # No "from __future__ import annotations" here: FastAPI reads the routes' annotations, which name local things.
-"""The FastAPI app: routes, what stands in front of them, and the answers to what goes wrong."""
+"""The FastAPI app: routes, middleware, and the answers to what goes wrong."""
 
-import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from ..catalog.records import Role
 from ..core.encoder import Encoder
-from ..errors import ConfigError
-from .answers import CUT_HEADER, Refusal, error_response
-from .document import complete
-from .gate import Bodies, Keys, Observed
-from .limits import Limits
+from ..errors import BGEError, ConfigError
+from . import schemas
+from .limits import APIError, Limits
 from .metrics import Metrics
-from .pages import add_pages
-from .routes import BODY_PATHS, PATHS, add_routes
-from .service import Service
+from .middleware import OPEN_PATHS, AccessLog, Authentication, BodyLimits, LocalHosts, OnePath, route_path
+from .responses import (
+    TRUNCATED_HEADER,
+    embedding_rows,
+    error_response,
+    json_response,
+    page_response,
+    truncated_header,
+)
+from .service import Embedded, Service
+
+JSON_PATHS = ("/embed", "/v1/embeddings", "/tokens")
+_CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST"],
+    "allow_headers": ["authorization", "content-type"],
+    "expose_headers": [TRUNCATED_HEADER, "retry-after"],
+}
+PATHS = (*JSON_PATHS, "/", "/health", "/ready", "/info", "/metrics", "/v1/models", "/docs", "/openapi.json")
 
 
 def build_app(
     encoder: Encoder,
     *,
-    api_keys: Sequence[str] = (),
     limits: Limits,
+    api_keys: Sequence[str] = (),
     model_names: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
+    local_hosts_only: bool = False,
+    metrics_folder: str | None = None,
+    on_fatal: Callable[[BGEError], None] | None = None,
 ) -> FastAPI:
     """Build the app; see ``create_app``.
 
+    Args:
+        encoder: what embeds.
+        limits: bounds on requests and on what waits.
+        api_keys: without any, everybody is let in.
+        model_names: further names of the model.
+        cors_origins: origins of web pages that may call.
+        local_hosts_only: refuse requests under public host names, other than those of ``cors_origins``.
+        metrics_folder: where the workers of one server keep their counters.
+        on_fatal: called with the error where the model cannot be loaded and waiting will not help.
+
     Raises:
-        ConfigError: a key is empty.
+        ConfigError: a key is empty, or a string stands where a list belongs.
     """
-    if not all(key.strip() for key in api_keys):
-        raise ConfigError("an empty key would let everybody in: leave it out, or give a real one")
-    metrics = Metrics()
-    service = Service(encoder, limits, metrics, model_names)
+    check_lists(api_keys=api_keys, model_names=model_names, cors_origins=cors_origins)
+    metrics = Metrics(metrics_folder)
+    service = Service(encoder, limits, metrics, model_names, on_fatal)
     app = FastAPI(
         title="BGE embeddings",
         version=version("bge-integrations"),
         summary=f"Unit vectors of {encoder.card.id}",
         lifespan=_lifespan(service),
+        redirect_slashes=False,  # a redirect would go to whatever the Host header names
         # FastAPI's own pages load their scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
     )
-    add_routes(app, service, locked=bool(api_keys))
-    add_pages(app)
-    complete(app.openapi(), encoder.card, limits, locked=bool(api_keys))
-    app.add_exception_handler(Refusal, _on_refusal)
+    _add_embedding(app, service)
+    _add_openai(app, service)
+    _add_state(app, service, locked=bool(api_keys))
+    schemas.complete_document(app.openapi(), encoder.card, limits, locked=bool(api_keys), open_paths=OPEN_PATHS)
+    app.add_exception_handler(APIError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    # The last one added is the first one met.
-    app.add_middleware(Bodies, limits=limits, metrics=metrics, paths=BODY_PATHS)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimits, limits=limits, metrics=metrics, json_paths=JSON_PATHS)
     if api_keys:
-        app.add_middleware(Keys, keys=list(api_keys))
+        app.add_middleware(Authentication, keys=list(api_keys))
+    if local_hosts_only and "*" not in cors_origins:
+        app.add_middleware(LocalHosts, origins=cors_origins)
     if cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
-            expose_headers=[CUT_HEADER, "retry-after"],
-        )
-    app.add_middleware(Observed, metrics=metrics, routes=PATHS)
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), **_CORS)
+    app.add_middleware(AccessLog, metrics=metrics, routes=PATHS)
+    app.add_middleware(OnePath)
     return app
+
+
+def check_lists(*, api_keys: Sequence[str], **others: Sequence[str]) -> None:
+    """Refuse keys that would open the server to everybody.
+
+    Raises:
+        ConfigError: a key is empty, or a string stands where a list belongs.
+    """
+    for name, values in {"api_keys": api_keys, **others}.items():
+        if isinstance(values, str):  # each of its characters would be a key, a name, an origin
+            raise ConfigError(f"{name} must be a list of strings, not one string")
+    if not all(key.strip() for key in api_keys):
+        raise ConfigError("an empty key would let everybody in: leave it out, or give a real one")
 
 
 def _lifespan(service: Service) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(service.warm_up())
+        service.start_warming()
         yield
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await service.stop_warming()
 
     return lifespan
 
 
-async def _on_refusal(request: Request, refusal: Any) -> Response:
-    return error_response(request.url.path, refusal)
+async def _embed(service: Service, request: Request, texts: list[str], role: Role) -> Embedded:
+    done = await service.embed(texts, role)
+    request.state.bge_texts = f", {len(texts)} texts ({role}), {done.tokens} tokens"
+    return done
+
+
+def _add_embedding(app: FastAPI, service: Service) -> None:
+    card, errors = service.encoder.card, schemas.errors(schemas.Detail)
+
+    @app.post("/embed", response_model=schemas.EmbedResponse, responses=errors, summary="Embed texts")
+    async def embed(body: schemas.EmbedRequest, request: Request) -> Response:
+        role: Role = "query" if body.is_query else "document"
+        done = await _embed(service, request, body.texts, role)
+        answer = {"embeddings": done.vectors, "model": card.id, "dimension": card.dimensions}
+        return json_response(answer, truncated_header(done.truncated))
+
+    @app.post("/tokens", response_model=schemas.TokensResponse, responses=errors, summary="Count tokens")
+    async def tokens(body: schemas.TokensRequest) -> Response:
+        return json_response(await service.count(body.texts, "query" if body.is_query else "document"))
+
+
+def _add_openai(app: FastAPI, service: Service) -> None:
+    card, errors = service.encoder.card, schemas.errors(schemas.OpenAIError)
+    model = {"id": card.id, "object": "model", "created": 0, "owned_by": card.id.partition("/")[0]}
+
+    @app.post(
+        "/v1/embeddings", response_model=schemas.EmbeddingsResponse, responses=errors, summary="Embed, OpenAI's way"
+    )
+    async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
+        service.check_model(body.model)
+        if body.dimensions not in (None, card.dimensions):
+            message = f"{card.id!r} has {card.dimensions} dimensions, not {body.dimensions}"
+            raise APIError(400, message, param="dimensions")
+        done = await _embed(service, request, body.input, body.input_type or "document")
+        answer = {
+            "object": "list",
+            "data": embedding_rows(done.vectors, body.encoding_format),
+            "model": card.id,
+            "usage": {"prompt_tokens": done.tokens, "total_tokens": done.tokens},
+        }
+        return json_response(answer, truncated_header(done.truncated))
+
+    @app.get("/v1/models", summary="The model that is served")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model]}
+
+    # Not in the document: an id holds a slash, which OpenAPI does not allow in a path parameter.
+    @app.get("/v1/models/{name:path}", include_in_schema=False)
+    async def one_model(name: str) -> dict[str, Any]:
+        service.check_model(name)
+        return model
+
+
+def _add_state(app: FastAPI, service: Service, locked: bool) -> None:
+    @app.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        return page_response("page.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return page_response("docs.html")
+
+    @app.get("/health", summary="Is the process alive?")
+    async def health() -> schemas.Health:
+        return schemas.Health(status="ok", model=service.encoder.card.id, model_loaded=service.ready)
+
+    @app.get("/ready", summary="Has the model answered?", responses={503: {"model": schemas.Detail}})
+    async def ready() -> Response:
+        service.start_warming()
+        if service.ready:
+            return JSONResponse({"status": "ready"})
+        raise APIError(503, service.trouble, headers={"retry-after": "2"})
+
+    @app.get("/info", summary="What is served, and its limits")
+    async def info() -> dict[str, Any]:
+        return await service.info() | {"needs_key": locked}
+
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _on_api_error(request: Request, error: Any) -> Response:
+    return error_response(route_path(request.scope), error)
 
 
 async def _on_http(request: Request, error: Any) -> Response:
-    return error_response(request.url.path, Refusal(error.status_code, str(error.detail), headers=error.headers or {}))
+    return error_response(
+        route_path(request.scope), APIError(error.status_code, str(error.detail), headers=error.headers)
+    )
 
 
 async def _on_invalid(request: Request, error: Any) -> Response:
@@ -101,9 +222,9 @@ async def _on_invalid(request: Request, error: Any) -> Response:
     ]
     message = "; ".join(f"{'.'.join(map(str, p['loc'][1:])) or 'body'}: {p['msg']}" for p in problems)
     param = next((str(p["loc"][1]) for p in problems if len(p["loc"]) > 1), None)
-    return error_response(request.url.path, Refusal(422, message, param=param), problems)
+    return error_response(route_path(request.scope), APIError(422, message, param=param), problems)
 
 
 def _location(parts: Sequence[Any]) -> list[Any]:
-    # A field's name is the client's to choose where it is one too many.
+    # The name of an unknown field is the client's to choose.
     return [part if isinstance(part, int) else json.dumps(part)[1:-1][:60] for part in parts]

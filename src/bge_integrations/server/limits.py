@@ -1,8 +1,12 @@
-"""What the server takes before it says no."""
+"""What the server accepts: bounds on one request, the queue of those that wait, and the error for the rest."""
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 
 @dataclass(frozen=True)
@@ -13,10 +17,10 @@ class Limits:
         body_bytes: size of a request's body.
         items: texts in one request.
         characters: characters of all texts of a request together.
-        tokens: tokens of all texts of a request together, counted before anything is cut.
+        tokens: tokens of all texts of a request together, counted before truncation.
         queued_texts: texts that may wait for the encoder; a request that finds more waiting gets a 429.
         queued_bytes: bytes of bodies held in memory, over all requests; beyond it, 429.
-        connections: open connections.
+        connections: open connections; beyond it, idle ones are closed, and requests beyond it get a 503.
         header_seconds: time for the head of a request to arrive.
         body_seconds: time for its body to arrive.
         answer_seconds: time for the encoder to answer; beyond it, 504.
@@ -40,6 +44,96 @@ class Limits:
     send_seconds: float = 30.0
     drain_seconds: int = 30
 
+    def check_size(self, texts: Sequence[str]) -> None:
+        """Refuse what is too much for one request.
+
+        Raises:
+            APIError: 422, with the limit.
+        """
+        if len(texts) > self.items:
+            raise too_much(len(texts), "texts", self.items)
+        characters = sum(map(len, texts))
+        if characters > self.characters:
+            raise too_much(characters, "characters", self.characters)
+
 
 LIMITS = Limits()
-"""What holds where nothing else is said."""
+
+
+class APIError(Exception):
+    """A request that is refused or failed: what the client gets.
+
+    Attributes:
+        status: HTTP status; under ``/v1``, ``openai_status``.
+        message: for the client.
+        param: the field concerned.
+        headers: headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        openai_status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        # OpenAI's own status for a request that it cannot read is 400, not 422.
+        self.openai_status = openai_status or (400 if status == 422 else status)
+        self.headers = dict(headers or {})
+
+
+def too_much(count: int, unit: str, limit: int) -> APIError:
+    """Return the error for a request that holds too much.
+
+    Under ``/v1`` it is a 413, so that clients can tell "send less" from other mistakes.
+    """
+    return APIError(422, f"{count} {unit} in one request are too many: at most {limit}", openai_status=413)
+
+
+class Queue:
+    """Bounds the texts that wait for the encoder.
+
+    Args:
+        limits: ``queued_texts`` is the bound; one request is admitted to an empty queue whatever its size.
+        report: called with the number of texts that wait, whenever it changes.
+    """
+
+    def __init__(self, limits: Limits, report: Callable[[int], object]) -> None:
+        self._limits, self._report = limits, report
+        self._waiting = 0
+        self._pace: deque[tuple[float, int]] = deque(maxlen=64)
+
+    @contextlib.contextmanager
+    def place(self, texts: int) -> Iterator[None]:
+        """Hold a place for ``texts`` texts.
+
+        Raises:
+            APIError: 429; too many are waiting.
+        """
+        if self._waiting and self._waiting + texts > self._limits.queued_texts:
+            wait = retry_after(self._waiting, self._pace, monotonic())
+            raise APIError(429, f"{self._waiting} texts are waiting already", headers={"retry-after": str(wait)})
+        self._add(texts)
+        try:
+            yield
+        finally:
+            self._add(-texts)
+            self._pace.append((monotonic(), texts))
+
+    def _add(self, texts: int) -> None:
+        self._waiting += texts
+        self._report(self._waiting)
+
+
+def retry_after(waiting: int, pace: Sequence[tuple[float, int]], now: float) -> int:
+    """Return after how many seconds, 1 to 60, the texts that wait now will be done at the recent pace."""
+    if not pace:
+        return 1
+    seconds = max(now - pace[0][0], 0.001)
+    return int(min(60, max(1, waiting * seconds / max(1, sum(texts for _, texts in pace)))))

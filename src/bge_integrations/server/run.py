@@ -1,82 +1,191 @@
-"""Run the app: in the foreground with one or more processes, or on a thread."""
+"""Run the app: in the foreground, as one process or several, or on a thread."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import ipaddress
 import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from ..core.encoder import Encoder
-from ..errors import ConfigError
-from .app import build_app
-from .connection import config_of
+from ..environment import variable_set
+from ..errors import BGEError, ConfigError
+from .app import build_app, check_lists
 from .limits import Limits
+from .protocol import config_of
 
 log = logging.getLogger("bge_integrations.server")
 
 
-@dataclass(frozen=True)
-class AppFactory:
-    """Builds the app in each worker process; the encoder travels as a pickle and loads its model there."""
+def run_server(
+    encoder: Encoder | Callable[[], Encoder],
+    *,
+    host: str,
+    port: int,
+    workers: int,
+    limits: Limits,
+    **lists: Sequence[str],
+) -> None:
+    """Serve until SIGTERM or SIGINT; see ``serve``."""
+    check_lists(**lists)
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, not {workers}")
+    _show_log()
+    make = partial(_itself, encoder) if isinstance(encoder, Encoder) else encoder
+    encoder = make()
+    if workers > 1:
+        _check_travels(encoder, make)
+    api_keys = lists["api_keys"]
+    options = {**lists, "limits": limits, "local_hosts_only": _trusts_all(host, api_keys)}
+    with contextlib.closing(_bind(host, port)) as sock:
+        url = url_of(host, sock.getsockname()[1])
+        if not _is_loopback(host) and not api_keys:
+            log.warning("listening on %s without a key: anyone who reaches this port can use it", host)
+        log.info("serving %s at %s (page), %s/embed and %s/v1/embeddings; docs at %s/docs", encoder.card.id, *[url] * 4)
+        try:
+            if workers > 1:
+                _run_workers(make, options, sock, workers)
+            else:
+                _run_one(encoder, options, sock)
+        except KeyboardInterrupt:
+            log.info("stopped")
 
-    encoder: Encoder
-    limits: Limits
-    options: dict[str, Any] = field(default_factory=dict)
+
+def _itself(encoder: Encoder) -> Encoder:
+    return encoder
+
+
+def _run_one(encoder: Encoder, options: dict[str, Any], sock: socket.socket) -> None:
+    failures: list[BGEError] = []
+
+    def stop(error: BGEError) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    server = uvicorn.Server(config_of(build_app(encoder, on_fatal=stop, **options), options["limits"]))
+    server.run(sockets=[sock])
+    if failures:
+        raise failures[0]
+
+
+def _run_workers(make: Callable[[], Encoder], options: dict[str, Any], sock: socket.socket, workers: int) -> None:
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    with (
+        tempfile.TemporaryDirectory(prefix="bge-metrics-") as folder,
+        # prometheus_client reads it when it is imported, in each worker.
+        variable_set("PROMETHEUS_MULTIPROC_DIR", folder),
+    ):
+        worker = Worker(make, {**options, "metrics_folder": folder}, writer)
+        config = config_of(worker, options["limits"], factory=True, workers=workers)
+        supervisor = Supervisor(config, sock, reader)
+        supervisor.run()
+    if supervisor.failure is not None:
+        raise supervisor.failure
+
+
+def _check_travels(encoder: Encoder, make: Callable[[], Encoder]) -> None:
+    """Refuse what would reach the workers without its key, which a pickled encoder does not hold."""
+    advice = "pass serve() a function that makes the encoder, such as partial(load_encoder, model, api_key=...)"
+    try:
+        travelled = pickle.loads(pickle.dumps(make))()
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(f"several workers need an encoder that can be pickled: {advice}") from error
+    if travelled.key != encoder.key:
+        raise ConfigError(
+            f"the host's key does not travel to workers: set its variable in the environment, or {advice}"
+        )
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Builds the app in each worker process; what it holds reaches the process through a pipe."""
+
+    make: Callable[[], Encoder]
+    options: dict[str, Any]
+    failures: Connection
 
     def __call__(self) -> Any:
         """Build it."""
         _show_log()
-        return build_app(self.encoder, limits=self.limits, **self.options)
+        folder = self.options["metrics_folder"]
+        threading.Thread(target=_end_with_parent, args=(folder,), name="bge-parent", daemon=True).start()
+        try:
+            return build_app(self.make(), on_fatal=self._end, **self.options)
+        except BGEError as error:
+            self._end(error)
+
+    def _end(self, error: BGEError) -> NoReturn:
+        """Have the parent stop the server: another worker would have the same error."""
+        self.failures.send(error)
+        os._exit(2)
+
+    def __repr__(self) -> str:
+        return "Worker(...)"  # the options hold keys
 
 
-def run_server(
-    encoder: Encoder, *, host: str, port: int, workers: int, limits: Limits, api_keys: Sequence[str], **options: Any
-) -> None:
-    """Serve until SIGTERM or SIGINT; see ``serve``."""
-    _show_log()
-    if not _is_loopback(host) and not api_keys:
-        log.warning("listening on %s without a key: whoever reaches this port can use it", host)
-    sock = _bind(host, port)
-    factory = AppFactory(encoder, limits, {"api_keys": list(api_keys), **options})
-    config = config_of(factory, limits, factory=True, workers=workers)
-    url = url_of(host, sock.getsockname()[1])
-    log.info("serving %s at %s (page), %s/embed and %s/v1/embeddings; docs at %s/docs", encoder.card.id, *[url] * 4)
-    try:
-        if workers > 1:
-            Multiprocess(config, sockets=[sock]).run()
-        else:
-            uvicorn.Server(config).run(sockets=[sock])
-    except KeyboardInterrupt:
-        log.info("stopped")
-    finally:
-        sock.close()
+def _end_with_parent(folder: str) -> None:
+    """Shut down once the parent is gone: killed, it can neither stop its workers, which hold the port, nor clean up."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Supervisor(Multiprocess):
+    """uvicorn's supervisor, which also stops when a worker reports an error that a new worker would have too."""
+
+    def __init__(self, config: uvicorn.Config, sock: socket.socket, failures: Connection) -> None:
+        arguments: dict[str, Any] = {"sockets": [sock]}
+        if "target" in inspect.signature(Multiprocess).parameters:  # uvicorn up to 0.50
+            arguments["target"] = uvicorn.Server(config).run
+        super().__init__(config, **arguments)
+        self.failure: BGEError | None = None
+        self._failures = failures
+
+    def keep_subprocess_alive(self) -> None:
+        """Restart workers that died, unless there is no use in it."""
+        if self._failures.poll():
+            self.failure = self._failures.recv()
+            self.should_exit.set()
+        super().keep_subprocess_alive()
 
 
 @contextlib.contextmanager
-def run_background(encoder: Encoder, *, host: str, port: int, limits: Limits, **options: Any) -> Iterator[str]:
+def run_background(
+    encoder: Encoder, *, host: str, port: int, limits: Limits, api_keys: Sequence[str], **options: Any
+) -> Iterator[str]:
     """Serve on a thread; see ``background``."""
-    sock = _bind(host, port)
-    config = config_of(build_app(encoder, limits=limits, **options), limits)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="bge-server", daemon=True)
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        yield url_of(host, sock.getsockname()[1])
-    finally:
-        server.should_exit = True
-        thread.join(limits.drain_seconds + 5)
-        sock.close()
+    local = _trusts_all(host, api_keys)
+    app = build_app(encoder, limits=limits, api_keys=api_keys, local_hosts_only=local, **options)
+    with contextlib.closing(_bind(host, port)) as sock:
+        server = uvicorn.Server(config_of(app, limits))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="bge-server", daemon=True)
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            yield url_of(host, sock.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(limits.drain_seconds + 5)
 
 
 def _show_log() -> None:
@@ -90,22 +199,30 @@ def _show_log() -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
+    if not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ConfigError(f"port must be a number from 0 to 65535, not {port!r}")
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
         raise ConfigError(f"cannot listen on {host!r} port {port}: {error.strerror}; choose another port") from error
+    except (ValueError, TypeError) as error:  # not a name that DNS could hold
+        sock.close()
+        raise ConfigError(f"cannot listen on {host!r}: not a host name or an address") from error
     sock.set_inheritable(True)
     return sock
 
 
 def url_of(host: str, port: int) -> str:
     """Return the URL under which this machine reaches the server."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def _trusts_all(host: str, api_keys: Sequence[str]) -> bool:
+    return _is_loopback(host) and not api_keys
 
 
 def _is_loopback(host: str) -> bool:

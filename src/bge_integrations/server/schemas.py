@@ -1,11 +1,16 @@
-"""The bodies of requests and answers, as the OpenAPI document shows them."""
+"""The bodies of requests and responses, and the OpenAPI document made of them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from ..catalog.records import ModelCard
+from .limits import Limits
+from .responses import OPENAI_PREFIX, TRUNCATED_HEADER
 
 
 def _embeddable(text: str) -> str:
@@ -14,7 +19,7 @@ def _embeddable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PydanticCustomError("surrogate", "the text holds a lone surrogate, which is no character") from error
+        raise PydanticCustomError("surrogate", "the text holds a lone surrogate, which is not a character") from error
     return text
 
 
@@ -31,7 +36,7 @@ def _as_list(value: Any) -> Any:
 
 
 _TOKEN_IDS = (
-    "token ids are not understood, since they are another tokenizer's: send strings "
+    "token ids are refused, since they are another tokenizer's: send strings "
     "(LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
 )
 # Python counts four separators and NEL as blank, ECMA-262 does not.
@@ -48,7 +53,7 @@ SomeTexts = Annotated[list[Text], Field(fail_fast=True, min_length=1), BeforeVal
 
 
 class Strict(BaseModel):
-    """A field that is not known is refused: a misspelt ``is_query`` must not go unnoticed."""
+    """Refuses unknown fields: a misspelt ``is_query`` must not go unnoticed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -84,7 +89,9 @@ class EmbeddingsRequest(Strict):
     input: SomeTexts = Field(description="One text or a list of texts. Token ids are refused.")
     model: str = Field(description="The model that is served, by any of its names; GET /v1/models lists it.")
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(default=None, description="The model's own, if given: BGE's are not to be cut.")
+    dimensions: int | None = Field(
+        default=None, description="The model's own number, if any; BGE's vectors cannot be shortened."
+    )
     user: str | None = Field(default=None, description="Accepted and ignored.")
     input_type: Literal["query", "document"] | None = Field(
         default=None,
@@ -102,14 +109,14 @@ class Embedding(BaseModel):
 
 
 class TokenUsage(BaseModel):
-    """Tokens that the model read: instruction and special tokens included, cut at its limit."""
+    """Tokens that the model read: instruction and special tokens included, up to its limit."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingsResponse(BaseModel):
-    """OpenAI's answer."""
+    """OpenAI's response."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -147,7 +154,7 @@ class Detail(BaseModel):
 
 
 class OpenAIErrorBody(BaseModel):
-    """What went wrong, in OpenAI's words."""
+    """OpenAI's error object."""
 
     message: str
     type: str
@@ -156,6 +163,47 @@ class OpenAIErrorBody(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """OpenAI's error."""
+    """OpenAI's error response."""
 
     error: OpenAIErrorBody
+
+
+def errors(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Return the error responses of the routes that embed, in OpenAI's shape or the other one."""
+    statuses = [400, 404, 408, 413, 415, 429, 502, 503, 504] if model is OpenAIError else _STATUSES
+    return {status: {"model": model} for status in statuses}
+
+
+_STATUSES = [400, 408, 413, 415, 422, 429, 502, 503, 504]
+
+
+def complete_document(
+    document: dict[str, Any], card: ModelCard, limits: Limits, *, locked: bool, open_paths: Collection[str]
+) -> None:
+    """Add to the OpenAPI document what depends on the model, the limits and the keys."""
+    _state_model(document["components"]["schemas"], card, limits)
+    truncated = {"description": "Positions of texts longer than the model reads.", "schema": {"type": "string"}}
+    for path in ("/embed", "/v1/embeddings"):
+        document["paths"][path]["post"]["responses"]["200"]["headers"] = {TRUNCATED_HEADER: truncated}
+    if locked:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            if path not in open_paths:
+                _lock(path, operations)
+
+
+def _state_model(schemas: dict[str, Any], card: ModelCard, limits: Limits) -> None:
+    openai = schemas["EmbeddingsRequest"]
+    openai["examples"] = [{"model": card.id, "input": ["What is BGE?"]}]
+    openai["properties"]["dimensions"]["anyOf"][0] = {"type": "integer", "const": card.dimensions}
+    openai["properties"]["input"]["description"] += f" At most {limits.items} texts."
+    for name in ("EmbedRequest", "TokensRequest"):
+        schemas[name]["properties"]["texts"]["anyOf"][1]["maxItems"] = limits.items
+
+
+def _lock(path: str, operations: dict[str, Any]) -> None:
+    shape = "OpenAIError" if path.startswith(OPENAI_PREFIX) else "Detail"
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
+    for operation in operations.values():
+        operation["security"] = [{"key": []}]
+        operation["responses"]["401"] = {"description": "Missing or invalid API key.", "content": content}

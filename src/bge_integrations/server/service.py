@@ -1,187 +1,181 @@
-"""Between the routes and the encoder: bounds, counts, and no more waiting texts than agreed."""
+"""Between the routes and the encoder: bounds, counts, a deadline, and a bounded queue."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
-from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..catalog import PROVIDERS
 from ..catalog.records import ModelCard, Role
 from ..core.encoder import Encoder, Vectors
-from ..errors import BGEError, ConfigError, InputError
-from .answers import Refusal, refusal_of, trouble_of
-from .limits import Limits
+from ..errors import BGEError, ConfigError, HostError, InputError
+from .limits import APIError, Limits, Queue, too_much
 from .metrics import Metrics
-from .tokens import read_characters, token_counter
+from .responses import api_error, log_text
 
 log = logging.getLogger("bge_integrations.server")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What one request got.
+    """The result of one request.
 
     Attributes:
         vectors: one row per text.
         tokens: tokens that the model read; 0 where nothing here can count them.
-        cut: positions of texts longer than the model reads.
+        truncated: positions of texts longer than the model reads.
     """
 
     vectors: Vectors
     tokens: int
-    cut: list[int]
+    truncated: list[int]
 
 
 class Service:
-    """An encoder behind bounds."""
+    """An encoder behind bounds.
 
-    def __init__(self, encoder: Encoder, limits: Limits, metrics: Metrics, names: Sequence[str] = ()) -> None:
+    Args:
+        encoder: what embeds.
+        limits: bounds on requests and on what waits.
+        metrics: where work is counted.
+        names: further names of the model.
+        on_fatal: called with the error where the model cannot be loaded and waiting will not help.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        limits: Limits,
+        metrics: Metrics,
+        names: Sequence[str] = (),
+        on_fatal: Callable[[BGEError], None] | None = None,
+    ) -> None:
         self.encoder = encoder
         self.limits = limits
         self.metrics = metrics
         self.ready = False
-        self.trouble = "the model has not answered yet"
+        self.trouble = "the model is loading"
+        self.counts_tokens: bool | None = None  # known after the first count
         self._names = known_names(encoder.card, names)
-        self._count = token_counter(encoder)
-        self._waiting = 0
-        self._pace: deque[tuple[float, int]] = deque(maxlen=64)
+        self._on_fatal = on_fatal or self._explain
+        self._queue = Queue(limits, metrics.waiting.set)
+        # One thread: counting of large requests waits for its turn instead of taking every core from the model.
+        self._counting = ThreadPoolExecutor(1, "bge-tokens")
+        self._warming: asyncio.Task[None] | None = None
 
-    def check_model(self, name: str) -> None:
-        """Refuse a name that is not this model's: no answer is better than another model's vectors.
+    def check_model(self, name: str) -> str:
+        """Return the model's id for any of its names; no answer is better than another model's vectors.
 
         Raises:
-            Refusal: 404.
+            APIError: 404.
         """
         if name.lower() in self._names:
-            return
+            return self.encoder.card.id
         shown = name if len(name) <= 100 else f"{name[:100]}…"
-        raise Refusal(404, f"model {shown!r} is not served here; {self.encoder.card.id!r} is", param="model")
+        raise APIError(404, f"model {shown!r} is not served here; {self.encoder.card.id!r} is", param="model")
 
     async def embed(self, texts: Sequence[str], role: Role) -> Embedded:
         """Embed the texts of one request.
 
         Raises:
-            Refusal: too much, too many waiting, a text that cannot be embedded, or the encoder failed.
+            APIError: too much, too many waiting, a text that cannot be embedded, or the encoder failed.
         """
-        check_size(texts, self.limits)
-        counts = await self.count(texts, role) or []
-        if sum(counts) > self.limits.tokens:
-            raise too_much(sum(counts), "tokens", self.limits.tokens)
-        vectors = await self._encode(texts, role) if texts else np.empty((0, self.encoder.card.dimensions), np.float32)
+        async with self._admitted(texts):
+            counts = await self._count(texts, role) or []
+            if sum(counts) > self.limits.tokens:
+                raise too_much(sum(counts), "tokens", self.limits.tokens)
+            vectors, reported = await self._encode(texts, role)
         limit = self.encoder.card.max_tokens
-        done = Embedded(vectors, sum(min(n, limit) for n in counts), [i for i, n in enumerate(counts) if n > limit])
+        truncated = sorted({*reported, *(i for i, n in enumerate(counts) if n > limit)})
+        done = Embedded(vectors, sum(min(n, limit) for n in counts), truncated)
         self._record(done, role)
         return done
 
-    async def count(self, texts: Sequence[str], role: Role) -> list[int] | None:
-        """Count each text's tokens as the model would get them, uncut; None where nothing here can count."""
-        if self._count is None or not texts:
-            return None
-        formatted = self.format(texts, role)
-        try:
-            # 20,000 characters take about 5 ms, the first text of all the loading of the tokenizer: not on this loop.
-            if self.ready and sum(map(len, formatted)) < 20_000:
-                return self._count(formatted)
-            return await asyncio.to_thread(self._count, formatted)
-        except BGEError as error:
-            raise self._refusal(error) from error
-
-    def format(self, texts: Sequence[str], role: Role) -> list[str]:
-        """Return what the model is to read for each text.
-
-        Raises:
-            Refusal: the model has no default query instruction.
-        """
-        instruction = getattr(self.encoder, "query_instruction", None)
-        try:
-            return [self.encoder.card.format(text, role, instruction) for text in texts]
-        except ConfigError as error:
-            raise refusal_of(error) from error
-
-    async def count_and_cut(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
+    async def count(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
         """Count tokens and find where the model stops reading.
 
         Raises:
-            Refusal: too much for one request.
+            APIError: too much for one request, too many waiting, or too slow.
         """
-        check_size(texts, self.limits)
         limit = self.encoder.card.max_tokens
-        counts = await self.count(texts, role)
-        over = [i for i, n in enumerate(counts or []) if n > limit]
         read: list[int | None] = [None] * len(texts)
-        for i in over:
-            read[i] = await asyncio.to_thread(read_characters, texts[i], partial(self._count_formatted, role), limit)
+        stop = threading.Event()
+
+        def count(parts: list[str]) -> list[int]:
+            if stop.is_set():
+                raise DroppedError
+            return self.encoder.count_tokens(self.encoder.format(parts, role))
+
+        try:
+            async with self._admitted(texts):
+                counts = await self._count(texts, role)
+                for i in [i for i, n in enumerate(counts or []) if n > limit]:
+                    read[i] = await self._on_thread(read_characters, texts[i], count, limit)
+        finally:
+            stop.set()
         return {"counts": counts, "max_tokens": limit, "read_characters": read}
 
-    def _count_formatted(self, role: Role, texts: Sequence[str]) -> list[int]:
-        return (self._count and self._count(self.format(texts, role))) or []
-
-    def info(self) -> dict[str, Any]:
-        """Return what is served, and the limits, as plain data."""
-        card = self.encoder.card
-        chosen = getattr(self.encoder, "query_instruction", None)
-        return {
-            "model": card.id,
-            "revision": card.revision,
-            "dimension": card.dimensions,
-            "max_tokens": card.max_tokens,
-            "pooling": card.pooling,
-            "query_instruction": card.query_instruction if chosen is None else chosen,
-            "space": self.encoder.space,
-            "counts_tokens": self._count is not None,
-            "limits": asdict(self.limits),
-        }
-
-    async def warm_up(self, pause: float = 5.0) -> None:
-        """Ask the model for one vector until it answers."""
-        while not self.ready:
+    @asynccontextmanager
+    async def _admitted(self, texts: Sequence[str]) -> AsyncIterator[None]:
+        """Check a request's size, give it a place in the queue and a deadline, and turn errors into responses."""
+        self.limits.check_size(texts)
+        with self._queue.place(len(texts)):
             try:
-                await self.encoder.aencode(["Are you there?"], role="document")
-                self.ready = True
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to /ready
-                self.trouble = f"the model does not answer ({type(error).__name__})"
-                log.warning("the model does not answer: %s", trouble_of(error))
-                await asyncio.sleep(pause)
+                async with asyncio.timeout(self.limits.answer_seconds):
+                    yield
+            except BGEError as error:
+                if not isinstance(error, InputError):
+                    log.warning("%s", log_text(error))
+                raise api_error(error) from error
+            except TimeoutError as error:
+                message = f"the model did not answer within {self.limits.answer_seconds:g} s"
+                raise APIError(504, message) from error
 
-    async def _encode(self, texts: Sequence[str], role: Role) -> Vectors:
-        self._admit(len(texts))
-        try:
-            async with asyncio.timeout(self.limits.answer_seconds):
-                vectors = await self.encoder.aencode(texts, role=role, on_batch=self._on_batch)
-        except BGEError as error:
-            raise self._refusal(error) from error
-        except TimeoutError as error:
-            raise Refusal(504, f"the model did not answer within {self.limits.answer_seconds:g} s") from error
-        finally:
-            self._leave(len(texts))
-        if vectors.shape != (len(texts), self.encoder.card.dimensions) or not np.isfinite(vectors).all():
-            raise Refusal(502, "the model did not give a finite vector for every text")
-        return np.ascontiguousarray(vectors, np.float32)
+    async def _count(self, texts: Sequence[str], role: Role) -> list[int] | None:
+        """Return each text's tokens as the model would get them, before truncation; None where nothing can count."""
+        if self.counts_tokens is False or not texts:
+            return None
+        formatted = self.encoder.format(texts, role)
+        # 20,000 characters take about 5 ms; the first text takes as long as the tokenizer takes to load.
+        if self.counts_tokens and sum(map(len, formatted)) < 20_000:
+            return self.encoder.count_tokens(formatted)
+        if self.counts_tokens is None and not await self.find_counter():
+            return None
+        return await self._on_thread(self.encoder.count_tokens, formatted)
 
-    def _refusal(self, error: BGEError) -> Refusal:
-        if not isinstance(error, InputError):
-            log.warning("%s", trouble_of(error))
-        return refusal_of(error)
+    async def find_counter(self) -> bool:
+        """Return whether the model's tokenizer is on this machine."""
+        if self.counts_tokens is None:
+            try:
+                await self._on_thread(self.encoder.count_tokens, ["a"])
+                self.counts_tokens = True
+            except ConfigError:
+                self.counts_tokens = False
+        return self.counts_tokens
 
-    def _admit(self, texts: int) -> None:
-        if self._waiting and self._waiting + texts > self.limits.queued_texts:
-            wait = retry_after(self._waiting, self._pace, monotonic())
-            raise Refusal(429, f"{self._waiting} texts are waiting already", headers={"retry-after": str(wait)})
-        self._waiting += texts
-        self.metrics.waiting.set(self._waiting)
+    async def _on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._counting, work, *arguments)
 
-    def _leave(self, texts: int) -> None:
-        self._waiting -= texts
-        self._pace.append((monotonic(), texts))
-        self.metrics.waiting.set(self._waiting)
+    async def _encode(self, texts: Sequence[str], role: Role) -> tuple[Vectors, list[int]]:
+        """Return vectors and the positions of texts that the encoder truncated."""
+        card = self.encoder.card
+        if not texts:
+            return np.empty((0, card.dimensions), np.float32), []
+        truncated: list[int] = []
+        future = self.encoder.submit(texts, role=role, on_batch=self._on_batch, on_truncated=truncated.extend)
+        vectors = await asyncio.wrap_future(future)
+        if vectors.shape != (len(texts), card.dimensions) or not np.isfinite(vectors).all():
+            raise APIError(502, "the model did not return a finite vector for every text")
+        return np.ascontiguousarray(vectors, np.float32), truncated
 
     def _on_batch(self, indices: Sequence[int], _: Vectors) -> None:
         self.metrics.batch_texts.observe(len(indices))
@@ -191,7 +185,64 @@ class Service:
         self.metrics.request_texts.observe(len(done.vectors))
         self.metrics.texts.labels(role).inc(len(done.vectors))
         self.metrics.tokens.labels(role).inc(done.tokens)
-        self.metrics.cut.inc(len(done.cut))
+        self.metrics.truncated.inc(len(done.truncated))
+
+    async def info(self) -> dict[str, Any]:
+        """Return what is served, and the limits, as plain data."""
+        card, chosen = self.encoder.card, self.encoder.query_instruction
+        self.start_warming()
+        if self.encoder.remote:  # at once; a local model's tokenizer may first have to be downloaded
+            await self.find_counter()
+        return {
+            "model": card.id,
+            "revision": card.revision,
+            "dimension": card.dimensions,
+            "max_tokens": card.max_tokens,
+            "pooling": card.pooling,
+            "query_instruction": card.query_instruction if chosen is None else chosen,
+            "space": self.encoder.space,
+            "counts_tokens": self.counts_tokens is not False,
+            "trouble": None if self.ready else self.trouble,
+            "limits": asdict(self.limits),
+        }
+
+    def start_warming(self) -> None:
+        """Begin to load the model, once; an app that is mounted in another one gets no start event."""
+        if self._warming is None:
+            self._warming = asyncio.create_task(self._warm_up())
+
+    async def stop_warming(self) -> None:
+        """Stop loading the model; the app may be started again."""
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.wait({self._warming})
+            self._warming = None
+
+    async def _warm_up(self) -> None:
+        """Ask the model for one vector until it answers, with pauses of 1 to 60 seconds."""
+        pause = 1.0
+        while not self.ready:
+            try:
+                await self.encoder.aencode(["Are you there?"], role="document")
+                self.ready = True
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to /ready
+                # A host may come back; a missing extra, folder or key will not.
+                if isinstance(error, BGEError) and not isinstance(error, HostError):
+                    self._on_fatal(error)
+                    break
+                self._explain(error)
+                await asyncio.sleep(pause)
+                pause = min(60.0, 2 * pause)
+
+    def _explain(self, error: Exception) -> None:
+        trouble = f"the model does not answer ({type(error).__name__})"
+        if trouble != self.trouble:
+            log.warning("the model does not answer: %s", log_text(error))
+        self.trouble = trouble
+
+
+class DroppedError(Exception):
+    """The request that a count was for has ended."""
 
 
 def known_names(card: ModelCard, more: Sequence[str] = ()) -> set[str]:
@@ -202,27 +253,18 @@ def known_names(card: ModelCard, more: Sequence[str] = ()) -> set[str]:
     return {name.lower() for name in (*own, *spellings, *more)}
 
 
-def check_size(texts: Sequence[str], limits: Limits) -> None:
-    """Refuse what is too much for one request.
+def read_characters(text: str, count: Callable[[list[str]], list[int]], limit: int) -> int:
+    """Return how many leading characters of ``text`` fit ``limit`` tokens, asking for 16 prefixes at a time.
 
-    Raises:
-        Refusal: with the limit.
+    Begins with a short prefix and doubles it: the work depends on the limit, not on the length of the text.
     """
-    if len(texts) > limits.items:
-        raise too_much(len(texts), "texts", limits.items)
-    characters = sum(map(len, texts))
-    if characters > limits.characters:
-        raise too_much(characters, "characters", limits.characters)
-
-
-def too_much(count: int, what: str, limit: int) -> Refusal:
-    """Say that a request holds too much; under /v1 as a 413, which tells a client to send less from a plain mistake."""
-    return Refusal(422, f"{count} {what} in one request are too many: at most {limit}", openai_status=413)
-
-
-def retry_after(waiting: int, pace: Sequence[tuple[float, int]], now: float) -> int:
-    """Say after how many seconds, 1 to 60, what waits now will be done at the pace of late."""
-    if not pace:
-        return 1
-    seconds = max(now - pace[0][0], 0.001)
-    return int(min(60, max(1, waiting * seconds / max(1, sum(texts for _, texts in pace)))))
+    low, high = 0, min(len(text), 8 * limit + 8)
+    while high < len(text) and count([text[:high]])[0] <= limit:
+        low, high = high, min(len(text), 2 * high)
+    while high - low > 1:
+        step = max(1, (high - low) // 16)
+        ends = range(low + step, high, step)
+        fits = [end for end, n in zip(ends, count([text[:end] for end in ends]), strict=True) if n <= limit]
+        low = fits[-1] if fits else low
+        high = min(high, low + step)
+    return low
