@@ -387,7 +387,7 @@ try:
 except ModelLoadError as error:
     print(time.monotonic() - start)
 """
-        environment = {**os.environ, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1", "HF_HUB_ETAG_TIMEOUT": "2"}
         environment["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
         run = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
@@ -444,27 +444,28 @@ def test_describe_says_what_was_chosen_and_why(engine):
 
 def test_a_waiting_query_costs_little_beside_the_model(engine):
     """The worker's own share of a lone query, as its median over many; generous, for slow and busy machines."""
-    from bge_integrations.local.backends.base import Tokens
+    from bge_integrations.core.batches import Collector
+    from bge_integrations.core.tokenizer import Tokens
+    from bge_integrations.local.backends.base import Backend
     from bge_integrations.local.jobs import Job
-    from bge_integrations.local.scheduler import Worker
+    from bge_integrations.local.scheduler import Scheduler
 
-    class Instant:
-        budget, padded = 1000, False
+    class Instant(Backend):
+        budget, padded, threads = 1000, False, 1
 
         def tokenize(self, texts):
             return Tokens(texts, np.ones(len(texts), np.int64), [])
 
         def forward(self, items):
-            return np.ones((len(items), 4), np.float32)
+            return np.ones((len(items), engine.card.dimensions), np.float32)
 
-        def describe(self):
-            return {}
-
-    worker = Worker(Instant)
+    scheduler = Scheduler(lambda native: Instant(None), engine.output)
     seconds = []
     for _ in range(200):
         start = time.perf_counter()
-        worker.submit(Job(["q"], 4, prepare=list, report=lambda _: None, count=lambda *_: None)).result(60)
+        call = Collector(engine, 1, None)
+        scheduler.submit(Job(["q"], list, call))
+        call.future.result(60)
         seconds.append(time.perf_counter() - start)
-    worker.close()
+    scheduler.close()
     assert sorted(seconds)[20] < 0.0003

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 import models
 from bge_integrations import ConfigError, InputError, TruncationWarning, load_encoder
 from bge_integrations.catalog import find_model
-from bge_integrations.core.cutter import TokenCutter, find_tokenizer
+from bge_integrations.core.tokenizer import TextTokenizer, find_tokenizer
 from rig import Rig, rows
 
 EN = "Represent this sentence for searching relevant passages: "
@@ -59,7 +59,7 @@ def ids_of(file, texts: list[str], most: int | None = None, side: str = "right")
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
-def cutter_of(file, side: str = "right") -> TokenCutter:
+def cutter_of(file, side: str = "right") -> TextTokenizer:
     found = find_tokenizer(find_model("bge-small"), file)
     assert found is not None
     found._side = side
