@@ -113,7 +113,8 @@ def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:
     if dimensions is None:
         raise ModelLoadError(f"{str(folder)!r} has no config.json with a hidden_size: is it a model's folder?")
     name, commit = _hub_name(folder.resolve())
-    stated, size = pooling_of(folder), _dense_size(folder) or dimensions
+    stated = pooling_of(folder)
+    size = _dense_size(folder) or dimensions * len((stated or "").split("+"))
     cut = _object(folder / "config_sentence_transformers.json").get("truncate_dim")
     size = min(size, _count(cut) or size)
     named = known.get(name.lower().replace("___", "."))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,9 +73,11 @@ class TextTokenizer:
         """
         folder = path if path.is_dir() else path.parent
         tokenizer = _read(folder / "tokenizer.json" if path.is_dir() else path)
+        config = _object(folder / "tokenizer_config.json")
+        _normalize_as_configured(tokenizer, config)
         if _object(folder / "sentence_bert_config.json").get("do_lower_case"):
             _lower(tokenizer)
-        side = _object(folder / "tokenizer_config.json").get("truncation_side", "right")
+        side = config.get("truncation_side", "right")
         return cls(tokenizer, side=str(side), max_tokens=max_tokens)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
@@ -251,7 +253,9 @@ def _read(file: Path) -> Any:
             raise ModelLoadError(
                 f"{str(file.parent)!r} has no tokenizer.json: save it with transformers' AutoTokenizer"
             ) from None
-        hint = "it is a git-lfs pointer, run `git lfs pull` there" if is_lfs_pointer(file) else str(error)
+        hint = (
+            "it is a git-lfs pointer, run `git lfs pull` there" if is_lfs_pointer(file) else f"{error}: fetch it again"
+        )
         raise ModelLoadError(f"{str(file)!r} cannot be read: {hint}") from None
 
 
@@ -281,6 +285,23 @@ def _from_vocabulary(folder: Path) -> Any:
     names = [name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in vocabulary]
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
     return tokenizer
+
+
+def _normalize_as_configured(tokenizer: Any, config: Mapping[str, Any]) -> None:
+    """Let a BERT's tokenizer_config.json decide over its tokenizer.json, as transformers does."""
+    if type(tokenizer.normalizer).__name__ != "BertNormalizer":
+        return
+    if not str(config.get("tokenizer_class", "")).startswith("BertTokenizer"):
+        return
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
+    for key, name in names.items():
+        value = config.get(key)
+        if isinstance(value, bool) or (key in config and key == "strip_accents" and value is None):
+            setattr(tokenizer.normalizer, name, value)
 
 
 def _lower(tokenizer: Any) -> None:

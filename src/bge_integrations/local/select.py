@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..catalog.local_folder import describe_contents, pooling_of
+from ..catalog.local_folder import describe_contents, is_lfs_pointer, pooling_of
 from ..catalog.records import ModelCard
 from ..errors import BGEWarning, ConfigError, MissingExtraError, ModelLoadError, warn
 from .architecture import Architecture, modules_reason, other_task, read_architecture
@@ -118,6 +118,8 @@ def choose(settings: Settings, device: str, folder: Path, kinds: Sequence[Weight
         )
     if settings.pooling is None:
         _check_pooling(card, folder)
+    if is_lfs_pointer(folder / "tokenizer.json"):
+        raise ModelLoadError(f"{str(folder / 'tokenizer.json')!r} is a git-lfs pointer: run `git lfs pull` there")
     if held[0] == "onnx":
         reason = modules_reason(folder, card.pooling)
         if not reason:
