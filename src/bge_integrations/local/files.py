@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -104,9 +105,18 @@ def _reason(error: Exception, hub: Any) -> str:
         return f"it answered {status}"
     if "timeout" in type(error).__name__.lower() and not isinstance(error, _NoConnectionError):
         return f"no answer in {hub.constants.HF_HUB_ETAG_TIMEOUT} s, HF_HUB_ETAG_TIMEOUT= waits longer"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{brief(error)}: can its cache be written? HF_HOME names another folder"
+    cache = Path(hub.constants.HF_HUB_CACHE)
+    if not isinstance(error, _NoConnectionError) and not _can_write(cache):
+        return f"its cache {str(cache)!r} cannot be written: HF_HOME names another folder"
     return brief(error)
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _other_revisions(card: ModelCard, kinds: Sequence[Weights], hub: Any) -> str:
