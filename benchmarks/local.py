@@ -143,13 +143,13 @@ def corpus() -> list[str]:
 def count_tokens(folder: Path, texts: list[str]) -> list[int]:
     from bge_integrations.core.tokenizer import TextTokenizer
 
-    return TextTokenizer(folder, 512).tokenize(texts).lengths.tolist() if len(texts) > 1 else _uncut(folder, texts)
+    return TextTokenizer.read(folder, 512).tokenize(texts).lengths.tolist() if len(texts) > 1 else _uncut(folder, texts)
 
 
 def _uncut(folder: Path, texts: list[str]) -> list[int]:
     from bge_integrations.core.tokenizer import TextTokenizer
 
-    return TextTokenizer(folder).count(texts)
+    return TextTokenizer.read(folder).count(texts)
 
 
 # The engines

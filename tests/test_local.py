@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -382,12 +387,104 @@ try:
 except ModelLoadError as error:
     print(error)
 """
-        environment = {**os.environ, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1", "HF_HUB_ETAG_TIMEOUT": "1"}
         environment["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
         run = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
         )
-    assert "BAAI/bge-small-en-v1.5" in run.stdout
+    assert "no answer in 1 s, HF_HUB_ETAG_TIMEOUT= waits longer" in run.stdout
+
+
+HUB = """
+import sys
+from bge_integrations.catalog import find_model
+from bge_integrations.local.engine import LocalEngine
+from bge_integrations.errors import BGEError
+engine = LocalEngine(find_model("bge-small-en-v1.5"), backend="torch")
+try:
+    print(engine.encode(["text"], role="document").shape)
+except BGEError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def ask_hub(environment: dict[str, str]) -> str:
+    environment = {**os.environ, "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
+    arguments = [sys.executable, "-W", "ignore", "-c", HUB]
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True, timeout=100).stdout
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has one model, or refuses."""
+
+    seconds, status = 0.0, 200
+
+    def do_GET(self):
+        time.sleep(self.seconds)
+        files = [{"rfilename": name, "type": "file", "path": name, "size": 9, "oid": "0" * 40}
+                 for name in ("config.json", "model.safetensors", "tokenizer.json")]  # fmt: skip
+        about = files if "/tree/" in self.path else {"id": "BAAI/bge-small-en-v1.5", "sha": "a" * 40, "siblings": files}
+        data = json.dumps(about).encode()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "reason"),
+    [
+        (0, 401, "401: the hub wants a token.*HF_TOKEN"),
+        (0, 403, "403: the hub wants a token"),
+        (0, 404, "it answered 404"),
+        (6, 401, "401"),  # late, but before HF_HUB_ETAG_TIMEOUT: waited for
+    ],
+)
+def test_what_the_hub_answers_is_said(tmp_path, seconds, status, reason):
+    kind = type("Kind", (Hub,), {"seconds": seconds, "status": status})
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        said = ask_hub({"HF_HOME": str(tmp_path), "HF_ENDPOINT": url, "HF_HUB_ETAG_TIMEOUT": "30"})
+        server.shutdown()
+    assert re.search(rf"^ModelLoadError .*{reason}", said)
+
+
+@pytest.mark.parametrize("home", ["/dev/null/home", "/proc/home"])
+def test_a_cache_that_cannot_be_written_is_said(home):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = ask_hub({"HF_HOME": home, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"})
+        server.shutdown()
+    assert re.search(r"^ModelLoadError .*HF_HOME names another folder", said)
+
+
+def snapshot(cache: Path, revision: str) -> Path:
+    """Put a random model into a cache as the hub's client would."""
+    folder = cache / "models--BAAI--bge-small-en-v1.5" / "snapshots" / revision
+    shutil.copytree(models.folder("bge-small", layers=1), folder)
+    return folder
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "SENTENCE_TRANSFORMERS_HOME"])
+def test_a_cached_model_is_found_without_asking_anybody(tmp_path, variable):
+    snapshot(tmp_path / "cache", find_model("bge-small-en-v1.5").revision)
+    nowhere = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert ask_hub({**nowhere, variable: str(tmp_path / "cache")}) == "(1, 384)\n"
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "SENTENCE_TRANSFORMERS_HOME"])
+def test_another_revision_is_named_and_not_used(tmp_path, variable):
+    folder = snapshot(tmp_path / "cache", "b" * 40)
+    nowhere = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", variable: str(tmp_path / "cache")}
+    said = ask_hub(nowhere)
+    assert said.startswith("ModelLoadError")
+    assert f"another revision of it is here, and its folder can be the model: {str(folder)!r}" in said
 
 
 def test_a_folder_that_went_away_is_named(tmp_path):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bge_integrations.local.plan import cut_batches, slice_end
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,8 +19,9 @@ from bge_integrations.catalog import find_model
 from bge_integrations.errors import BGEWarning, ModelLoadError
 from bge_integrations.local.architecture import read_architecture
 from bge_integrations.local.backends.packed import rows as matrix_rows
-from bge_integrations.local.cores import usable_cores
 from bge_integrations.local.engine import LocalEngine
+from bge_integrations.local.jobs import cut_batches, slice_end
+from bge_integrations.local.select import usable_cores
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")]
 

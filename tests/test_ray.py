@@ -24,7 +24,7 @@ from bge_integrations import load_encoder
 from bge_integrations.bulk import embed_files
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, HostUnavailableError, InputError, SpaceMismatchError
-from bge_integrations.local.cores import usable_cores
+from bge_integrations.local.select import usable_cores
 from bge_integrations.ray import (
     BGEBatchEncoder,
     RayEncoder,

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 import models
 from bge_integrations import ConfigError, InputError, TruncationWarning, load_encoder
 from bge_integrations.catalog import find_model
-from bge_integrations.core.cutter import TokenCutter, find_tokenizer
+from bge_integrations.core.tokenizer import TextTokenizer, find_tokenizer
 from rig import Rig, rows
 
 EN = "Represent this sentence for searching relevant passages: "
@@ -59,7 +59,7 @@ def ids_of(file, texts: list[str], most: int | None = None, side: str = "right")
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
-def cutter_of(file, side: str = "right") -> TokenCutter:
+def cutter_of(file, side: str = "right") -> TextTokenizer:
     found = find_tokenizer(find_model("bge-small"), file)
     assert found is not None
     found._side = side
@@ -152,6 +152,62 @@ def test_it_is_found_in_the_models_folder_and_in_the_hubs_cache_without_a_networ
     assert find_tokenizer(other) is None
     assert find_tokenizer(replace(card, folder=str(source.parent))).count(["word"]) == [3]
     assert find_tokenizer(replace(card, folder=str(tmp_path))) is None
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("most", [16, 100])
+def test_only_an_end_of_a_huge_text_is_read_and_its_ids_are_those_of_the_whole(file, side, most):
+    words = " ".join(texts_of(3, 400))
+    huge = [
+        words * (1 + 9000 // len(words) * most // 16),
+        "汉字和标点，都要" * 3000,
+        "x" * 30_000,
+        "a b " * 20_000,
+        "." * 30_000,
+        " " * 20_000 + words,
+        "[SEP]" * 6000,
+        "<s></s>" * 6000,
+        "e\u0301" * 20_000,
+        words + "\n" * 9000 + words,
+        "it's " * 9000,
+    ]
+    texts = [text[:-cut] for text in huge for cut in (1, 6)]
+    tokenizer = TextTokenizer.read(file, most)
+    tokenizer._tokenizer.enable_truncation(most, direction=side)
+    tokenizer._side = side
+    tokens = tokenizer.tokenize(texts)
+    assert [item.tolist() for item in tokens.items] == ids_of(file, texts, most, side)
+    assert tokens.truncated == [i for i, ids in enumerate(ids_of(file, texts)) if len(ids) > most]
+    assert tokenizer.count(texts) == [len(ids) for ids in ids_of(file, texts)]
+    for sliced in (texts, texts[:1], texts[4:5]):
+        cut, long, counts = cutter_of(file, side).cut(sliced, most)
+        again = ids_of(file, cut)
+        assert long == [i for i, ids in enumerate(ids_of(file, sliced)) if len(ids) > most]
+        assert [len(ids) for ids in again] == counts
+        assert max(counts) <= most
+
+
+def test_what_is_read_of_a_huge_text_does_not_grow_with_it(file):
+    tokenizer = TextTokenizer.read(file, 64)
+    read = []
+
+    class Noted:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            def encode(texts, **options):
+                read.extend(map(len, texts))
+                return getattr(self.inner, name)(texts, **options)
+
+            return encode if name.startswith("encode_batch") else getattr(self.inner, name)
+
+    tokenizer._tokenizer = Noted(tokenizer._tokenizer)
+    tokenizer.tokenize(["some words and more " * 500_000])
+    assert sum(read) < 64 * 64
+    read.clear()
+    tokenizer.cut(["some words and more " * 500_000], 64)
+    assert sum(read) < 64 * 128
 
 
 LONG = [f"{'word ' * 700}number {i}" for i in range(2)]

@@ -3,6 +3,7 @@
 BGEError
 ├── InputError (ValueError)              a text that cannot be embedded; see ``positions``
 │   ├── InputTypeError (TypeError)       not a text at all
+│   ├── TextError                        the model or its tokenizer fails at a text
 │   └── TooLongError                     longer than the model reads, with ``truncate="error"``
 ├── ConfigError (ValueError)             the call names something that cannot work
 │   ├── UnknownModelError                no such model; names near matches
@@ -125,6 +126,13 @@ class InputError(BGEError, ValueError):
 
 class InputTypeError(InputError, TypeError):
     """Something that is not a text was passed where a text belongs."""
+
+
+class TextError(InputError):
+    """A model on this machine, or its tokenizer, fails at a text; the message names its position."""
+
+    def __str__(self) -> str:
+        return f"{self.message} (text {shorten(self.positions, 5)})" if self.positions else self.message
 
 
 class TooLongError(InputError):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from ..environment import expand_user
 from ..errors import NotServedError, UnknownModelError, UnknownProviderError
-from .local_folder import is_model_folder, read_folder
+from .local_folder import describe_contents, is_model_folder, read_folder
 from .models import MODELS
 from .providers import PROVIDERS
 from .records import ModelCard, Provider
@@ -54,8 +54,10 @@ def find_model(name: str | os.PathLike[str]) -> ModelCard:
     if typed.strip() and is_model_folder(folder):
         return read_folder(folder, _names())
     if is_path(name):
-        there = "holds no config.json" if folder.is_dir() else "is not there"
-        raise UnknownModelError(f"{typed!r} is a path, and the folder {there}: where does the model lie?")
+        if not folder.is_dir():
+            raise UnknownModelError(f"{typed!r} is a path, and the folder is not there: where does the model lie?")
+        contents = describe_contents(folder) or "where does the model lie?"
+        raise UnknownModelError(f"{typed!r} is a path, and the folder holds no config.json: {contents}")
     known = known_model(typed)
     if known is not None:
         return known

@@ -14,7 +14,17 @@ from typing import Any
 from ..errors import ModelLoadError
 from .records import ModelCard
 
-__all__ = ["POOLINGS", "fingerprint", "is_model_folder", "pooling_of", "read_folder", "read_json", "read_modules"]
+__all__ = [
+    "POOLINGS",
+    "describe_contents",
+    "fingerprint",
+    "is_lfs_pointer",
+    "is_model_folder",
+    "pooling_of",
+    "read_folder",
+    "read_json",
+    "read_modules",
+]
 
 POOLINGS: dict[str, str] = {
     "cls": "cls",
@@ -44,6 +54,45 @@ def is_model_folder(folder: Path) -> bool:
         return any((_snapshot(folder) / name).is_file() for name in ("config.json", "modules.json"))
     except OSError:
         return False
+
+
+def describe_contents(folder: Path) -> str:
+    """Return what a folder holds instead of a model that can be used here, and what to do; nothing where unknown."""
+    try:
+        names = {path.relative_to(folder).as_posix() for path in [*folder.glob("*"), *folder.glob("*/*")]}
+        pointers = [path.name for path in folder.glob("*") if is_lfs_pointer(path)]
+    except OSError:
+        return ""
+    if pointers:
+        return f"{pointers[0]} is a git-lfs pointer, not the file: run `git lfs pull` there, or use `hf download`"
+    if "adapter_config.json" in names:
+        base = _object(folder / "adapter_config.json").get("base_model_name_or_path")
+        return f"it holds a LoRA adapter of {base!r} alone: merge it with peft's merge_and_unload() and save that model"
+    for ending, advice in _OTHER_FORMATS.items():
+        found = sorted(name for name in names if name.endswith(ending))
+        if found:
+            return f"{found[0]} {advice}"
+    return ""
+
+
+_OTHER_FORMATS = {
+    ".gguf": "is for llama.cpp: start llama-server with it and pass base_url=, or download the original weights",
+    ".onnx": "is an ONNX file of another kind (quantised, or of another name): only onnx/model.onnx and model.onnx are "
+    "read, or download the original weights",
+    ".h5": "is for TensorFlow: save the model with transformers' save_pretrained",
+    ".msgpack": "is for Flax: save the model with transformers' save_pretrained",
+    ".xml": "is for OpenVINO: download the original weights",
+    ".part": "is an unfinished download: fetch it again",
+    ".incomplete": "is an unfinished download: fetch it again",
+}
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is what git leaves of a large one that git-lfs did not fetch."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")
 
 
 def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:

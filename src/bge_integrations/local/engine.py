@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from ..catalog.records import ModelCard
 from ..core.checks import refuse_truncation
 from ..core.encoder import Blank, Encoder, Role, Stream, Truncate, Usage
 from ..core.tokenizer import TextTokenizer
-from ..errors import ConfigError, ModelLoadError
+from ..errors import BGEError, BGEWarning, ConfigError, ModelLoadError
+from .architecture import brief, read_weights
 from .backends.base import Backend
 from .files import find_folder, get_folder
 from .jobs import Job
@@ -36,14 +39,15 @@ class LocalEngine(Encoder):
         backend: str = "auto",
         precision: str | None = None,
         trust_remote_code: bool = False,
+        pooling: str | None = None,
     ) -> None:
         if truncate not in ("warn", "error"):
             raise ConfigError(f"truncate must be 'warn' or 'error', not {truncate!r}")
-        self.card = card
+        self.card = card if pooling is None else replace(card, pooling=pooling)
         self.query_instruction = query_instruction
         self.blank = blank
         self.truncate = truncate
-        self.settings = Settings(card, device, backend, precision, trust_remote_code)
+        self.settings = Settings(self.card, device, backend, precision, trust_remote_code, pooling)
         self.variant = "int8" if precision == "int8" else ""
         self.usage = Usage()
         self._rebuild()
@@ -73,7 +77,7 @@ class LocalEngine(Encoder):
         if self._counter is None:
             settings = self.settings
             kinds = usable_weights(settings, find_device(settings.device))
-            self._counter = TextTokenizer(get_folder(self.card, kinds, code=settings.trust_remote_code))
+            self._counter = TextTokenizer.read(get_folder(self.card, kinds, code=settings.trust_remote_code))
         return self._counter.count(texts)
 
     def describe(self) -> dict[str, Any]:
@@ -97,29 +101,6 @@ class LocalEngine(Encoder):
         return f"LocalEngine({self.card.id!r}, backend={self.settings.backend!r})"
 
 
-class DescribedBackend:
-    """A backend together with why it was chosen."""
-
-    def __init__(self, backend: Backend, choice: Choice) -> None:
-        self.budget, self.padded = backend.budget, backend.padded
-        self.tokenize, self.forward = backend.tokenize, backend.forward
-        self._describe = backend.describe
-        self._choice = choice
-
-    def describe(self) -> dict[str, Any]:
-        """Return what was chosen, and why, with the backend's own details."""
-        return {**_plain(self._choice), **self._describe()}
-
-
-def _plain(choice: Choice) -> dict[str, Any]:
-    return {
-        "backend": choice.backend,
-        "precision": choice.precision,
-        "device": choice.device,
-        "why": choice.why,
-    }
-
-
 def _foreseen(settings: Settings) -> dict[str, Any]:
     """Return what will be chosen, as far as the files that are here tell."""
     device = find_device(settings.device)
@@ -127,25 +108,39 @@ def _foreseen(settings: Settings) -> dict[str, Any]:
         kinds = usable_weights(settings, device)
         folder = find_folder(settings.card, kinds)
         if folder is not None:
-            return _plain(choose(settings, device, folder, kinds))
+            return choose(settings, device, folder, kinds).describe()
     except (ModelLoadError, ImportError) as error:
         return {"backend": settings.backend, "device": device, "why": str(error)}
     return {"backend": settings.backend, "device": device, "why": "not on this machine yet"}
 
 
-def load_backend(settings: Settings) -> Backend:
+def load_backend(settings: Settings, native: AbstractContextManager[Any]) -> Backend:
     """Find or fetch the model's files and load them.
+
+    Args:
+        settings: what the user asked for.
+        native: entered while packages are imported and weights read, but not while files are fetched.
 
     Raises:
         ModelLoadError: the files cannot be had or read.
         MissingExtraError: a package is not installed.
     """
-    device = find_device(settings.device)
-    kinds = usable_weights(settings, device)
-    folder = get_folder(settings.card, kinds, code=settings.trust_remote_code)
-    choice = choose(settings, device, folder, kinds)
-    warn_if_emulated(choice.precision, choice.device)
-    backend = DescribedBackend(_loaded(settings, choice, folder), choice)
+    try:
+        device = find_device(settings.device)
+        kinds = usable_weights(settings, device)
+        folder = get_folder(settings.card, kinds, code=settings.trust_remote_code)
+        with native:
+            choice = choose(settings, device, folder, kinds)
+            warn_if_emulated(choice.precision, choice.device)
+            backend = _loaded(settings, choice, folder)
+    except (BGEError, BGEWarning):
+        raise
+    except BaseException as error:
+        # Files of strangers: numbers that are none, a panic in a Rust library.
+        where = f" from {settings.card.folder!r}" if settings.card.folder else ""
+        raise ModelLoadError(
+            f"{settings.card.id!r} cannot be loaded{where} ({brief(error)}): are its files and packages whole?"
+        ) from error
     _LOG.info("%s: %s", settings.card.id, ", ".join(f"{key} {value}" for key, value in backend.describe().items()))
     return backend
 
@@ -155,25 +150,15 @@ def _loaded(settings: Settings, choice: Choice, folder: Path) -> Backend:
     if choice.backend == "onnx":
         from .backends.onnx import OnnxBackend
 
-        return OnnxBackend(card, folder, int8=choice.precision == "int8")
-    if choice.backend == "torch" and choice.architecture is not None:
+        return OnnxBackend(choice, card, folder)
+    if choice.backend == "torch":
         from .backends.packed import PackedBackend
-        from .weights import read_weights
 
         return PackedBackend(
-            choice.architecture,
-            read_weights(folder),
-            TextTokenizer(folder, card.max_tokens),
-            pooling=card.pooling,
-            precision=choice.precision,
-            device=choice.device,
+            choice, read_weights(folder), TextTokenizer.read(folder, card.max_tokens), pooling=card.pooling
         )
     from .backends.sentence_transformers import SentenceTransformerBackend
 
     return SentenceTransformerBackend(
-        card,
-        folder,
-        device=choice.device,
-        precision=choice.precision,
-        trust_remote_code=settings.trust_remote_code,
+        choice, card, folder, trust_remote_code=settings.trust_remote_code, pooling=settings.pooling
     )

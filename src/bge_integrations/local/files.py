@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+from ..catalog.local_folder import is_lfs_pointer, read_modules
 from ..catalog.records import ModelCard
-from ..errors import MissingExtraError, ModelLoadError
-from .architecture import read_json
+from ..environment import variable
+from ..errors import BGEError, ModelLoadError
+from ..extras import require
+from .architecture import brief, shards
 
 T = TypeVar("T")
 Weights = Literal["onnx", "torch"]
 
 ONNX_FILE = "onnx/model.onnx"
-_PATIENCE = 4.0  # seconds for the hub's first answer: offline must be clear in under five
+_ONNX_FILES = (ONNX_FILE, "model.onnx")  # optimum writes the second
+_CONNECT_SECONDS = 4.0  # offline must be clear in under five
 _SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 
 
 def find_folder(card: ModelCard, kinds: Sequence[Weights]) -> Path | None:
@@ -29,14 +38,24 @@ def find_folder(card: ModelCard, kinds: Sequence[Weights]) -> Path | None:
     if card.folder is not None:
         folder = Path(card.folder)
         if not folder.is_dir():
-            raise ModelLoadError(f"{card.folder!r} is not there (any more)")
+            raise ModelLoadError(f"{card.folder!r} is not there (any more): download it again, or pass another folder")
         return folder
     hub = _hub()
-    try:
-        cached = Path(hub.snapshot_download(card.id, revision=card.revision, local_files_only=True))
-    except (OSError, ValueError):
-        return None
-    return cached if any(has_weights(cached, kind) for kind in kinds) else None
+    for cache in _caches(hub):
+        config = hub.try_to_load_from_cache(card.id, "config.json", cache_dir=cache, revision=card.revision)
+        if isinstance(config, str) and _is_whole(Path(config).parent, kinds):
+            return Path(config).parent
+    return None
+
+
+def _caches(hub: Any) -> list[str]:
+    """Return the folders in which the hub's cache lies, and sentence-transformers' own."""
+    return [folder for folder in (hub.constants.HF_HUB_CACHE, variable("SENTENCE_TRANSFORMERS_HOME")) if folder]
+
+
+def _is_whole(folder: Path, kinds: Sequence[Weights]) -> bool:
+    tokenizer = any((folder / name).is_file() for name in _TOKENIZERS)
+    return tokenizer and any(has_weights(folder, kind) for kind in kinds)
 
 
 def get_folder(card: ModelCard, kinds: Sequence[Weights], *, code: bool = False) -> Path:
@@ -55,56 +74,125 @@ def get_folder(card: ModelCard, kinds: Sequence[Weights], *, code: bool = False)
     if found is not None:
         return found
     hub = _hub()
+    patience = hub.constants.HF_HUB_ETAG_TIMEOUT
     try:
-        info = _within(_PATIENCE, lambda: hub.HfApi().model_info(card.id, revision=card.revision, timeout=_PATIENCE))
+        if not hub.constants.HF_HUB_OFFLINE:
+            _within(_CONNECT_SECONDS, lambda: _connect(hub.constants.ENDPOINT))
+        info = hub.HfApi().model_info(card.id, revision=card.revision, timeout=patience)
         names = {file.rfilename for file in info.siblings or ()}
         patterns = _patterns(card, names, kinds) + (["*.py"] if code else [])
-        return Path(hub.snapshot_download(card.id, revision=card.revision or info.sha, allow_patterns=patterns))
-    except ModelLoadError:
+        return Path(
+            hub.snapshot_download(
+                card.id, revision=card.revision or info.sha, allow_patterns=patterns, etag_timeout=patience
+            )
+        )
+    except BGEError:
         raise
     except Exception as error:
         raise ModelLoadError(
-            f"{card.id!r} is not on this machine and could not be fetched from the hub ({_brief(error)}). Without a "
-            "network: use model='demo' (bundled), a local folder as the model, a host with provider=, or fetch it "
-            f"beforehand where there is one: hf download {card.id}"
+            f"{card.id!r} is not on this machine and could not be fetched from the hub "
+            f"({_reason(error, hub)}){_other_revisions(card, kinds, hub)}. Without a network: use model='demo' "
+            "(bundled), a local folder as the model, a host with provider=, or fetch it beforehand where there is one: "
+            f"hf download {card.id}"
         ) from error
 
 
+def _reason(error: Exception, hub: Any) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"{status}: the hub wants a token that may read it: `hf auth login`, or set HF_TOKEN"
+    if status is not None:
+        return f"it answered {status}"
+    if "timeout" in type(error).__name__.lower() and not isinstance(error, _NoConnectionError):
+        return f"no answer in {hub.constants.HF_HUB_ETAG_TIMEOUT} s, HF_HUB_ETAG_TIMEOUT= waits longer"
+    cache = Path(hub.constants.HF_HUB_CACHE)
+    if not isinstance(error, _NoConnectionError) and not _can_write(cache):
+        return f"its cache {str(cache)!r} cannot be written: HF_HOME names another folder"
+    return brief(error)
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _other_revisions(card: ModelCard, kinds: Sequence[Weights], hub: Any) -> str:
+    """Say which other revisions of the model are here: other weights, so never used without the user's word."""
+    name = f"models--{card.id.replace('/', '--')}"
+    folders = [folder for cache in _caches(hub) for folder in sorted(Path(cache).glob(f"{name}/snapshots/*"))]
+    here = [str(folder) for folder in folders if folder.name != card.revision and _is_whole(folder, kinds)]
+    return f"; another revision of it is here, and its folder can be the model: {here[-1]!r}" if here else ""
+
+
+def find_onnx(folder: Path) -> Path | None:
+    """Return the model's ONNX file, or None."""
+    files = (folder / name for name in _ONNX_FILES)
+    return next((file for file in files if _is_here(file)), None)
+
+
 def has_weights(folder: Path, kind: Weights) -> bool:
-    """Return whether the folder holds weights of that kind, whole."""
+    """Return whether the folder holds weights of that kind, whole.
+
+    Raises:
+        ModelLoadError: a configuration file cannot be read.
+    """
     if kind == "onnx":
-        return (folder / ONNX_FILE).is_file()
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    if index:
-        return all((folder / name).is_file() for name in set(index.values()))
-    return any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+        return find_onnx(folder) is not None
+    inner = folder / next((path for name, path in read_modules(folder) if name == "Transformer"), "")
+    names = shards(inner / "model.safetensors.index.json")
+    if names:
+        return all(_is_here(inner / name) for name in names)
+    return any(
+        _is_here(file) for pattern in ("model*.safetensors", "pytorch_model*.bin") for file in inner.glob(pattern)
+    )
+
+
+def _is_here(file: Path) -> bool:
+    return file.is_file() and not is_lfs_pointer(file)
 
 
 def _patterns(card: ModelCard, names: Collection[str], kinds: Sequence[Weights]) -> list[str]:
     safe = any(name.endswith(".safetensors") for name in names)
-    torch = ["*.safetensors"] if safe else ["pytorch_model*.bin"] if "pytorch_model.bin" in names else []
-    onnx = [ONNX_FILE, f"{ONNX_FILE}_data"] if ONNX_FILE in names else []
+    pickled = ["pytorch_model*.bin", "*/pytorch_model.bin"] if "pytorch_model.bin" in names else []
+    torch = ["*.safetensors"] if safe else pickled
+    file = next((name for name in _ONNX_FILES if name in names), None)
+    onnx = [file, f"{file}_data"] if file else []
     weights = next((found for kind in kinds if (found := onnx if kind == "onnx" else torch)), None)
     if weights is None:
-        raise ModelLoadError(f"{card.id!r} has no weights on the hub for {' or '.join(kinds)}")
+        raise ModelLoadError(f"{card.id!r} has no weights on the hub for {' or '.join(kinds)}: choose another backend=")
     return _SMALL + weights
 
 
 def _hub() -> Any:
+    require("huggingface_hub.constants", extra="local", purpose="a model of the hub on this machine")
+    return require("huggingface_hub", extra="local")
+
+
+class _NoConnectionError(OSError):
+    pass
+
+
+def _connect(endpoint: str) -> None:
+    """Open a connection to the hub, or to the proxy on the way, and close it."""
+    url = urlsplit(endpoint)
+    proxy = getproxies().get(url.scheme) or getproxies().get("all")
+    if proxy and url.hostname and not proxy_bypass(url.hostname):
+        url = urlsplit(proxy if "//" in proxy else f"//{proxy}", scheme="http")
+    port = url.port or (443 if url.scheme == "https" else 80)
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MissingExtraError(
-            'a local model needs huggingface_hub: pip install "bge-integrations[local]" or "bge-integrations[onnx]"'
-        ) from error
-    return huggingface_hub
+        socket.create_connection((url.hostname or "", port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _NoConnectionError(f"no connection to {url.hostname}:{port}: {error.strerror or error}") from None
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:
     """Return what ``ask`` returns, or give up: a name server that is gone holds a look-up longer than any timeout.
 
     Raises:
-        TimeoutError: no answer in time.
+        OSError: no answer in time.
     """
     answers: list[T] = []
     errors: list[BaseException] = []
@@ -121,10 +209,5 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     if not answers:
-        raise TimeoutError(f"no answer in {seconds:g} s")
+        raise _NoConnectionError(f"no connection in {seconds:g} s")
     return answers[0]
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.encoder import Batch, Stream
 from ..core.outputs import Rows
+from .backends.base import Backend
 
 Indices = NDArray[np.int64]
 
-NOTHING: Indices = np.empty(0, np.int64)
 SLICE_TEXTS = 4096
 SLICE_CHARACTERS = 1_000_000  # some 250,000 tokens: what the tokenizer returns for each is about 100 bytes
+_LOG = logging.getLogger("bge_integrations")
 
 
 @dataclass(eq=False)
@@ -28,6 +32,8 @@ class Job:
         stream: where finished rows go.
         refuse: raises for texts that are longer than the model reads, before anything is computed; None to truncate.
         taken: texts that are in a slice already.
+        measured: texts whose length ``refuse`` needs and that have been measured.
+        long: positions among them of those that are longer than the model reads.
     """
 
     texts: list[str]
@@ -35,33 +41,129 @@ class Job:
     stream: Stream
     refuse: Callable[[Sequence[int]], None] | None = None
     taken: int = 0
+    measured: int = 0
 
     def __post_init__(self) -> None:
         self.missing = len(self.texts)
+        self.long: list[int] = []
 
     @property
     def alive(self) -> bool:
         """Whether somebody still waits for the rows."""
         return not self.stream.cancelled
 
-    def take(self, texts: int, characters: int) -> tuple[range, list[str]]:
-        """Return the next texts, ready for the model, and where they stand."""
-        end = slice_end(self.texts, self.taken, texts, characters)
-        part = range(self.taken, end)
-        self.taken = end
-        return part, self.prepare(self.texts[part.start : part.stop])
+    def part(self, start: int, texts: int, characters: int) -> Part:
+        """Return texts from ``start`` on, as many as fit but at least one, ready for the model."""
+        end = slice_end(self.texts, start, texts, characters)
+        return Part(self, range(start, end), self.prepare(self.texts[start:end]))
 
     def put(self, indices: Indices, rows: Rows, tokens: int, truncated: Sequence[int]) -> None:
         """Pass finished rows on, and finish the call with the last one."""
         self.missing -= len(indices)
-        self.stream.put(Batch(indices.tolist(), rows, tokens, truncated))
-        if not self.missing:
-            self.stream.finish()
+        try:
+            self.stream.put(Batch(indices.tolist(), rows, tokens, truncated))
+            if not self.missing:
+                self.stream.finish()
+        except BaseException as error:  # noqa: BLE001 - what a stream raises must not end the worker thread
+            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Give up, unless it was finished or cancelled meanwhile."""
-        if self.alive:
-            self.stream.fail(error)
+        try:
+            if self.alive:
+                self.stream.fail(error)
+        except BaseException:  # noqa: BLE001 - as above
+            _LOG.exception("a call could not be ended with its error")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some texts of one job.
+
+    Attributes:
+        span: their positions in the job.
+        texts: what the model is to read.
+    """
+
+    job: Job
+    span: range
+    texts: list[str]
+
+
+@dataclass
+class Slice:
+    """Texts of one or more jobs, tokenised together and cut into batches.
+
+    Attributes:
+        items: of each text, what the backend computes.
+        owners: for each text, the position of its job in ``jobs``.
+        indices: for each text, its position in that job.
+        lengths: tokens of each text.
+        truncated: for each text, whether it was longer than the model reads.
+    """
+
+    jobs: list[Job]
+    items: list[Any]
+    owners: Indices
+    indices: Indices
+    lengths: Indices
+    truncated: Any
+    batches: deque[Indices]
+
+    @classmethod
+    def of(cls, parts: list[Part], backend: Backend) -> Slice:
+        """Tokenise parts of jobs.
+
+        Raises:
+            TextError: positions are those in all texts of the parts together.
+        """
+        tokens = backend.tokenize([text for part in parts for text in part.texts])
+        truncated = np.zeros(len(tokens.items), bool)
+        truncated[tokens.truncated] = True
+        return cls(
+            jobs=[part.job for part in parts],
+            items=tokens.items,
+            owners=np.repeat(np.arange(len(parts)), [len(part.span) for part in parts]),
+            indices=np.concatenate([np.arange(part.span.start, part.span.stop) for part in parts]),
+            lengths=tokens.lengths,
+            truncated=truncated,
+            batches=deque(cut_batches(tokens.lengths, backend.budget, padded=backend.padded)),
+        )
+
+    def next_batch(self) -> Indices:
+        """Return the texts of the next batch for which somebody still waits; may be none."""
+        batch = self.batches.popleft()
+        alive = np.array([job.alive for job in self.jobs])
+        return batch if alive.all() else batch[alive[self.owners[batch]]]
+
+    def deliver(self, texts: Indices, rows: Rows) -> None:
+        """Give each job its rows."""
+        for job, mine, chosen in self._by_job(texts):
+            if job.alive:
+                truncated = self.indices[mine[self.truncated[mine]]].tolist()
+                job.put(self.indices[mine], rows[chosen], int(self.lengths[mine].sum()), truncated)
+
+    def fail(self, texts: Indices, failed: Mapping[int, BaseException], backend: Backend, *, blame: bool) -> None:
+        """Fail every job that has one of these texts.
+
+        Args:
+            texts: none of them has a row.
+            failed: why, for those that were tried alone.
+            backend: says what the error means.
+            blame: whether the failure is the texts' own, so that errors name positions.
+        """
+        for job, mine, _ in self._by_job(texts):
+            own = [text for text in mine.tolist() if text in failed]
+            error = failed[own[0]] if own else next(iter(failed.values()))
+            job.fail(backend.explain(error, self.indices[own].tolist() if own and blame else ()))
+
+    def _by_job(self, texts: Indices) -> Iterator[tuple[Job, Indices, Any]]:
+        if len(self.jobs) == 1:
+            yield self.jobs[0], texts, slice(None)
+            return
+        owners = self.owners[texts]
+        for owner in np.unique(owners).tolist():
+            yield self.jobs[owner], texts[owners == owner], owners == owner
 
 
 def cut_batches(lengths: Indices, budget: int, *, padded: bool) -> list[Indices]:

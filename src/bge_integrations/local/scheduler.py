@@ -3,87 +3,42 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 
-from ..core.outputs import Output, Rows
-from ..errors import BadAnswerError, BGEError
+from ..core.lock import Lock
+from ..core.outputs import Output
+from ..errors import BGEError, TextError
 from .backends.base import Backend
-from .jobs import NOTHING, SLICE_CHARACTERS, SLICE_TEXTS, Indices, Job, cut_batches, slice_end
+from .jobs import SLICE_CHARACTERS, SLICE_TEXTS, Indices, Job, Part, Slice
 
 URGENT_TEXTS = 8  # a call of more waits for its turn between the batches of others
 _END_SECONDS = 30.0
+_FORK_SECONDS = 10.0
+_SINGLE_FAILURES = 3  # of texts computed alone, after which the rest of a batch is not tried
 
-
-@dataclass
-class Slice:
-    """Texts of one or more jobs, tokenised together and cut into batches.
-
-    Attributes:
-        owners: for each text, the position of its job in ``jobs``.
-        indices: for each text, its position in that job.
-        lengths: tokens of each text.
-        truncated: for each text, whether it was longer than the model reads.
-    """
-
-    jobs: list[Job]
-    items: list[Any]
-    owners: Indices
-    indices: Indices
-    lengths: Indices
-    truncated: Any
-    batches: deque[Indices]
-
-    def next_batch(self) -> Indices:
-        """Return the texts of the next batch for which somebody still waits; may be none."""
-        if not self.batches:
-            return NOTHING
-        batch = self.batches.popleft()
-        alive = np.array([job.alive for job in self.jobs])
-        return batch if alive.all() else batch[alive[self.owners[batch]]]
-
-    def deliver(self, batch: Indices, rows: Rows) -> None:
-        """Give each job its rows."""
-        for job, mine in self._by_job(batch):
-            if job.alive:
-                texts = batch if mine is None else batch[mine]
-                truncated = self.indices[texts[self.truncated[texts]]].tolist()
-                tokens = int(self.lengths[texts].sum())
-                job.put(self.indices[texts], rows if mine is None else rows[mine], tokens, truncated)
-
-    def _by_job(self, batch: Indices) -> list[tuple[Job, Any]]:
-        if len(self.jobs) == 1:
-            return [(self.jobs[0], None)]
-        owners = self.owners[batch]
-        return [(self.jobs[owner], owners == owner) for owner in np.unique(owners).tolist()]
-
-    def fail(self, batch: Indices, error: BaseException) -> None:
-        """Fail every job that has a text in the batch; a bad row, only the job whose text it is of."""
-        for job, mine in self._by_job(batch):
-            texts = batch if mine is None else batch[mine]
-            job.fail(_about(error, texts, batch, self.indices))
-
-
-def _about(error: BaseException, texts: Indices, batch: Indices, indices: Indices) -> BaseException:
-    """Return an error about rows of a batch as one about texts of a call."""
-    if not isinstance(error, BadAnswerError):
-        return error
-    wrong = np.isin(texts, batch[list(error.positions)])
-    return BadAnswerError(error.message, provider="local", positions=indices[texts[wrong]].tolist())
+Load = Callable[[AbstractContextManager[Any]], Backend]
+"""Loads a backend; enters the lock that it is passed while native code runs, not while it downloads."""
 
 
 class Queue:
-    """Jobs that wait, and the slice of them that is being computed."""
+    """Jobs that wait, and the slice of them that is being computed.
 
-    def __init__(self, output: Output) -> None:
-        self.output = output
+    Attributes:
+        native: held while native code runs.
+        passes: forward passes so far.
+    """
+
+    def __init__(self, output: Output, native: AbstractContextManager[Any]) -> None:
+        self.output, self.native = output, native
         self.jobs: deque[Job] = deque()
         self.slice: Slice | None = None
         self.passes = 0
@@ -95,43 +50,99 @@ class Queue:
 
     def run_batch(self, backend: Backend) -> None:
         """Compute one batch, or find that nobody waits for it any more."""
-        current = self.slice or self._next_slice(backend)
+        current = self.slice or self._sliced(self._take(backend), backend)
+        if current is None or not current.batches:
+            return
         batch = current.next_batch()
         # Dropped with its last batch, so that calls and the engine itself can be garbage-collected while idle.
         self.slice = current if current.batches else None
-        if not len(batch):
-            return
+        failed: dict[int, BaseException] = {}
+        missing = self._compute(backend, current, batch, failed) if len(batch) else batch
+        if len(missing):
+            alone = len(batch) == 1
+            current.fail(missing, failed, backend, blame=alone or len(missing) < len(batch))
+
+    def _compute(self, backend: Backend, current: Slice, texts: Indices, failed: dict[int, BaseException]) -> Indices:
+        """Compute texts and deliver their rows; where that fails, each half of them.
+
+        So one text does not fail its neighbours, and what is too large for the memory at once is computed in parts.
+
+        Returns:
+            The texts that have no rows.
+        """
+        if len(failed) >= _SINGLE_FAILURES:
+            return texts
         self.passes += 1
         try:
-            rows = self.output.check(backend.forward([current.items[i] for i in batch]), len(batch))
-        except Exception as error:  # noqa: BLE001 - belongs to the calls that the batch is of
-            current.fail(batch, error)
+            with self.native:
+                rows = backend.forward([current.items[i] for i in texts])
+            rows = self.output.check(rows, len(texts))
+        except BaseException as error:  # noqa: BLE001 - belongs to the calls whose texts these are
+            if len(texts) == 1:
+                failed[int(texts[0])] = error
+                return texts
         else:
-            current.deliver(batch, rows)
+            current.deliver(texts, rows)
+            return texts[:0]
+        return np.concatenate([self._compute(backend, current, half, failed) for half in np.array_split(texts, 2)])
 
-    def _next_slice(self, backend: Backend) -> Slice:
-        jobs: list[Job] = []
-        parts: list[range] = []
-        texts: list[str] = []
-        characters = SLICE_CHARACTERS
-        while self.jobs and len(texts) < SLICE_TEXTS and (characters > 0 or not texts):
+    def _take(self, backend: Backend) -> list[Part]:
+        """Return the next texts of the jobs in front."""
+        parts: list[Part] = []
+        room, characters = SLICE_TEXTS, SLICE_CHARACTERS
+        while self.jobs and room and (characters > 0 or not parts):
             job = self.jobs[0]
-            if not job.alive or not _allowed(job, backend):
+            try:
+                if job.alive and not self._measured(job, backend):
+                    break
+                part = job.part(job.taken, room, characters) if job.alive else None
+            except BaseException as error:  # noqa: BLE001 - belongs to the call
+                job.fail(backend.explain(error))
+                part = None
+            if part is not None:
+                parts.append(part)
+                job.taken = part.span.stop
+                room, characters = room - len(part.texts), characters - sum(map(len, part.texts))
+            if part is None or job.taken == len(job.texts):
                 self.jobs.popleft()
-                continue
-            part, ready = job.take(SLICE_TEXTS - len(texts), characters)
-            jobs.append(job)
-            parts.append(part)
-            texts += ready
-            characters -= sum(map(len, ready))
-            if job.taken == len(job.texts):
-                self.jobs.popleft()
+        return parts
+
+    def _measured(self, job: Job, backend: Backend) -> bool:
+        """Return whether no text of a job is too long; measures one slice, so that other calls have their turn.
+
+        Raises:
+            TooLongError: there are such texts, and the caller wants them refused before anything is computed.
+        """
+        if job.refuse is None or job.measured == len(job.texts):
+            return True
+        part = job.part(job.measured, SLICE_TEXTS, SLICE_CHARACTERS)
         try:
-            return _tokenised(jobs, parts, texts, backend)
-        except Exception as error:  # noqa: BLE001 - belongs to the calls whose texts these are
-            for job in jobs:
-                job.fail(error)
-            return Slice([], [], NOTHING, NOTHING, NOTHING, NOTHING, deque())
+            with self.native:
+                job.long += [part.span[i] for i in backend.tokenize(part.texts).truncated]
+        except TextError as error:
+            raise error.at(part.span) from None
+        job.measured = part.span.stop
+        if job.measured < len(job.texts):
+            return False
+        job.refuse(job.long)
+        return True
+
+    def _sliced(self, parts: list[Part], backend: Backend) -> Slice | None:
+        """Tokenise parts of jobs; the jobs at whose texts that fails are failed."""
+        if not parts:
+            return None
+        try:
+            with self.native:
+                return Slice.of(parts, backend)
+        except BaseException as caught:  # noqa: BLE001 - belongs to the calls whose texts these are
+            error = caught
+        good = [part for part in parts if len(parts) > 1 and self._sliced([part], backend)]
+        if 0 < len(good) < len(parts):
+            return self._sliced(good, backend)
+        for part in parts:
+            about = error.at(part.span) if isinstance(error, TextError) and len(parts) == 1 else error
+            part.job.fail(backend.explain(about))
+        return None
 
     def fail(self, error: BaseException) -> None:
         """Fail everything that waits."""
@@ -141,40 +152,15 @@ class Queue:
         self.slice = None
 
 
-def _allowed(job: Job, backend: Backend) -> bool:
-    """Refuse a job's over-long texts before anything of it is computed, where the caller wants that."""
-    if job.refuse is None or job.taken:
-        return True
-    try:
-        start, long = 0, []
-        while start < len(job.texts):
-            end = slice_end(job.texts, start, SLICE_TEXTS, SLICE_CHARACTERS)
-            long += [start + i for i in backend.tokenize(job.prepare(job.texts[start:end])).truncated]
-            start = end
-        job.refuse(long)
-    except Exception as error:  # noqa: BLE001 - belongs to the call
-        job.fail(error)
-    return job.alive
-
-
-def _tokenised(jobs: list[Job], parts: list[range], texts: list[str], backend: Backend) -> Slice:
-    owners = np.repeat(np.arange(len(jobs)), [len(part) for part in parts])
-    indices = np.concatenate([np.arange(part.start, part.stop) for part in parts] or [NOTHING])
-    tokens = backend.tokenize(texts)
-    truncated = np.zeros(len(texts), bool)
-    truncated[tokens.truncated] = True
-    batches = deque(cut_batches(tokens.lengths, backend.budget, padded=backend.padded))
-    return Slice(jobs, tokens.items, owners, indices, tokens.lengths, truncated, batches)
-
-
 class Loop:
     """What the thread runs; holds no reference to the engine, so that an engine nobody needs goes away."""
 
-    def __init__(self, load: Callable[[], Backend], output: Output) -> None:
+    def __init__(self, load: Load, output: Output) -> None:
         self.load = load
         self.inbox: SimpleQueue[Job | None] = SimpleQueue()
         self.backend: Backend | None = None
-        self.urgent, self.bulk = Queue(output), Queue(output)
+        self.native = threading.Lock()
+        self.urgent, self.bulk = Queue(output, self.native), Queue(output, self.native)
 
     @property
     def passes(self) -> int:
@@ -182,12 +168,14 @@ class Loop:
         return self.urgent.passes + self.bulk.passes
 
     def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve until told to stop; nothing that a call does ends this thread."""
         while self._admit():
             try:
                 self._step()
-            except Exception as error:  # noqa: BLE001 - the model could not be loaded, or a text not tokenised
+            except BaseException as error:  # noqa: BLE001 - the model could not be loaded: every call learns it
                 self._fail(error)
+        while not self.inbox.empty():
+            self._queue(self.inbox.get())
         self._fail(BGEError("the encoder was closed while this call waited: call again"))
         self.backend = None
 
@@ -203,14 +191,19 @@ class Loop:
                 job = self.inbox.get(block=block)
                 if job is None:
                     return False
-                (self.urgent if len(job.texts) <= URGENT_TEXTS else self.bulk).jobs.append(job)
+                self._queue(job)
                 block = False
         except Empty:
             return True
 
+    def _queue(self, job: Job | None) -> None:
+        if job is not None:
+            (self.urgent if len(job.texts) <= URGENT_TEXTS else self.bulk).jobs.append(job)
+
     def _step(self) -> None:
         """Compute every short call that waits, then one batch of a long one."""
-        self.backend = self.backend or self.load()
+        if self.backend is None:
+            self.backend = self.load(self.native)
         while self.urgent.busy:
             self.urgent.run_batch(self.backend)
         if self.bulk.busy:
@@ -220,37 +213,52 @@ class Loop:
 class Scheduler:
     """Hands jobs to the worker thread; starts it at first use, and anew after fork, close and unpickling."""
 
-    def __init__(self, load: Callable[[], Backend], output: Output) -> None:
+    def __init__(self, load: Load, output: Output) -> None:
         self._load, self._output = load, output
-        self._reset()
+        self._lock = Lock()
+        self._forget()
 
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
+    def _forget(self) -> None:
         self._pid = os.getpid()
+        self._thread: threading.Thread | None = None
         self._stop: Callable[[], Any] | None = None
         self.loop = Loop(self._load, self._output)
 
     def submit(self, job: Job) -> None:
-        """Queue a job."""
-        if self._pid != os.getpid():
-            self._reset()
+        """Queue a job.
+
+        Raises:
+            BGEError: no thread can be started, or the interpreter ends; the next call tries again.
+        """
+        if sys.is_finalizing():  # its thread does not run any more
+            raise BGEError("the interpreter is shutting down: encode before that")
         with self._lock:
-            if self._stop is None:
+            if self._pid != os.getpid():
+                self._forget()
+            if self._thread is None or not self._thread.is_alive():
                 self._start()
             self.loop.inbox.put(job)
 
     def _start(self) -> None:
-        self.loop = Loop(self._load, self._output)
-        thread = threading.Thread(target=self.loop.run, name="bge-local", daemon=True)
-        self._stop = weakref.finalize(self, _end, self.loop.inbox, thread, self._pid)
-        thread.start()
+        loop = Loop(self._load, self._output)
+        thread = threading.Thread(target=loop.run, name="bge-local", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            raise BGEError(
+                f"the thread that embeds cannot be started ({error}): raise the limit on threads or processes "
+                "(ulimit -u, pids.max) or end others, and call again"
+            ) from error
+        self.loop, self._thread = loop, thread
+        self._stop = weakref.finalize(self, _end, loop.inbox, thread, self._pid)
+        _LOOPS.add(loop)
 
     def close(self) -> None:
         """Stop after the batch in hand, fail what waits, and let the model go."""
-        if self._pid != os.getpid():
-            self._reset()
         with self._lock:
-            stop, self._stop = self._stop, None
+            if self._pid != os.getpid():
+                self._forget()
+            stop, self._stop, self._thread = self._stop, None, None
         if stop is not None:
             stop()
 
@@ -261,3 +269,23 @@ def _end(inbox: SimpleQueue[Job | None], thread: threading.Thread, pid: int) -> 
     inbox.put(None)
     if thread is not threading.current_thread():
         thread.join(timeout=_END_SECONDS)
+
+
+# A fork copies mutexes as they stand, also those of oneDNN, onnxruntime, tokenizers and the import system: a child in
+# which one is held by a thread that does not exist there waits for ever. So a fork waits for the batches in hand.
+_LOOPS: weakref.WeakSet[Loop] = weakref.WeakSet()
+_HELD = threading.local()
+
+
+def _before_fork() -> None:
+    _HELD.locks = [loop.native for loop in list(_LOOPS) if loop.native.acquire(timeout=_FORK_SECONDS)]
+
+
+def _after_fork() -> None:
+    for lock in _HELD.locks:
+        lock.release()
+    _HELD.locks = []
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -1,35 +1,45 @@
-"""Which backend, device and precision a model is computed with, and why."""
+"""Which backend, device, precision and number of threads a model is computed with, and why."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from ..catalog.local_folder import describe_contents, is_lfs_pointer, pooling_of
 from ..catalog.records import ModelCard
-from ..errors import BGEWarning, ConfigError, MissingExtraError, ModelLoadError
-from .architecture import Architecture, modules_reason, pooling_of, read_architecture
-from .files import ONNX_FILE, Weights, has_weights
+from ..errors import BGEWarning, ConfigError, MissingExtraError, ModelLoadError, warn
+from .architecture import Architecture, modules_reason, other_task, read_architecture
+from .files import Weights, find_onnx, has_weights
 
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
 BACKENDS = ("auto", "torch", "onnx", "sentence-transformers")
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+_DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu")
+_CPUS = Path("/sys/devices/system/cpu")
+_CGROUP = Path("/sys/fs/cgroup")
+_granted: int | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for."""
+    """What the user asked for.
+
+    Attributes:
+        pooling: instead of the model's own, whatever its files say.
+    """
 
     card: ModelCard
     device: str | None = None
     backend: str = "auto"
     precision: str | None = None
     trust_remote_code: bool = False
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
         if self.backend == "openvino":
@@ -44,6 +54,8 @@ class Settings:
             raise ConfigError(f"precision={self.precision!r} needs backend='torch'")
         if self.backend == "onnx" and self.device not in (None, "cpu"):
             raise ConfigError("backend='onnx' computes on the CPU: leave device= out")
+        if self.device is not None:
+            _check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -51,16 +63,22 @@ class Choice:
     """What was chosen.
 
     Attributes:
+        model: id of the card.
         backend: ``torch`` (packed), ``onnx`` or ``sentence-transformers``.
         why: one clause for the log and ``describe``.
         architecture: of the packed engine.
     """
 
+    model: str
     backend: str
     device: str
     precision: str
     why: str
     architecture: Architecture | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the choice as plain data."""
+        return {name: getattr(self, name) for name in ("backend", "precision", "device", "why")}
 
 
 def usable_weights(settings: Settings, device: str) -> list[Weights]:
@@ -86,46 +104,55 @@ def choose(settings: Settings, device: str, folder: Path, kinds: Sequence[Weight
     """Choose for a model whose files are here.
 
     Raises:
-        ModelLoadError: the folder has no weights that can be used.
+        ModelLoadError: the folder has no weights that can be used, or is no embedding model's.
     """
     card = settings.card
     held = [kind for kind in kinds if has_weights(folder, kind)]
     if not held:
-        raise ModelLoadError(f"{str(folder)!r} has no weights for {' or '.join(kinds)}{_hint(kinds)}")
-    _check_pooling(card, folder)
+        raise ModelLoadError(f"{str(folder)!r} has no weights for {' or '.join(kinds)}{_advice(folder, kinds)}")
+    task = other_task(folder)
+    if task:
+        raise ModelLoadError(
+            f"{str(folder)!r} holds a {task}, which classifies or reranks and gives no embeddings: "
+            "pass a reranker to load_reranker, or the folder of an embedding model"
+        )
+    if settings.pooling is None:
+        _check_pooling(card, folder)
+    if is_lfs_pointer(folder / "tokenizer.json"):
+        raise ModelLoadError(f"{str(folder / 'tokenizer.json')!r} is a git-lfs pointer: run `git lfs pull` there")
     if held[0] == "onnx":
-        reason = modules_reason(folder) or ("" if card.pooling in ("cls", "mean") else f"it pools by {card.pooling}")
+        reason = modules_reason(folder, card.pooling)
         if not reason:
-            why = "asked for" if "torch" not in kinds else f"CPU, onnxruntime is installed, {ONNX_FILE} is there"
-            return Choice("onnx", "cpu", settings.precision or "float32", why)
+            file = find_onnx(folder)
+            assert file is not None
+            found = f"CPU, onnxruntime is installed, {file.relative_to(folder).as_posix()} is there"
+            why = found if "torch" in kinds else "asked for"
+            return Choice(card.id, "onnx", "cpu", settings.precision or "float32", why)
         if "torch" not in held:
             raise ModelLoadError(f"{card.id!r} cannot be computed by backend='onnx': {reason}")
     return _torch_choice(settings, device, folder)
 
 
 def _torch_choice(settings: Settings, device: str, folder: Path) -> Choice:
-    precision = settings.precision or ("float16" if device.startswith("cuda") else "float32")
+    model, precision = settings.card.id, settings.precision or ("float16" if device.startswith("cuda") else "float32")
     if settings.backend == "sentence-transformers":
-        return Choice("sentence-transformers", device, precision, "asked for")
+        return Choice(model, "sentence-transformers", device, precision, "asked for")
     shape, reason = read_architecture(folder, settings.card)
     if shape is None:
         if settings.precision is None and device.startswith("cuda"):
             precision = "bfloat16"  # some decoders (Gemma) overflow in float16
-        return Choice("sentence-transformers", device, precision, f"not for the packed engine: {reason}")
-    why = "asked for" if settings.backend == "torch" else f"{_where(device)}a {_kind(shape)} encoder, packed"
-    return Choice("torch", device, precision, why, shape)
+        return Choice(model, "sentence-transformers", device, precision, f"not for the packed engine: {reason}")
+    found = "" if device == "cpu" else f"{device} is there, "
+    kind = "XLM-R" if shape.first_position else "BERT"
+    why = "asked for" if settings.backend == "torch" else f"{found}a {kind} encoder, packed"
+    return Choice(model, "torch", device, precision, why, shape)
 
 
-def _kind(shape: Architecture) -> str:
-    return "XLM-R" if shape.first_position else "BERT"
-
-
-def _where(device: str) -> str:
-    return "" if device == "cpu" else f"{device} is there, "
-
-
-def _hint(kinds: Sequence[Weights]) -> str:
-    return f": write {ONNX_FILE} with `bge export`" if list(kinds) == ["onnx"] else ""
+def _advice(folder: Path, kinds: Sequence[Weights]) -> str:
+    there = describe_contents(folder)
+    if list(kinds) == ["onnx"] and not there:
+        return ": write onnx/model.onnx with `bge export`"
+    return f": {there}" if there else ": was the download finished?"
 
 
 def _check_pooling(card: ModelCard, folder: Path) -> None:
@@ -134,12 +161,45 @@ def _check_pooling(card: ModelCard, folder: Path) -> None:
     Raises:
         ModelLoadError: it does.
     """
-    said = pooling_of(folder)
-    if said is not None and said != card.pooling:
+    stated = pooling_of(folder)
+    if stated is not None and stated != card.pooling:
         raise ModelLoadError(
-            f"{card.id!r} pools by {card.pooling}, {str(folder)!r} by {said}: another vector space. "
-            "Correct 1_Pooling/config.json, or rename the folder if it is another model"
+            f"{card.id!r} pools by {card.pooling}, {str(folder)!r} by {stated}: another vector space. "
+            "Correct its pooling's config.json, or rename the folder if it is another model"
         )
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that this machine does not have; torch is imported only where there is a GPU's driver.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in _DEVICES or (":" in device and not index.isdigit()):
+        raise ConfigError(f"no device {device!r}: it is one of {', '.join(_DEVICES)}, or such as 'cuda:1'")
+    build = _torch_build()
+    if kind == "mps" and sys.platform != "darwin":
+        raise ConfigError("device='mps' is for Apple's processors: leave device= out, and the best one is chosen")
+    if kind != "cuda" or build is None or "rocm" in build:
+        return
+    if not _has_cuda_driver():
+        raise ConfigError(f"device={device!r}, but this machine has no CUDA driver: leave device= out, or pass 'cpu'")
+    if "+cpu" in build:
+        raise ConfigError(
+            f"device={device!r}, but torch {build} is built for CPUs alone: install a CUDA build of torch"
+        )
+    import torch
+
+    if torch.cuda.device_count() <= int(index or 0):
+        raise ConfigError(f"device={device!r}, but torch sees {torch.cuda.device_count()} CUDA device(s)")
+
+
+def _torch_build() -> str | None:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def find_device(asked: str | None) -> str:
@@ -167,13 +227,63 @@ def warn_if_emulated(precision: str, device: str) -> None:
     """Warn where the CPU has no instructions for a precision and would be slower with it."""
     if device != "cpu" or precision not in ("bfloat16", "float16"):
         return
-    import torch
-
-    features = torch.cpu.get_capabilities()
+    features = _cpu_features()
     native = ("avx512_bf16", "amx_bf16", "bf16") if precision == "bfloat16" else ("avx512_fp16", "amx_fp16")
-    if not any(features.get(name) for name in native):
-        warnings.warn(
+    if features is not None and not features & set(native):
+        warn(
             f"this CPU has no {precision} arithmetic: it is emulated and slow; precision='float32' is faster here",
             BGEWarning,
-            stacklevel=2,
         )
+
+
+def _cpu_features() -> set[str] | None:
+    """Return names of what the CPU can do, or None where they cannot be read."""
+    import torch
+
+    ask = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.11
+    if ask is not None:
+        return {name for name, there in ask().items() if there}
+    flags = [line for line in _text(Path("/proc/cpuinfo")).splitlines() if line.startswith(("flags", "Features"))]
+    return set(flags[0].partition(":")[2].split()) if flags else None
+
+
+def limit_cores(count: int | None) -> None:
+    """Bound the cores of models loaded from now on in this process to what a scheduler granted it; None lifts that."""
+    global _granted
+    _granted = count
+
+
+def usable_cores(cpus: Path = _CPUS, cgroup: Path = _CGROUP) -> int:
+    """Return the physical cores that this process may use: its affinity, bounded by its container's quota.
+
+    Two hyperthreads of one core share its multipliers, so a second one only adds contention.
+    """
+    cores = len({_siblings(cpus, cpu) for cpu in _affinity()})
+    return max(1, min(bound for bound in (cores, _quota(cgroup), _granted) if bound))
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _siblings(cpus: Path, cpu: int) -> str:
+    return _text(cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
+
+
+def _quota(cgroup: Path) -> int | None:
+    """Return the whole cores of the control group's quota (version 2, else version 1), or None without one."""
+    quota, _, period = _text(cgroup / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _text(cgroup / "cpu/cpu.cfs_quota_us"), _text(cgroup / "cpu/cpu.cfs_period_us")
+    if not (quota.isdigit() and period.isdigit() and int(period)):
+        return None
+    return max(1, round(int(quota) / int(period)))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("ascii", "replace").strip()
+    except OSError:
+        return ""

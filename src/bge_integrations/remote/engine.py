@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 from ..catalog import spellings
 from ..catalog.records import ModelCard
 from ..core.checks import refuse_truncation
-from ..core.cutter import TokenCutter, find_tokenizer
 from ..core.encoder import Blank, Encoder, Role, Stream, Truncate, Usage
 from ..core.event_loop import BackgroundLoop
+from ..core.tokenizer import TextTokenizer, find_tokenizer
 from ..errors import (
     BadAnswerError,
     BGEError,
@@ -82,7 +82,7 @@ class RemoteEngine(Encoder):
     def _start(self) -> None:
         self._loop = BackgroundLoop("bge-remote")
         self._session: HostSession | None = None
-        self._cutter: TokenCutter | None = None
+        self._cutter: TextTokenizer | None = None
         self._looked = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class RemoteEngine(Encoder):
         }
 
     @property
-    def cutter(self) -> TokenCutter | None:
+    def cutter(self) -> TextTokenizer | None:
         """The model's tokenizer where it is on this machine; looked for once."""
         if not self._looked:
             self._cutter, self._looked = find_tokenizer(self.card, self.tokenizer), True
@@ -302,7 +302,7 @@ class RemoteEngine(Encoder):
         self._loop.close()
 
 
-def _cut(cutter: TokenCutter, texts: list[str], start: int, room: int) -> tuple[list[str], list[int], list[int]]:
+def _cut(cutter: TextTokenizer, texts: list[str], start: int, room: int) -> tuple[list[str], list[int], list[int]]:
     """Truncate one slice of the texts.
 
     Raises:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple, cast, get_args
 
 from ..catalog import MODELS
+from ..catalog.local_folder import read_modules
 from ..catalog.records import ModelCard, Role
 from ..core.encoder import Encoder, Vectors
 from ..errors import BGEError
@@ -112,23 +110,19 @@ def lower_limits(max_tokens: int, longest: int) -> list[int]:
 
 @contextmanager
 def pooled_otherwise(engine: LocalEngine) -> Iterator[list[tuple[Pooling, LocalEngine]]]:
-    """Yield engines over the same weights with the other poolings; gone afterwards.
+    """Yield engines over the same weights with the other poolings; closed afterwards."""
+    folder = _folder_of(engine)
+    plain = folder is not None and not any(kind not in _POOLED for kind, _ in read_modules(folder))
+    others = [pooling for pooling in get_args(Pooling) if plain and pooling != engine.card.pooling]
+    made = [(pooling, sibling(engine, engine.card, pooling=pooling)) for pooling in others]
+    try:
+        yield made
+    finally:
+        for _, other in made:
+            other.close()
 
-    The engine believes a folder's own pooling file, so each gets a folder of links with another such file.
-    """
-    card = engine.card
-    with TemporaryDirectory(prefix="bge-verify-") as place:
-        made: list[tuple[Pooling, LocalEngine]] = []
-        folder = _folder_of(engine)
-        for pooling in get_args(Pooling):
-            if folder is not None and pooling != card.pooling and not [*folder.glob("*_Dense")]:
-                linked = _linked(folder, Path(place) / pooling.replace(" ", "-"), pooling)
-                made.append((pooling, sibling(engine, replace(card, pooling=pooling, folder=str(linked)))))
-        try:
-            yield made
-        finally:
-            for _, other in made:
-                other.close()
+
+_POOLED = ("Transformer", "Pooling", "Normalize")
 
 
 def _folder_of(engine: LocalEngine) -> Path | None:
@@ -138,34 +132,8 @@ def _folder_of(engine: LocalEngine) -> Path | None:
     return find_folder(engine.card, usable_weights(engine.settings, find_device(engine.settings.device)))
 
 
-def _linked(folder: Path, target: Path, pooling: Pooling) -> Path:
-    target.mkdir()
-    for path in folder.iterdir():
-        if path.name not in ("1_Pooling", "modules.json"):
-            _link(path, target / path.name)
-    modes = {"cls": "cls_token", "mean": "mean_tokens", "last token": "lasttoken"}
-    words = json.loads((folder / "config.json").read_text("utf-8")).get("hidden_size")
-    flags = {f"pooling_mode_{mode}": name == pooling for name, mode in modes.items()}
-    (target / "1_Pooling").mkdir()
-    (target / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": words, **flags}))
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds)
-    ]
-    (target / "modules.json").write_text(json.dumps(modules))
-    return target
-
-
-def _link(path: Path, target: Path) -> None:
-    try:
-        target.symlink_to(path.resolve())
-    except OSError:  # Windows, without the right to make links
-        (shutil.copytree if path.is_dir() else shutil.copy2)(path, target)
-
-
-def sibling(engine: LocalEngine, card: ModelCard) -> LocalEngine:
-    """Return an engine for another card that works as this one does."""
+def sibling(engine: LocalEngine, card: ModelCard, *, pooling: str | None = None) -> LocalEngine:
+    """Return an engine for another card, or with another pooling, that works as this one does."""
     settings = engine.settings
     return type(engine)(
         card,
@@ -175,6 +143,7 @@ def sibling(engine: LocalEngine, card: ModelCard) -> LocalEngine:
         backend=settings.backend,
         precision=settings.precision,
         trust_remote_code=settings.trust_remote_code,
+        pooling=pooling or settings.pooling,
     )
 
 

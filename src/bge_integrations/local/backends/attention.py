@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from ..heads import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SCORES = 1 << 21  # elements of a block of scores: 4 MB in bfloat16, 8 MB in float32
 _FUSED_FROM = {"float32": 64, "bfloat16": 512}  # tokens above which torch's own attention is faster, on Zen 4
-
-
-@dataclass(frozen=True)
-class Run:
-    """Texts of equal length that stand one after another.
-
-    Attributes:
-        first: position of the first text in the batch.
-        start: row of its first token.
-    """
-
-    first: int
-    count: int
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        """Row after the last token."""
-        return self.start + self.count * self.length
 
 
 def attend(qkv: Tensor, runs: list[Run], heads: int) -> Tensor:
@@ -68,11 +49,11 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, into: Tensor) -> None:
         into[part].copy_(torch.matmul(weights, value[part]))
 
 
-def attend_first(query: Tensor, key_value: Tensor, runs: list[Run], heads: int) -> Tensor:
-    """Return what the first token of each text gathers.
+def attend_one(query: Tensor, key_value: Tensor, runs: list[Run], heads: int) -> Tensor:
+    """Return what one token of each text gathers.
 
     Args:
-        query: of the first tokens, shape (texts, hidden).
+        query: of those tokens, shape (texts, hidden).
         key_value: keys and values side by side, shape (tokens, 2 × hidden).
         runs: where the texts stand.
         heads: attention heads.

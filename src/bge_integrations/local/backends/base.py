@@ -1,35 +1,68 @@
-"""The seam between the worker and what computes: tokens in, raw vectors out."""
+"""The seam between the scheduler and what computes: tokens in, raw vectors out."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...core.tokenizer import Tokens
+from ...errors import BadAnswerError, BGEError, TextError
+from ..architecture import brief
+from ..select import Choice
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """What computes vectors; used by one thread only.
 
     Attributes:
         budget: tokens per batch at which it is fastest.
         padded: whether the texts of a batch are padded to the longest.
+        choice: what was chosen, and why.
+        threads: of a matrix product.
     """
 
     budget: int
     padded: bool
+    threads: int
 
+    def __init__(self, choice: Choice) -> None:
+        self.choice = choice
+
+    @abstractmethod
     def tokenize(self, texts: list[str]) -> Tokens:
-        """Return the tokens of each text, cut to what the model reads."""
-        ...
+        """Return the tokens of each text, truncated to what the model reads."""
 
+    @abstractmethod
     def forward(self, items: Sequence[Any]) -> NDArray[np.float32]:
         """Return pooled vectors of any length, shape (n, dimensions), of items that stand longest first."""
-        ...
 
     def describe(self) -> dict[str, Any]:
-        """Return precision, device and threads as plain data."""
-        ...
+        """Return backend, precision, device, why they were chosen, and threads, as plain data."""
+        return {**self.choice.describe(), "threads": self.threads}
+
+    def explain(self, error: BaseException, positions: Sequence[int] = ()) -> BGEError:
+        """Return what a failure to compute means to a caller.
+
+        Args:
+            error: what was raised.
+            positions: the caller's texts that it concerns, where it does not concern all.
+        """
+        model, precision = self.choice.model, self.choice.precision
+        if isinstance(error, BadAnswerError):
+            reason = error.message
+            if precision in ("float16", "int8"):
+                reason += f"; {precision} may not hold this model's numbers: pass precision='bfloat16' or 'float32'"
+            return BadAnswerError(f"{model!r} in {precision}: {reason}", provider="local", positions=positions)
+        if isinstance(error, BGEError):
+            return error
+        hint = "use shorter texts, another device= or a smaller model" if _is_memory(error) else "call again"
+        message = f"{model!r} cannot be computed by {self.choice.backend!r} ({brief(error)}): {hint}"
+        return TextError(message, positions=positions) if positions else BGEError(message)
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "memory" in str(error).lower()

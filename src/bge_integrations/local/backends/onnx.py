@@ -6,38 +6,51 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...catalog.local_folder import read_json
 from ...catalog.records import ModelCard
 from ...core.tokenizer import TextTokenizer, Tokens
 from ...errors import MissingExtraError, ModelLoadError
-from ..architecture import read_json
-from ..cores import usable_cores
-from ..files import ONNX_FILE
+from ...extras import require
+from ..architecture import brief
+from ..files import find_onnx
+from ..heads import pool
+from ..select import Choice, usable_cores
+from .base import Backend
 
 _STATES = ("last_hidden_state", "token_embeddings")
 
 
-class OnnxBackend:
-    """Computes ``onnx/model.onnx``: token states from the graph, pooling here."""
+class OnnxBackend(Backend):
+    """Computes ``model.onnx``: token states from the graph, pooling here."""
 
     padded = True
     budget = 1024
 
-    def __init__(self, card: ModelCard, folder: Path, *, int8: bool = False) -> None:
+    def __init__(self, choice: Choice, card: ModelCard, folder: Path) -> None:
+        super().__init__(choice)
+        file = find_onnx(folder)
+        assert file is not None
         self.threads = usable_cores()
-        self.session = _session(folder / ONNX_FILE, self.threads, int8=int8)
-        self.tokenizer = TextTokenizer(folder, card.max_tokens)
+        self.session = _session(file, self.threads, int8=choice.precision == "int8")
+        self.tokenizer = TextTokenizer.read(folder, card.max_tokens)
         self.pooling = card.pooling
-        self.padding = int(read_json(folder / "config.json").get("pad_token_id") or 0)
+        padding = read_json(folder / "config.json").get("pad_token_id")
+        self.padding = padding if isinstance(padding, int) else 0
         self.inputs = {node.name for node in self.session.get_inputs()}
         names = [node.name for node in self.session.get_outputs()]
         states = [name for name in _STATES if name in names]
         if not states:
-            raise ModelLoadError(f"{str(folder / ONNX_FILE)!r} has no output {' or '.join(_STATES)}, only {names}")
+            raise ModelLoadError(
+                f"{str(file)!r} has no output {' or '.join(_STATES)}, only {names}: export the model without a head"
+            )
+        unknown = sorted(self.inputs - {"input_ids", "attention_mask", "token_type_ids"})
+        if unknown:
+            raise ModelLoadError(f"{str(file)!r} wants {', '.join(unknown)}, which no BERT does: pass backend='torch'")
         self.output = states[0]
 
     def tokenize(self, texts: list[str]) -> Tokens:
@@ -52,20 +65,11 @@ class OnnxBackend:
         ids[mask] = np.concatenate(items)
         feed = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
         states = self.session.run([self.output], {name: feed[name] for name in self.inputs})[0]
-        if self.pooling == "cls":
-            return cast("NDArray[np.float32]", states[:, 0])
-        return cast("NDArray[np.float32]", (states * mask[:, :, None]).sum(1) / lengths[:, None])
-
-    def describe(self) -> dict[str, Any]:
-        """Return the number of threads."""
-        return {"threads": self.threads}
+        return pool(states, mask, self.pooling)
 
 
 def _session(path: Path, threads: int, *, int8: bool) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("backend='onnx' needs onnxruntime: pip install \"bge-integrations[onnx]\"") from error
+    onnxruntime = require("onnxruntime", extra="onnx", purpose="backend='onnx'")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -78,7 +82,7 @@ def _session(path: Path, threads: int, *, int8: bool) -> Any:
     except MissingExtraError:
         raise
     except Exception as error:
-        raise ModelLoadError(f"onnxruntime cannot load {str(path)!r}: {error}") from error
+        raise ModelLoadError(f"onnxruntime cannot load {str(path)!r} ({brief(error)}): export it again") from error
 
 
 def _quantised(path: Path, folder: Path) -> Path:

@@ -1,16 +1,15 @@
 """BERT and XLM-R on torch without padding.
 
 The tokens of a batch stand one after another in one (tokens, hidden) matrix. Embeddings, linear layers, GELU and layer
-norms never see where a text ends; attention does, in runs of texts of equal length. With CLS pooling the last layer
-computes keys and values of every token and the rest for the first token of each text alone. Exact against
-transformers.
+norms never see where a text ends; attention does, in runs of texts of equal length. Where one token of each text is its
+row (CLS, last token), the last layer computes keys and values of every token and the rest for that token alone. Exact
+against transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,10 @@ from numpy.typing import NDArray
 from ...core.tokenizer import TextTokenizer, Tokens
 from ...errors import ModelLoadError
 from ..architecture import Architecture
-from .attention import Run, attend, attend_first
+from ..heads import ONE_TOKEN, Run, find_runs, mean_of_runs
+from ..select import Choice, usable_cores
+from .attention import attend, attend_one
+from .base import Backend
 from .linear import Linear
 
 if TYPE_CHECKING:
@@ -49,13 +51,13 @@ class Batch:
     Attributes:
         tokens: of all texts, then some that fill the matrix up to one of a few sizes and belong to none.
         positions: of each token in its text.
-        starts: row of each text's first token.
+        chosen: row of the token that is each text's row, where the pooling takes one.
         runs: neighbours of equal length.
     """
 
     tokens: Tensor
     positions: Tensor
-    starts: Tensor
+    chosen: Tensor
     runs: list[Run]
 
 
@@ -83,43 +85,42 @@ class Layer:
         return self.last_norm(self.down.plus(self.up.gelu(x), x))
 
 
-class FirstTokenLayer(Layer):
-    """The last layer where only the first token of each text is wanted."""
+class OneTokenLayer(Layer):
+    """The last layer where only one token of each text is wanted."""
 
     def _read_attention(self, weights: dict[str, Tensor], name: str, dtype: torch.dtype) -> None:
         self.query = _linear(weights, (f"{name}.query",), dtype)
         self.key_value = _linear(weights, (f"{name}.key", f"{name}.value"), dtype)
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
-        """Return the next state of each text's first token alone."""
-        first = x[batch.starts]
-        attended = attend_first(self.query(first), self.key_value(x), batch.runs, self.heads)
-        return self._rest(first, attended)
+        """Return the next state of each text's chosen token alone."""
+        chosen = x[batch.chosen]
+        attended = attend_one(self.query(chosen), self.key_value(x), batch.runs, self.heads)
+        return self._rest(chosen, attended)
 
 
-class PackedBackend:
+class PackedBackend(Backend):
     """Computes BERT and XLM-R encoders on torch."""
 
     padded = False
 
     def __init__(
         self,
-        shape: Architecture,
+        choice: Choice,
         weights: dict[str, Tensor],
         tokenizer: TextTokenizer,
         *,
         pooling: str,
-        precision: str,
-        device: str,
     ) -> None:
         import torch
 
-        dtype: torch.dtype = getattr(torch, precision)
-        weights = {name: tensor.to(device=device, dtype=torch.float32) for name, tensor in weights.items()}
+        super().__init__(choice)
+        shape = choice.architecture
+        assert shape is not None
+        dtype: torch.dtype = getattr(torch, choice.precision)
+        weights = {name: tensor.to(device=choice.device, dtype=torch.float32) for name, tensor in weights.items()}
         self.tokenizer = tokenizer
-        self.pooling = pooling
-        self.precision = precision
-        self.device = device
+        self.pick = ONE_TOKEN.get(pooling)
         self.threads = set_threads()
         self.shape = shape
         self.dtype = dtype
@@ -127,11 +128,14 @@ class PackedBackend:
         types = _pop(weights, "embeddings.token_type_embeddings.weight")
         self.positions = _pop(weights, "embeddings.position_embeddings.weight") + types[0]
         self.norm = Norm(weights, "embeddings.LayerNorm", shape.epsilon, torch.float32)
-        kinds = [Layer] * (shape.layers - 1) + [FirstTokenLayer if pooling == "cls" else Layer]
+        kinds = [Layer] * (shape.layers - 1) + [OneTokenLayer if self.pick else Layer]
         self.layers = [kind(weights, f"encoder.layer.{i}", shape, dtype) for i, kind in enumerate(kinds)]
         if weights:
-            raise ModelLoadError(f"weights that this engine does not know: {', '.join(sorted(weights)[:3])}")
-        self.budget = budget(precision, device)
+            raise ModelLoadError(
+                f"weights that the packed engine does not know ({', '.join(sorted(weights)[:3])}): "
+                "backend='sentence-transformers' may know them"
+            )
+        self.budget = budget(choice.precision, choice.device)
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """Return token ids, cut to what the model reads."""
@@ -146,7 +150,7 @@ class PackedBackend:
             x = self.norm(self._embed(batch)).to(self.dtype)
             for layer in self.layers:
                 x = layer(x, batch)
-            pooled = x if self.pooling == "cls" else _mean(x, batch.runs)
+            pooled = x if self.pick else mean_of_runs(x, batch.runs)
             vectors: NDArray[np.float32] = pooled.float().cpu().numpy()
         return vectors
 
@@ -162,18 +166,14 @@ class PackedBackend:
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(lengths.sum()) - np.repeat(starts, lengths) + self.shape.first_position
         fill = (0, rows(int(lengths.sum())) - len(positions))
-        arrays = np.pad(np.concatenate(items).astype(np.int64), fill), np.pad(positions, fill), starts
-        flat, places, first = (torch.from_numpy(array).to(self.device) for array in arrays)
-        return Batch(flat, places, first, _runs(lengths, starts))
+        chosen = self.pick(starts, lengths) if self.pick else starts
+        arrays = np.pad(np.concatenate(items).astype(np.int64), fill), np.pad(positions, fill), chosen
+        flat, places, picked = (torch.from_numpy(array).to(self.choice.device) for array in arrays)
+        return Batch(flat, places, picked, find_runs(lengths, starts))
 
     def describe(self) -> dict[str, Any]:
-        """Return precision, device and threads."""
-        return {
-            "precision": self.precision,
-            "device": self.device,
-            "threads": self.threads,
-            "fused": self.layers[0].up.fused,
-        }
+        """Return what was chosen, threads, and whether oneDNN's fused operator is used."""
+        return {**super().describe(), "fused": self.layers[0].up.fused}
 
 
 def budget(precision: str, device: str) -> int:
@@ -196,24 +196,10 @@ def set_threads() -> int:
     """Give torch the cores that this process may use, never more than the user left it, and return how many."""
     import torch
 
-    from ..cores import usable_cores
-
     threads = min(torch.get_num_threads(), usable_cores())
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     return threads
-
-
-def _runs(lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> list[Run]:
-    edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
-    return [Run(first, last - first, int(starts[first]), int(lengths[first])) for first, last in pairwise(edges)]
-
-
-def _mean(x: Tensor, runs: list[Run]) -> Tensor:
-    import torch
-
-    means = [x[run.start : run.end].view(run.count, run.length, -1).float().mean(1) for run in runs]
-    return torch.cat(means)
 
 
 def _linear(weights: dict[str, Tensor], names: Sequence[str], dtype: torch.dtype) -> Linear:

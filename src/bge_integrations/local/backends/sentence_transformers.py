@@ -13,28 +13,41 @@ from numpy.typing import NDArray
 from ...catalog.records import ModelCard
 from ...core.tokenizer import Tokens
 from ...errors import MissingExtraError, ModelLoadError
+from ..architecture import brief, foreign_code
+from ..select import Choice
+from .base import Backend
 from .packed import set_threads
 
 
-class SentenceTransformerBackend:
+class SentenceTransformerBackend(Backend):
     """Computes any model that sentence-transformers loads; the model's saved prompts are never added."""
 
     padded = True
 
     def __init__(
-        self, card: ModelCard, folder: Path, *, device: str, precision: str, trust_remote_code: bool = False
+        self,
+        choice: Choice,
+        card: ModelCard,
+        folder: Path,
+        *,
+        trust_remote_code: bool = False,
+        pooling: str | None = None,
     ) -> None:
-        self.model = _load(folder, device, precision, trust_remote_code, card)
+        super().__init__(choice)
+        code = "" if trust_remote_code else foreign_code(folder)
+        if code:
+            raise ModelLoadError(
+                f"{str(folder)!r} brings code of its own ({code}): if you trust it, pass trust_remote_code=True"
+            )
+        self.model = _load(folder, choice, trust_remote_code)
         self.model.max_seq_length = min(card.max_tokens, self.model.max_seq_length or card.max_tokens)
-        self.precision = precision
-        self.device = device
         self.threads = set_threads()
-        self.budget = 2048 if device == "cpu" else 32_768
+        self.budget = 2048 if choice.device == "cpu" else 32_768
         size = _dimensions(self.model)
         if size not in (None, card.dimensions):
             raise ModelLoadError(f"{str(folder)!r} gives {size} dimensions, {card.id!r} has {card.dimensions}")
-        if not (folder / "modules.json").is_file():
-            _pool_like(card, self.model)
+        if pooling is not None or not (folder / "modules.json").is_file():
+            _set_pooling(self.model, pooling or card.pooling, card)
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """Return the texts themselves, with what their tokens count to: the model tokenises them again."""
@@ -59,30 +72,28 @@ class SentenceTransformerBackend:
         )
         return cast("NDArray[np.float32]", rows.float().cpu().numpy())
 
-    def describe(self) -> dict[str, Any]:
-        """Return precision, device and threads."""
-        return {"precision": self.precision, "device": self.device, "threads": self.threads}
 
-
-def _load(folder: Path, device: str, precision: str, code: bool, card: ModelCard) -> Any:
+def _load(folder: Path, choice: Choice, code: bool) -> Any:
     try:
         import torch
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError(
-            f'{card.id!r} needs sentence-transformers: pip install "bge-integrations[local]"'
+            f'{choice.model!r} needs sentence-transformers: pip install "bge-integrations[local]"'
         ) from error
     try:
         with _without_bar():
             return SentenceTransformer(
                 str(folder),
-                device=device,
+                device=choice.device,
                 trust_remote_code=code,
                 local_files_only=True,
-                model_kwargs={"dtype": getattr(torch, precision)},
+                model_kwargs={"dtype": getattr(torch, choice.precision)},
             )
     except Exception as error:
-        raise ModelLoadError(f"sentence-transformers cannot load {str(folder)!r}: {error}") from error
+        raise ModelLoadError(
+            f"sentence-transformers cannot load {str(folder)!r} ({brief(error)}): is the folder whole?"
+        ) from error
 
 
 @contextmanager
@@ -105,13 +116,13 @@ def _dimensions(model: Any) -> int | None:
     return cast("int | None", ask())
 
 
-def _pool_like(card: ModelCard, model: Any) -> None:
-    """Pool as the card says in a folder that says nothing, where sentence-transformers takes the mean.
+def _set_pooling(model: Any, pooling: str, card: ModelCard) -> None:
+    """Pool as the card says, in a folder that says nothing (sentence-transformers would take the mean), or as asked.
 
     Raises:
         ModelLoadError: the loaded model has no pooling that could be set.
     """
-    mode = card.pooling.replace(" token", "token")
+    mode = pooling.replace(" token", "token")
     index = next((i for i, module in enumerate(model) if type(module).__name__ == "Pooling"), None)
     if index is None:
         raise ModelLoadError(f"{card.id!r} has no pooling of its own and none could be set: save it with one")
