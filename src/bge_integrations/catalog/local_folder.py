@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import ModelLoadError
-from .records import ModelCard
+from .records import ModelCard, RerankerCard
 
 __all__ = [
     "POOLINGS",
@@ -20,10 +20,12 @@ __all__ = [
     "fingerprint",
     "is_lfs_pointer",
     "is_model_folder",
+    "no_reranker",
     "pooling_of",
     "read_folder",
     "read_json",
     "read_modules",
+    "read_reranker_folder",
 ]
 
 POOLINGS: dict[str, str] = {
@@ -133,6 +135,51 @@ def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:
         folder=str(folder),
         source="the folder's own configuration files",
     )
+
+
+def read_reranker_folder(folder: Path, known: Mapping[str, RerankerCard]) -> RerankerCard:
+    """Return the card of the reranker in ``folder``.
+
+    Args:
+        folder: has a ``config.json`` that names a classifier of one label.
+        known: cards by lower-case name; a folder of that name and width takes the card, as ``read_folder`` does.
+
+    Raises:
+        ModelLoadError: the configuration cannot be read, or is no reranker's.
+    """
+    folder = _snapshot(folder)
+    config = _object(folder / "config.json")
+    reason = no_reranker(config)
+    if reason:
+        raise ModelLoadError(f"{str(folder)!r} {reason}; an embedding model belongs to load_encoder(...)")
+    dimensions = next((size for key in _SIZES if (size := _count(config.get(key)))), None)
+    if dimensions is None:
+        raise ModelLoadError(f"{str(folder)!r} has no config.json with a hidden_size: is it a model's folder?")
+    name, commit = _hub_name(folder.resolve())
+    named = known.get(name.lower().replace("___", "."))
+    if named is not None and named.dimensions == dimensions:
+        return cast("RerankerCard", _named(replace(named, folder=str(folder)), folder, commit, None))
+    return RerankerCard(
+        id=name,
+        dimensions=dimensions,
+        max_tokens=_max_tokens(folder, folder, config),
+        query_instruction="",
+        instruction_needed="none",
+        revision=commit or fingerprint(folder),
+        folder=str(folder),
+        source="the folder's own configuration files",
+    )
+
+
+def no_reranker(config: Mapping[str, Any]) -> str:
+    """Return why a configuration is not that of a reranker, or nothing."""
+    architectures = config.get("architectures")
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    if not any(name.endswith("SequenceClassification") for name in names):
+        return f"holds a {names[0] if names else 'model without a head'}, which gives no scores of pairs"
+    labels = config.get("id2label")
+    count = len(labels) if isinstance(labels, Mapping) else config.get("num_labels", 2)
+    return "" if count == 1 else f"sorts into {count} classes: a reranker has one"
 
 
 def _named(card: ModelCard, folder: Path, commit: str | None, stated: str | None) -> ModelCard:

@@ -105,6 +105,25 @@ class ModelCard:
 
 
 @dataclass(frozen=True)
+class RerankerCard(ModelCard):
+    """One reranker: it reads query and passage together and gives one logit.
+
+    Attributes:
+        dimensions: width of its hidden states.
+        max_tokens: tokens of query and passage together, special tokens included.
+        recommended_tokens: tokens that its authors recommend, where it reads more.
+        query_template: what a host gets for a query, for models that want more than the query.
+        passage_template: likewise for a passage.
+        hosts_only: why it is not computed on this machine.
+    """
+
+    recommended_tokens: int | None = None
+    query_template: str = "{text}"
+    passage_template: str = "{text}"
+    hosts_only: str = ""
+
+
+@dataclass(frozen=True)
 class Offer:
     """What a host calls a model, and on what terms.
 

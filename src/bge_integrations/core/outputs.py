@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import BadAnswerError
 
-__all__ = ["Dense", "Output", "Rows", "Vectors", "check_vectors"]
+__all__ = ["Dense", "Output", "Rows", "Score", "Vectors", "check_vectors"]
 
 Vectors: TypeAlias = NDArray[np.float32]
 """float32, shape (n, dimensions), rows of length 1, in the order of the texts."""
@@ -86,6 +86,52 @@ class Dense(Output):
     def fits(self, size: int) -> bool:
         """Tell whether so many bytes are one vector."""
         return size == 4 * self.dimensions
+
+
+@dataclass(frozen=True)
+class Score(Output):
+    """One logit per pair of query and passage, as float32."""
+
+    name: ClassVar[str] = "score"
+
+    def empty(self, count: int) -> Rows:
+        """Return float32 of shape (count,), not filled."""
+        return np.empty(count, np.float32)
+
+    def check(self, rows: object, count: int) -> Rows:
+        """Return logits.
+
+        Raises:
+            BadAnswerError: a wrong count, or what is no finite number.
+        """
+        if isinstance(rows, Sized) and len(rows) != count:
+            raise BadAnswerError(f"{len(rows)} scores came back for {count} passages", positions=range(count))
+        numbers = rows.tolist() if isinstance(rows, np.ndarray) and rows.dtype.kind not in "fiu" else rows
+        if isinstance(numbers, list):
+            numbers = [x if isinstance(x, (int, float)) and not isinstance(x, bool) else np.nan for x in numbers]
+        array = np.asarray(numbers, np.float64)
+        if array.shape != (count,):
+            raise BadAnswerError("the answer's scores are not one number each", positions=range(count))
+        bad = np.flatnonzero(~(np.abs(array) < _LARGEST_LOGIT)).tolist()
+        if bad:
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise BadAnswerError(f"score {bad[0]} is not a finite number{more}", positions=bad)
+        return array.astype(np.float32)
+
+    def pack(self, row: Any) -> bytes:
+        """Return one little-endian float32."""
+        return np.array(row, "<f4").tobytes()
+
+    def unpack(self, packed: Sequence[bytes | memoryview]) -> Rows:
+        """Return the logits of little-endian float32."""
+        return np.frombuffer(b"".join(packed), "<f4").astype(np.float32)
+
+    def fits(self, size: int) -> bool:
+        """Tell whether so many bytes are one logit."""
+        return size == 4
+
+
+_LARGEST_LOGIT = 1e30  # float32 ends at 3e38
 
 
 def check_vectors(rows: object, *, count: int, dimensions: int) -> Vectors:

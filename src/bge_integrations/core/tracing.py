@@ -21,7 +21,10 @@ __all__ = ["Described", "span"]
 class Described(Protocol):
     """What a span tells of an encoder."""
 
-    card: ModelCard
+    @property
+    def card(self) -> ModelCard:
+        """The model."""
+        ...
 
     def describe(self) -> dict[str, Any]:
         """Return how the encoder works, as plain data without secrets."""
@@ -29,8 +32,16 @@ class Described(Protocol):
 
 
 @contextmanager
-def span(encoder: Described, role: str, count: int | None) -> Iterator[Callable[[int], None]]:
+def span(
+    encoder: Described, role: str, count: int | None, *, operation: str = "embeddings"
+) -> Iterator[Callable[[int], None]]:
     """Put the enclosed call into a span, where a tracer provider is set; else cost next to nothing.
+
+    Args:
+        encoder: an encoder or a reranker.
+        role: of the texts.
+        count: of the texts.
+        operation: ``"embeddings"`` or ``"rerank"``.
 
     Yields:
         What sets the number of tokens that the call took.
@@ -39,9 +50,12 @@ def span(encoder: Described, role: str, count: int | None) -> Iterator[Callable[
     if tracer is None:
         yield _ignore
         return
-    name, kind = f"embeddings {encoder.card.id}", sys.modules["opentelemetry.trace"].SpanKind.CLIENT
+    name, kind = f"{operation} {encoder.card.id}", sys.modules["opentelemetry.trace"].SpanKind.CLIENT
     quiet = {"record_exception": False, "set_status_on_exception": False}  # messages may quote a host's answer
-    with tracer.start_as_current_span(name, kind=kind, attributes=_before(encoder, role, count), **quiet) as current:
+    about = {"gen_ai.operation.name": operation, **_before(encoder, role, count)}
+    if operation == "embeddings":
+        about["gen_ai.embeddings.dimension.count"] = encoder.card.dimensions
+    with tracer.start_as_current_span(name, kind=kind, attributes=about, **quiet) as current:
 
         def set_tokens(tokens: int) -> None:
             if tokens:
@@ -76,10 +90,8 @@ def _before(encoder: Described, role: str, count: int | None) -> dict[str, Any]:
     about = encoder.describe()
     host = urlsplit(about.get("base_url") or "")
     known = {
-        "gen_ai.operation.name": "embeddings",
         "gen_ai.provider.name": about.get("provider") or "local",
         "gen_ai.request.model": about.get("wire_model") or encoder.card.id,
-        "gen_ai.embeddings.dimension.count": encoder.card.dimensions,
         "server.address": host.hostname,
         "server.port": host.port,
         "bge.role": role,

@@ -1,0 +1,313 @@
+"""The BGE rerankers, the hosts and servers that serve them, and published scores: one record each."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from ..environment import expand_user
+from ..errors import UnknownModelError, UnknownProviderError
+from .local_folder import is_model_folder, read_reranker_folder
+from .records import ModelCard, Offer, Provider, RerankerCard
+
+__all__ = [
+    "DIALECTS",
+    "RERANKERS",
+    "RERANK_HOSTS",
+    "Dialect",
+    "RerankHost",
+    "Scale",
+    "find_rerank_host",
+    "find_reranker",
+    "known_reranker",
+    "published_scores",
+    "who_reranks",
+]
+
+_CHECKED = "2026-11-25"
+_SOURCE = "FlagEmbedding README and examples; revisions: Xinference rerank/model_spec.json"
+_BASE = "BAAI/bge-reranker-base"
+_LARGE = "BAAI/bge-reranker-large"
+_V2_M3 = "BAAI/bge-reranker-v2-m3"
+_V2_GEMMA = "BAAI/bge-reranker-v2-gemma"
+
+Dialect = Literal[
+    "tei", "infinity", "vllm", "vllm-score", "llama.cpp", "xinference", "sglang", "jina", "cohere", "siliconflow",
+    "pinecone", "cloudflare",
+]  # fmt: skip
+Scale = Literal["logit", "sigmoid"]
+
+RERANKERS: tuple[RerankerCard, ...] = (
+    RerankerCard(
+        id=_BASE,
+        dimensions=768,
+        max_tokens=512,
+        query_instruction="",
+        instruction_needed="none",
+        languages=("zh", "en"),
+        licence="mit",
+        revision="465b4b7ddf2be0a020c8ad6e525b9bb1dbb708ae",
+        parameters_millions=278,
+        source=_SOURCE,
+        checked=_CHECKED,
+    ),
+    RerankerCard(
+        id=_LARGE,
+        dimensions=1024,
+        max_tokens=512,
+        query_instruction="",
+        instruction_needed="none",
+        languages=("zh", "en"),
+        licence="mit",
+        revision="27c9168d479987529781de8474dff94d69beca11",
+        parameters_millions=560,
+        source=_SOURCE,
+        checked=_CHECKED,
+    ),
+    RerankerCard(
+        id=_V2_M3,
+        dimensions=1024,
+        max_tokens=8192,
+        recommended_tokens=1024,
+        query_instruction="",
+        instruction_needed="none",
+        languages=("multilingual",),
+        licence="apache-2.0",
+        revision="12e974610ba9083ed95f3edf08d7e899581f4de4",
+        parameters_millions=568,
+        note="Reads 8,192 tokens; was trained with 1,024, which its authors recommend.",
+        source=_SOURCE,
+        checked=_CHECKED,
+    ),
+    RerankerCard(
+        id=_V2_GEMMA,
+        dimensions=2048,
+        max_tokens=8192,
+        recommended_tokens=1024,
+        query_instruction="",
+        instruction_needed="none",
+        pooling="last token",
+        languages=("multilingual",),
+        revision="1787044f8b6fb740a9de4557c3a12377f84d9e17",
+        parameters_millions=2510,
+        query_template="A: {text}\n",
+        passage_template=(
+            "B: {text}\nGiven a query A and a passage B, determine whether the passage contains an answer to the query "
+            "by providing a prediction of either 'Yes' or 'No'."
+        ),
+        hosts_only="a decoder of 2.5 billion parameters that answers 'Yes': it needs a GPU and a server such as vLLM",
+        note="The score is the logit of 'Yes'. vLLM serves it with --hf-overrides; the template is added here.",
+        source=f"{_SOURCE}; template: vLLM's test of the model",
+        checked=_CHECKED,
+    ),
+)
+
+_REFUSED = {
+    "bge-reranker-v2-minicpm-layerwise": "it runs code of its own repository, and its score depends on the layer that "
+    "is read",
+    "bge-reranker-v2.5-gemma2-lightweight": "it runs code of its own repository, has 9 billion parameters, and its "
+    "scores (8 to 26) stand on a scale of their own",
+}
+"""Rerankers that are not served here, and why."""
+
+
+@dataclass(frozen=True)
+class RerankHost(Provider):
+    """One host of rerankers, or one kind of server that people run.
+
+    Attributes:
+        dialect: how it is spoken to.
+        scale: of its scores, where we ask for raw scores if it takes such a wish; None where nothing says so, and two
+            published pairs are measured.
+        usd_per_thousand_requests: where the host does not price tokens.
+        cuts_into_chunks: it scores a long document by its best chunk, which is not the model's score.
+    """
+
+    dialect: Dialect = "jina"
+    scale: Scale | None = None
+    usd_per_thousand_requests: float | None = None
+    cuts_into_chunks: bool = False
+
+
+def _server(name: Dialect, scale: Scale | None, quirks: str, max_inputs: int | None = None) -> RerankHost:
+    return RerankHost(
+        name=name, title=name, dialect=name, scale=scale, quirks=quirks, max_inputs=max_inputs, checked=_CHECKED,
+        source="the server's source or documentation, 2026",
+    )  # fmt: skip
+
+
+RERANK_HOSTS: tuple[RerankHost, ...] = (
+    _server("tei", "logit", "Raw scores are asked for; reverses ties; 424 where the model is no reranker.", 32),
+    _server("infinity", "logit", "Raw scores are asked for; strips texts.", 2048),
+    _server("vllm", "logit", "Raw scores are asked for (use_activation); answers with cosines for an embedding model."),
+    _server("vllm-score", "logit", "As vllm, through /score."),
+    _server("llama.cpp", "logit", "Needs --reranking; rows are not sorted; a pair must fit into -ub."),
+    _server("xinference", "sigmoid", "Model ids without 'BAAI/'."),
+    _server("sglang", "sigmoid", "400 on blank texts; a bare list."),
+    _server("jina", None, "Jina's shape at /v1/rerank: LocalAI, TensorRT-LLM and others serve what they are given."),
+    _server("cohere", None, "Cohere's shape at /v2/rerank."),
+    RerankHost(
+        name="siliconflow",
+        title="SiliconFlow",
+        base_url="https://api.siliconflow.cn/v1",
+        key_env=("SILICONFLOW_API_KEY",),
+        needs_key=True,
+        offers=(Offer(_V2_M3, _V2_M3),),
+        dialect="siliconflow",
+        scale="sigmoid",
+        cuts_into_chunks=True,
+        quirks="Cuts long documents into chunks and answers with the best chunk's score, not the document's.",
+        source="SiliconFlow documentation",
+        checked=_CHECKED,
+    ),
+    RerankHost(
+        name="novita",
+        title="Novita AI",
+        base_url="https://api.novita.ai/openai/v1",
+        key_env=("NOVITA_API_KEY",),
+        needs_key=True,
+        offers=(Offer(_V2_M3, "baai/bge-reranker-v2-m3", usd_per_million_tokens=0.01),),
+        dialect="jina",
+        scale="sigmoid",
+        quirks="8,000 tokens.",
+        source="Novita documentation; LiteLLM's price table",
+        checked=_CHECKED,
+    ),
+    RerankHost(
+        name="apiyi",
+        title="APIYI",
+        base_url="https://api.apiyi.com/v1",
+        key_env=("APIYI_API_KEY",),
+        needs_key=True,
+        offers=(Offer(_V2_M3, "bge-reranker-v2-m3", usd_per_million_tokens=0.01),),
+        dialect="jina",
+        scale="sigmoid",
+        quirks="Documents as strings alone; 503 for a model it does not have; 400 for blank texts.",
+        source="APIYI's page, tested by its authors 2026-07-30",
+        checked=_CHECKED,
+    ),
+    RerankHost(
+        name="pinecone",
+        title="Pinecone",
+        base_url="https://api.pinecone.io",
+        key_env=("PINECONE_API_KEY",),
+        needs_key=True,
+        offers=(Offer(_V2_M3, "bge-reranker-v2-m3"),),
+        max_inputs=100,
+        dialect="pinecone",
+        scale="sigmoid",
+        usd_per_thousand_requests=2.0,
+        quirks="1,024 tokens a pair, 100 documents a request; the key goes into the header Api-Key.",
+        source="Pinecone documentation",
+        checked=_CHECKED,
+    ),
+    RerankHost(
+        name="cloudflare",
+        title="Cloudflare Workers AI",
+        base_url="https://api.cloudflare.com/client/v4/accounts/{account_id}/ai",
+        key_env=("CLOUDFLARE_API_TOKEN", "CLOUDFLARE_API_KEY"),
+        url_env=(("account_id", "CLOUDFLARE_ACCOUNT_ID"),),
+        needs_key=True,
+        offers=(Offer(_BASE, "@cf/baai/bge-reranker-base"),),
+        dialect="cloudflare",
+        quirks="The scale is not written down: it is measured with two published pairs.",
+        source="Cloudflare documentation",
+        checked=_CHECKED,
+    ),
+)
+
+DIALECTS: dict[str, RerankHost] = {host.name: host for host in RERANK_HOSTS if host.base_url is None} | {
+    host.dialect: host for host in RERANK_HOSTS if host.name == host.dialect
+}
+"""The plain record of each dialect."""
+
+_PANDA = "what is panda?"
+_GIANT = (
+    "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a bear species "
+    "endemic to China."
+)
+_CAPITAL = "What is the capital of France?"
+_PARIS = "Paris is the capital of France."
+
+_PUBLISHED: dict[str, tuple[str, tuple[str, str], tuple[float, float]]] = {
+    # qdrant/fastembed tests/test_text_cross_encoder.py (float32)
+    _BASE: (_CAPITAL, (_PARIS, "Berlin is the capital of Germany."), (6.15733337, -3.65939403)),
+    # FlagEmbedding examples/inference/reranker/README.md (float16)
+    _LARGE: (_PANDA, (_GIANT, "hi"), (5.76171875, -5.60546875)),
+    _V2_M3: (_PANDA, (_GIANT, "hi"), (5.26171875, -8.1875)),
+    # FlagEmbedding examples/inference/reranker/decoder_only/base_single_device.py (float16)
+    _V2_GEMMA: (_CAPITAL, (_PARIS, "The population of China is over 1.4 billion people."), (9.171875, -4.49609375)),
+}
+
+
+def published_scores(card: ModelCard) -> tuple[str, list[str], list[float]] | None:
+    """Return a query, two passages and their published logits, or None; a folder of other weights has none."""
+    known = _names().get(card.id.lower())
+    if known is None or known.revision != card.revision:
+        return None
+    query, passages, logits = _PUBLISHED[card.id]
+    return query, list(passages), list(logits)
+
+
+def known_reranker(name: str) -> RerankerCard | None:
+    """Return the catalogue's reranker of that name in any spelling, or None; never looks for a folder."""
+    plain = name.strip().lower().strip("/").removeprefix("local:").removesuffix(":latest").replace("___", ".")
+    return _names().get(plain)
+
+
+@lru_cache
+def _names() -> dict[str, RerankerCard]:
+    names = {card.id.lower(): card for card in RERANKERS}
+    names |= {card.id.lower().partition("/")[2]: card for card in RERANKERS}
+    for host in RERANK_HOSTS:
+        for offer in host.offers:
+            names.setdefault(offer.wire.lower(), names[offer.model.lower()])
+    return names
+
+
+def find_reranker(name: str | os.PathLike[str]) -> RerankerCard:
+    """Find a reranker by id, short name, any host's spelling (any case), or local folder.
+
+    Raises:
+        UnknownModelError: no such reranker; says what to take instead.
+        ModelLoadError: a folder whose configuration cannot be read, or that holds no reranker.
+    """
+    typed = os.fspath(name)
+    folder = expand_user(typed) if typed.startswith("~") else Path(typed)
+    if typed.strip() and is_model_folder(folder):
+        return read_reranker_folder(folder, _names())
+    known = known_reranker(typed) if not isinstance(name, os.PathLike) else None
+    if known is not None:
+        return known
+    for refused, reason in _REFUSED.items():
+        if refused in typed.lower():
+            raise UnknownModelError(f"{typed!r} is not served here: {reason}; take bge-reranker-v2-m3")
+    close = get_close_matches(typed.lower(), _names(), n=4, cutoff=0.5)
+    near = dict.fromkeys(_names()[match].id for match in close) or [card.id for card in RERANKERS]
+    raise UnknownModelError(
+        f"no reranker {typed!r} in the catalogue, and no folder of that name with a config.json; "
+        f"near matches: {', '.join(near)}. An embedding model belongs to load_encoder(...)"
+    )
+
+
+def find_rerank_host(name: str) -> RerankHost:
+    """Find a host of rerankers, or a kind of server, by name, any case.
+
+    Raises:
+        UnknownProviderError: no such host; names near matches.
+    """
+    hosts = {host.name: host for host in RERANK_HOSTS}
+    found = hosts.get(name.lower())
+    if found is None:
+        near = get_close_matches(name.lower(), hosts, n=3, cutoff=0.4) or sorted(hosts)
+        raise UnknownProviderError(f"no host of rerankers {name!r} in the catalogue; did you mean: {', '.join(near)}?")
+    return found
+
+
+def who_reranks(model_id: str) -> list[str]:
+    """Name the hosts that serve a reranker."""
+    return [host.name for host in RERANK_HOSTS if host.offer(model_id) is not None]

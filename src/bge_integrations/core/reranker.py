@@ -1,0 +1,343 @@
+"""The seam of rerankers: pairs of query and passage become batches of logits, and those become scores and ranks.
+
+Engines and wrappers write one method, ``batches``. Inside there are logits alone; a sigmoid is made at the border, so
+that order and ties never depend on where float32's sigmoid reaches 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..catalog.records import RerankerCard
+from ..errors import BGEError, BGEWarning, ConfigError, InputError, InputTypeError, TruncationWarning, shorten, warn
+from .batches import Batch, Collector, OnTruncated, Relay, Stream
+from .checks import Blank, Truncate, check_texts
+from .outputs import Score
+from .tracing import span
+from .usage import Usage
+
+__all__ = ["Pair", "Ranked", "Reranker", "Scale", "Scores", "as_scale", "order_by_logit", "sigmoid"]
+
+Scores: TypeAlias = NDArray[np.float32]
+"""float32, shape (n,), in the order of the passages."""
+
+Scale = Literal["sigmoid", "logit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A query and a passage that are read together; its length is that of both texts."""
+
+    query: str
+    passage: str
+
+    def __len__(self) -> int:
+        return len(self.query) + len(self.passage)
+
+
+class Ranked(NamedTuple):
+    """One passage in its rank.
+
+    Attributes:
+        position: in the passages that were passed.
+        score: as a Python float, 0 to 1.
+    """
+
+    position: int
+    score: float
+
+
+class Reranker(ABC):
+    """Scores passages for a query.
+
+    Subclasses set ``card`` and ``usage`` and implement ``batches``.
+
+    Attributes:
+        card: the model.
+        usage: what was done so far; ``texts`` counts pairs.
+        blank: ``"error"`` refuses a blank query; blank passages are always scored.
+        truncate: ``"warn"`` truncates over-long pairs and warns, ``"error"`` refuses them.
+        variant: what sets the scores apart from the model's own, such as ``"int8"``.
+        remote: whether texts go to a host.
+        base_url: the host's address, or None.
+        price: USD per million tokens, where the host states it.
+        max_concurrency: requests in flight; 1 on this machine.
+    """
+
+    card: RerankerCard
+    usage: Usage
+    blank: Blank = "error"
+    truncate: Truncate = "warn"
+    variant: str = ""
+    remote: bool = False
+    base_url: str | None = None
+    price: float | None = None
+    max_concurrency: int = 1
+    output = Score()
+
+    @abstractmethod
+    def batches(self, pairs: list[Pair], stream: Stream) -> None:
+        """Begin to score checked, unlike pairs (at least one) and return at once; logits go into ``stream``.
+
+        Raises:
+            BGEError: nothing was begun; the stream has not been touched.
+        """
+
+    @property
+    def engine(self) -> Reranker:
+        """The reranker that computes or asks a host, under all wrappers."""
+        return self
+
+    @property
+    def key(self) -> str | None:
+        """The host's key, or None."""
+        return None
+
+    @property
+    def space(self) -> str:
+        """Name of what its scores depend on besides the pair: model, revision, length, variant."""
+        revision = (self.card.revision or "unpinned")[:16]
+        return "/".join(filter(None, [f"{self.card.id}@{revision}", "score", str(self.card.max_tokens), self.variant]))
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the reranker works (engine, backend, device, host), as plain data without secrets."""
+        return {"engine": type(self).__name__, "model": self.card.id, "space": self.space}
+
+    def submit(self, pairs: Sequence[Pair], *, on_truncated: OnTruncated | None = None) -> Future[Scores]:
+        """Begin to score checked pairs and return a Future of their logits.
+
+        Args:
+            pairs: made by this module's own checks, or of texts that are strings.
+            on_truncated: called once with the positions of pairs longer than the model reads, instead of a warning.
+        """
+        return self._begin(list(pairs), on_truncated or partial(_warn_truncated, self.card)).future
+
+    def _begin(self, pairs: list[Pair], on_truncated: OnTruncated | None = None) -> Collector:
+        call = Collector(self, len(pairs), None, on_truncated)
+        places: dict[Pair, list[int]] = {}
+        for position, pair in enumerate(pairs):
+            places.setdefault(pair, []).append(position)
+        if not pairs:
+            call.finish()
+        elif len(places) == len(pairs):
+            self.batches(pairs, call)
+        else:
+            self.batches(list(places), _Shared(call, list(places.values())))
+        return call
+
+    def score(self, query: str, passages: Sequence[str], *, scale: Scale = "sigmoid") -> Scores:
+        """Score passages for a query and wait.
+
+        Args:
+            query: the question, without any instruction.
+            passages: the texts; blank ones are scored too.
+            scale: ``"sigmoid"`` for 0 to 1, ``"logit"`` for the model's own numbers.
+
+        Returns:
+            float32, shape (n,), in the order of ``passages``; a pair's score never depends on the others.
+
+        Raises:
+            InputError: a text cannot be scored.
+            HostError: the host failed; says what was finished.
+        """
+        check_scale(scale)
+        return as_scale(self._logits(self._pairs(query, passages)), scale)
+
+    def score_pairs(self, pairs: Iterable[tuple[str, str]], *, scale: Scale = "sigmoid") -> Scores:
+        """Score (query, passage) pairs of any queries; otherwise as ``score``."""
+        check_scale(scale)
+        return as_scale(self._logits(_checked_pairs(pairs, self.blank)), scale)
+
+    def rank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
+        """Return positions and scores (0 to 1), best first; ties keep the order of ``passages``.
+
+        Args:
+            query: the question.
+            passages: the texts.
+            top_n: how many; all when None.
+
+        Raises:
+            ConfigError: ``top_n`` is no whole number of at least 0.
+            InputError: a text cannot be scored.
+            HostError: the host failed; says what was finished.
+        """
+        most = check_top_n(top_n)
+        return ranked(self._logits(self._pairs(query, passages) if most != 0 else []), most)
+
+    async def ascore(self, query: str, passages: Sequence[str], *, scale: Scale = "sigmoid") -> Scores:
+        """Score without blocking the caller's event loop; otherwise as ``score``."""
+        check_scale(scale)
+        return as_scale(await self._alogits(self._pairs(query, passages)), scale)
+
+    async def ascore_pairs(self, pairs: Iterable[tuple[str, str]], *, scale: Scale = "sigmoid") -> Scores:
+        """Score pairs without blocking the caller's event loop; otherwise as ``score_pairs``."""
+        check_scale(scale)
+        return as_scale(await self._alogits(_checked_pairs(pairs, self.blank)), scale)
+
+    async def arank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
+        """Rank without blocking the caller's event loop; otherwise as ``rank``."""
+        most = check_top_n(top_n)
+        return ranked(await self._alogits(self._pairs(query, passages) if most != 0 else []), most)
+
+    def _pairs(self, query: str, passages: Sequence[str]) -> list[Pair]:
+        query = _check_query(query, self.blank)
+        return [Pair(query, passage) for passage in check_texts(passages, blank="keep")]
+
+    def _logits(self, pairs: list[Pair]) -> Scores:
+        began = time.perf_counter()
+        try:
+            with span(self, "query", len(pairs), operation="rerank") as set_tokens:
+                call = self._begin(pairs)
+                try:
+                    logits = call.future.result()
+                except BaseException:
+                    call.future.cancel()
+                    raise
+                finally:
+                    set_tokens(call.tokens)
+        finally:
+            self.usage.add(seconds=time.perf_counter() - began)
+        _warn_truncated(self.card, call.truncated)
+        return logits
+
+    async def _alogits(self, pairs: list[Pair]) -> Scores:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigError("ascore needs asyncio's event loop: under trio, run score in a thread") from None
+        began = time.perf_counter()
+        try:
+            with span(self, "query", len(pairs), operation="rerank") as set_tokens:
+                call = self._begin(pairs)
+                try:
+                    logits = await asyncio.wrap_future(call.future)
+                finally:
+                    set_tokens(call.tokens)
+        finally:
+            self.usage.add(seconds=time.perf_counter() - began)
+        _warn_truncated(self.card, call.truncated)
+        return logits
+
+    def close(self) -> None:  # noqa: B027 - having nothing to close is the common case
+        """Release threads, connections and models; a later call makes them anew."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Shared(Relay):
+    """Gives the row of a pair that was passed several times to each of its positions."""
+
+    def __init__(self, outer: Stream, places: list[list[int]]) -> None:
+        super().__init__(outer)
+        self._places = places
+
+    def put(self, batch: Batch) -> None:
+        self.outer.put(batch.at(self._places))
+
+    def fail(self, error: BaseException) -> None:
+        self.outer.fail(error.at(self._places) if isinstance(error, BGEError) else error)
+
+
+_RECOMMENDED: set[str] = set()  # models whose recommended length was mentioned in this process
+
+
+def _warn_truncated(card: RerankerCard, positions: Sequence[int]) -> None:
+    if positions:
+        warn(
+            f"{len(positions)} passage(s) are, with the query, longer than the {card.max_tokens} tokens that "
+            f"{card.id!r} reads (positions {shorten(sorted(positions))}): the rest was truncated; split them",
+            TruncationWarning,
+        )
+
+
+def warn_recommended(card: RerankerCard, lengths: Iterable[int]) -> None:
+    """Say once per process that pairs are longer than the model's authors recommend."""
+    if card.recommended_tokens is None or card.id in _RECOMMENDED:
+        return
+    if any(length > card.recommended_tokens for length in lengths):
+        _RECOMMENDED.add(card.id)
+        warn(
+            f"{card.id!r} reads {card.max_tokens} tokens, but its authors recommend at most {card.recommended_tokens} "
+            "for query and passage together: shorter passages are scored better and faster",
+            BGEWarning,
+        )
+
+
+def _check_query(query: str, blank: Blank) -> str:
+    if not isinstance(query, str):
+        raise InputTypeError(f"the query must be a string, not {type(query).__name__}")
+    if blank == "error" and not query.strip():
+        raise InputError("the query is blank: nothing can be relevant to it")
+    return check_texts([query], blank="keep")[0]
+
+
+def _checked_pairs(pairs: Iterable[tuple[str, str]], blank: Blank) -> list[Pair]:
+    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
+        raise InputTypeError(f"pairs must be a list of (query, passage), not {type(pairs).__name__}")
+    listed = list(pairs)
+    wrong = [i for i, pair in enumerate(listed) if not isinstance(pair, (tuple, list)) or len(pair) != 2]
+    if wrong:
+        kind = type(listed[wrong[0]]).__name__
+        raise InputTypeError(f"pair {wrong[0]} is {kind}, not (query, passage)", positions=wrong)
+    queries = check_texts([query for query, _ in listed], blank=blank)
+    passages = check_texts([passage for _, passage in listed], blank="keep")
+    return [Pair(query, passage) for query, passage in zip(queries, passages, strict=True)]
+
+
+def check_scale(scale: Scale) -> None:
+    """Refuse anything but the two scales.
+
+    Raises:
+        ConfigError: ``scale`` is neither ``"sigmoid"`` nor ``"logit"``.
+    """
+    if scale not in ("sigmoid", "logit"):
+        raise ConfigError(f"scale must be 'sigmoid' or 'logit', not {scale!r}")
+
+
+def check_top_n(top_n: int | None) -> int | None:
+    """Refuse a number of results that means nothing.
+
+    Raises:
+        ConfigError: it is no whole number, or negative.
+    """
+    if top_n is None or (isinstance(top_n, int) and not isinstance(top_n, bool) and top_n >= 0):
+        return top_n
+    raise ConfigError(f"top_n must be a whole number of at least 0, or None for all, not {top_n!r}")
+
+
+def sigmoid(logits: Scores) -> Scores:
+    """Return 1 / (1 + exp(-x)), computed in float64 without overflow, as float32."""
+    wide = logits.astype(np.float64)
+    small = np.exp(-np.abs(wide))
+    return np.where(wide >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+
+
+def as_scale(logits: Scores, scale: Scale) -> Scores:
+    """Return logits on the scale that was asked for."""
+    return logits if scale == "logit" else sigmoid(logits)
+
+
+def order_by_logit(logits: Scores) -> list[int]:
+    """Return positions, best first; equal logits stay in their order."""
+    order: list[int] = np.argsort(-logits, kind="stable").tolist()
+    return order
+
+
+def ranked(logits: Scores, top_n: int | None) -> list[Ranked]:
+    """Return positions and scores of the best, best first."""
+    scores = sigmoid(logits).tolist()
+    return [Ranked(position, scores[position]) for position in order_by_logit(logits)[:top_n]]
