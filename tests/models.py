@@ -174,7 +174,9 @@ def _write_sentence_pieces(path: Path) -> int:
     )
     tokenizer.train_from_iterator(TEXTS * 4 + json.__doc__.split("\n"), trainer)
     pairs = [("<s>", 0), ("</s>", 2)]
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=pairs)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=pairs
+    )
     tokenizer.save(str(path / "tokenizer.json"))
     _write_json(
         path / "tokenizer_config.json",
@@ -213,6 +215,66 @@ def _write_decoder(path: Path) -> None:
     _write_word_pieces(path)
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     _write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+
+
+def reranker(kind: str, layers: int = 2, seed: int = 5) -> Path:
+    """Return the folder of a random reranker, as transformers saves it.
+
+    Args:
+        kind: ``"xlm-roberta"`` (bge-reranker-*) or ``"bert"``.
+        layers: transformer layers.
+        seed: of the weights.
+    """
+    path = root() / f"random-reranker-{kind}-{layers}-{seed}"
+    if path.exists():
+        return path
+    import torch
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        XLMRobertaConfig,
+        XLMRobertaForSequenceClassification,
+    )
+
+    path.mkdir()
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 192}
+    sizes |= {"num_labels": 1, "initializer_range": 0.3}
+    if kind == "bert":
+        size = _write_word_pieces(path)
+        model = BertForSequenceClassification(BertConfig(vocab_size=size, max_position_embeddings=512, **sizes))
+        config = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
+        _write_json(path / "tokenizer_config.json", {**config, "model_max_length": 512})
+    else:
+        size = _write_sentence_pieces(path)
+        config = XLMRobertaConfig(
+            vocab_size=size,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+            pad_token_id=1,
+            **sizes,
+        )
+        model = XLMRobertaForSequenceClassification(config)
+        config = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
+        _write_json(path / "tokenizer_config.json", {**config, "model_max_length": 512})
+    model.save_pretrained(path)
+    return path
+
+
+def reference_logits(path: Path, pairs: list[tuple[str, str]], max_tokens: int = 512) -> np.ndarray:
+    """Return what transformers itself computes for pairs, one at a time, float32."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    logits = []
+    with torch.inference_mode():
+        for query, passage in pairs:
+            ids = tokenizer([query], [passage], truncation="longest_first", max_length=max_tokens, return_tensors="pt")
+            logits.append(model(**ids).logits[0, 0].item())
+    return np.array(logits, np.float32)
 
 
 def reference(path: Path, texts: list[str], *, pooling: str = "cls", max_tokens: int = 512) -> np.ndarray:

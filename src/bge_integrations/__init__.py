@@ -8,7 +8,8 @@ lost; and vectors that share a ``space`` may be compared. The faces are ``bge_in
 from typing import TYPE_CHECKING, Any
 
 from .catalog import MODELS, PROVIDERS, find_model, find_provider
-from .catalog.records import ModelCard, Offer, Provider, Role
+from .catalog.records import ModelCard, Offer, Provider, RerankerCard, Role
+from .catalog.rerankers import RERANKERS
 from .errors import (
     AuthenticationError,
     BadAnswerError,
@@ -41,15 +42,17 @@ from .errors import (
     UnknownProviderError,
     UnverifiedWarning,
 )
-from .load import Options, load_encoder
+from .load import Options, RerankerOptions, load_encoder, load_reranker
 
 if TYPE_CHECKING:
     from .core.encoder import Encoder, stream
+    from .core.reranker import Reranker
     from .core.usage import Usage
 
 __all__ = [
     "MODELS",
     "PROVIDERS",
+    "RERANKERS",
     "AuthenticationError",
     "BGEError",
     "BGEWarning",
@@ -77,6 +80,9 @@ __all__ = [
     "ReadOnlyError",
     "RepairWarning",
     "RequestRefusedError",
+    "Reranker",
+    "RerankerCard",
+    "RerankerOptions",
     "Role",
     "SpaceMismatchError",
     "TextError",
@@ -90,11 +96,12 @@ __all__ = [
     "find_model",
     "find_provider",
     "load_encoder",
+    "load_reranker",
     "stream",
 ]
 
 # numpy is imported with these, so that `import bge_integrations` alone stays light
-_LAZY = {"Encoder": "core.encoder", "Usage": "core.usage", "stream": "core.encoder"}
+_LAZY = {"Encoder": "core.encoder", "Reranker": "core.reranker", "Usage": "core.usage", "stream": "core.encoder"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,18 +9,30 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from .catalog import check_served, find_model, find_provider, known_model, provider_at, who_serves
-from .catalog.records import ModelCard, Provider
+from .catalog.records import ModelCard, Provider, RerankerCard
+from .catalog.rerankers import DIALECTS, RERANK_HOSTS, RerankHost, find_rerank_host, find_reranker, who_reranks
 from .environment import Key, cache_folder, cache_path, hide_secrets, switched_on, variable
 from .errors import ConfigError, InstructionWarning, NotServedError, warn
-from .options import Options, check_options
+from .options import RERANKER_OPTIONS, Options, RerankerOptions, check_options
 from .remote.rate_limit import PortableLimiter
 
 if TYPE_CHECKING:
     from .core.encoder import Encoder
+    from .core.reranker import Reranker
+    from .remote.endpoint import Endpoint
 
-__all__ = ["Options", "check_encoder", "engine_of", "load_encoder"]
+__all__ = [
+    "Options",
+    "RerankerOptions",
+    "check_encoder",
+    "check_reranker",
+    "engine_of",
+    "load_encoder",
+    "load_reranker",
+]
 
 DEFAULT_MODEL = "bge-small-en-v1.5"
+DEFAULT_RERANKER = "bge-reranker-v2-m3"
 
 
 def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> Encoder:
@@ -263,6 +275,135 @@ def check_encoder(encoder: Encoder, model: str | os.PathLike[str] | None, option
     passed = sorted(name for name, value in options.items() if value is not None)
     if passed:
         raise ConfigError(f"encoder= is ready: {', '.join(passed)} belong to load_encoder(...), which makes it")
+
+
+def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack[RerankerOptions]) -> Reranker:
+    """Return a reranker for a model, on this machine or at a host.
+
+    Nothing is loaded and nothing is sent before the first call. The host of the environment's ``BGE_PROVIDER`` and
+    ``BGE_BASE_URL`` is one of embeddings, and is never asked.
+
+    Args:
+        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-reranker-v2-m3`` when None.
+        **options: see ``RerankerOptions``.
+
+    Raises:
+        ConfigError: an unknown model, host or option, or a host that does not serve the model.
+
+    Example:
+        >>> from bge_integrations import load_reranker
+        >>> load_reranker("bge-reranker-base", provider="cloudflare")  # doctest: +SKIP
+    """
+    hide_secrets(cast("dict[str, Any]", options))
+    check_options(options, RERANKER_OPTIONS)
+    typed = _typed(model or options.get("model_name"))
+    card = find_reranker(typed or DEFAULT_RERANKER)
+    where = _rerank_host(options)
+    if where is None:
+        if card.hosts_only:
+            raise NotServedError(f"{card.id!r} is not computed here: it is {card.hosts_only}; pass base_url= of one")
+        return _local_reranker(card, options)
+    return _remote_reranker(card, *where, options)
+
+
+def _rerank_host(options: RerankerOptions) -> tuple[RerankHost | None, str] | None:
+    """Return the record of the host, None to ask it which server it is, and its root; None for this machine."""
+    name, url, dialect = options.get("provider"), options.get("base_url"), options.get("dialect")
+    if dialect is not None and dialect not in DIALECTS:
+        raise ConfigError(f"no dialect {dialect!r}: {', '.join(DIALECTS)}")
+    if name == "local" or (not name and not url):
+        if dialect is not None:
+            raise ConfigError(f"dialect={dialect!r} is how a host is spoken to: pass its base_url=")
+        return None
+    found = find_rerank_host(name) if name else None
+    if not url:
+        url = _own_url(found)
+    root = _root(url)
+    if found is None:
+        known = (host for host in RERANK_HOSTS if host.base_url and "{" not in host.base_url)
+        found = next((host for host in known if urlsplit(host.base_url).hostname == urlsplit(root).hostname), None)
+    if dialect is not None:
+        found = replace(found or DIALECTS[dialect], dialect=DIALECTS[dialect].dialect)
+    return found, root
+
+
+def _root(url: str) -> str:
+    """Return a server's root: without the endpoint, and without the version that stands before it."""
+    address, _, query = _plain_url(url).partition("?")
+    for ending in ("/rerank", "/score"):
+        address = address.removesuffix(ending)
+    for version in ("/v1", "/v2"):
+        address = address.removesuffix(version)
+    return f"{address}?{query}" if query else address
+
+
+def _remote_reranker(card: RerankerCard, host: RerankHost | None, url: str, options: RerankerOptions) -> Reranker:
+    from .remote.endpoint import Limits
+    from .remote.reranker import RemoteReranker
+
+    _check_reranks(host, card, options)
+    named = host if host is not None and host.base_url else None
+    provider = named or Provider(name=urlsplit(url).netloc, max_inputs=host.max_inputs if host else None)
+    wire = options.get("wire_model") or _wire_model(provider, card, card.id)
+    limiter = options.get("rate_limiter")
+    return RemoteReranker(
+        card,
+        _rerank_endpoint(provider, url, wire, options),
+        host=host,
+        limits=Limits(**_present(options, *_LIMITS)),
+        rate_limiter=limiter and PortableLimiter(limiter),
+        verify=options.get("verify") is not None,
+        **_present(options, "blank", "truncate", "tokenizer"),
+    )
+
+
+def _rerank_endpoint(provider: Provider, url: str, wire: str, options: RerankerOptions) -> Endpoint:
+    from .remote.endpoint import Endpoint
+
+    key = _key(provider, url, cast("Options", options))
+    headers = dict(options.get("headers") or {})
+    if provider.name == "pinecone":
+        # https://docs.pinecone.io/reference/api/authentication: no bearer token
+        own = {"X-Pinecone-API-Version": "2025-04"} | ({"Api-Key": key.value} if key.value else {})
+        headers = {**own, **headers}
+    way: dict[str, Any] = {"headers": headers} if headers else {}
+    allow = options.get("allow_http")
+    if switched_on("BGE_ALLOW_HTTP") if allow is None else allow:
+        way["allow_http"] = True
+    if key.changes:
+        way["key_changes"] = True
+    return Endpoint(provider=provider, base_url=url, wire_model=wire, key=key, **way)
+
+
+def _check_reranks(host: RerankHost | None, card: RerankerCard, options: RerankerOptions) -> None:
+    if host is None or not host.offers or host.offer(card.id) is not None or options.get("wire_model"):
+        return
+    others = who_reranks(card.id)
+    raise NotServedError(
+        f"{host.name} does not serve {card.id!r} (it serves {', '.join(o.model for o in host.offers)}); served by: "
+        f"{', '.join(others) or 'no host in the catalogue: run a server, or compute it here'}"
+    )
+
+
+def _local_reranker(card: RerankerCard, options: RerankerOptions) -> Reranker:
+    from .local.reranker import LocalReranker
+
+    return LocalReranker(
+        card, **_present(options, "blank", "truncate", "device", "backend", "precision", "trust_remote_code")
+    )
+
+
+def check_reranker(reranker: Reranker, model: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> None:
+    """Refuse what a ready reranker would have to ignore.
+
+    Raises:
+        ConfigError: ``model`` is another one's name, or an option is passed.
+    """
+    if model and os.fspath(model) not in (reranker.card.id, reranker.card.folder):
+        raise ConfigError(f"reranker= is of {reranker.card.id!r}, not {os.fspath(model)!r}: pass one of the two")
+    passed = sorted(name for name, value in options.items() if value is not None)
+    if passed:
+        raise ConfigError(f"reranker= is ready: {', '.join(passed)} belong to load_reranker(...), which makes it")
 
 
 def engine_of(encoder: Encoder) -> Encoder:

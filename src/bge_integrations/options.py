@@ -11,7 +11,17 @@ from typing import Any, Literal, TypedDict, get_args, get_origin
 
 from .errors import ConfigError, ReadOnlyError
 
-__all__ = ["OPTIONS", "Option", "Options", "Pooling", "check_assignment", "check_names", "check_options"]
+__all__ = [
+    "OPTIONS",
+    "RERANKER_OPTIONS",
+    "Option",
+    "Options",
+    "Pooling",
+    "RerankerOptions",
+    "check_assignment",
+    "check_names",
+    "check_options",
+]
 
 Pooling = Literal["cls", "mean", "last token"]
 Decides = Literal["vectors", "patience", "secret"]
@@ -46,6 +56,34 @@ class Options(TypedDict, total=False):  # noqa: D101 - made from the table below
     tokens_per_minute: float | None
     rate_limiter: Any
     show_progress: bool | None
+
+
+class RerankerOptions(TypedDict, total=False):  # noqa: D101 - made from the table below
+    model_name: str | None
+    provider: str | None
+    base_url: str | None
+    dialect: str | None
+    api_key: Any
+    headers: Mapping[str, str] | None
+    allow_http: bool | None
+    wire_model: str | None
+    verify: Literal["first-use"] | None
+    truncate: Literal["warn", "error"] | None
+    blank: Literal["error", "keep"] | None
+    tokenizer: Any
+    device: str | None
+    backend: str | None
+    precision: str | None
+    trust_remote_code: bool | None
+    cache: Any
+    timeout: float | None
+    read_timeout: float | None
+    max_retries: int | None
+    max_concurrency: int | None
+    max_inputs: int | None
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    rate_limiter: Any
 
 
 @dataclass(frozen=True)
@@ -150,9 +188,20 @@ OPTIONS: dict[str, Option] = {
     )
 }
 
+_DIALECT = Option("dialect", str, "how a server of rerankers is spoken to, where it does not tell: tei, vllm, ...")
+RERANKER_OPTIONS: dict[str, Option] = {
+    name: _DIALECT if name == "dialect" else OPTIONS[name] for name in RerankerOptions.__annotations__
+}
+"""The keywords of ``load_reranker``: those of ``load_encoder`` that mean something for pairs, and ``dialect``."""
+
 Options.__doc__ = (
     "The keywords of ``load_encoder``, ``BGEEmbeddings`` and ``BGEEmbedding``.\n\n    Attributes:\n"
     + "\n".join(f"        {option.name}: {option.help}." for option in OPTIONS.values())
+)
+
+RerankerOptions.__doc__ = (
+    "The keywords of ``load_reranker`` and of both ``BGEReranker``.\n\n    Attributes:\n"
+    + "\n".join(f"        {option.name}: {option.help}." for option in RERANKER_OPTIONS.values())
 )
 
 _ELSEWHERE = {
@@ -173,15 +222,15 @@ _ELSEWHERE = {
 """Keywords of other packages, and what is right here."""
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any], known: Mapping[str, Option] = OPTIONS) -> None:
     """Refuse options that do not exist, and values that mean nothing; ``None`` always means the default.
 
     Raises:
         ConfigError: names the option that was meant, or the values that the option takes.
     """
-    check_names(options, OPTIONS)
+    check_names(options, known)
     for name, value in options.items():
-        option = OPTIONS[name]
+        option = known[name]
         if value is not None and not option.check(value):
             shown = repr(value) if option.decides != "secret" else f"of type {_kind(value)}"
             raise ConfigError(f"{name} must be {option.wanted}, not {shown}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import BadAnswerError
 
-__all__ = ["Dense", "Output", "Rows", "Score", "Vectors", "check_vectors"]
+__all__ = ["Dense", "Output", "Rows", "Score", "Vectors", "check_scores", "check_vectors"]
 
 Vectors: TypeAlias = NDArray[np.float32]
 """float32, shape (n, dimensions), rows of length 1, in the order of the texts."""
@@ -104,19 +104,7 @@ class Score(Output):
         Raises:
             BadAnswerError: a wrong count, or what is no finite number.
         """
-        if isinstance(rows, Sized) and len(rows) != count:
-            raise BadAnswerError(f"{len(rows)} scores came back for {count} passages", positions=range(count))
-        numbers = rows.tolist() if isinstance(rows, np.ndarray) and rows.dtype.kind not in "fiu" else rows
-        if isinstance(numbers, list):
-            numbers = [x if isinstance(x, (int, float)) and not isinstance(x, bool) else np.nan for x in numbers]
-        array = np.asarray(numbers, np.float64)
-        if array.shape != (count,):
-            raise BadAnswerError("the answer's scores are not one number each", positions=range(count))
-        bad = np.flatnonzero(~(np.abs(array) < _LARGEST_LOGIT)).tolist()
-        if bad:
-            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise BadAnswerError(f"score {bad[0]} is not a finite number{more}", positions=bad)
-        return array.astype(np.float32)
+        return check_scores(rows, count).astype(np.float32)
 
     def pack(self, row: Any) -> bytes:
         """Return one little-endian float32."""
@@ -129,6 +117,27 @@ class Score(Output):
     def fits(self, size: int) -> bool:
         """Tell whether so many bytes are one logit."""
         return size == 4
+
+
+def check_scores(rows: object, count: int) -> NDArray[np.float64]:
+    """Return scores, on whatever scale, as float64.
+
+    Raises:
+        BadAnswerError: a wrong count, or what is no finite number; ``positions`` are those concerned.
+    """
+    if isinstance(rows, Sized) and len(rows) != count:
+        raise BadAnswerError(f"{len(rows)} scores came back for {count} passages", positions=range(count))
+    numbers = rows.tolist() if isinstance(rows, np.ndarray) and rows.dtype.kind not in "fiu" else rows
+    if isinstance(numbers, list):
+        numbers = [x if isinstance(x, (int, float)) and not isinstance(x, bool) else np.nan for x in numbers]
+    array = np.asarray(numbers, np.float64)
+    if array.shape != (count,):
+        raise BadAnswerError("the answer's scores are not one number each", positions=range(count))
+    bad = np.flatnonzero(~(np.abs(array) < _LARGEST_LOGIT)).tolist()
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise BadAnswerError(f"score {bad[0]} is not a finite number{more}", positions=bad)
+    return array
 
 
 _LARGEST_LOGIT = 1e30  # float32 ends at 3e38

@@ -26,7 +26,7 @@ from .outputs import Score
 from .tracing import span
 from .usage import Usage
 
-__all__ = ["Pair", "Ranked", "Reranker", "Scale", "Scores", "as_scale", "order_by_logit", "sigmoid"]
+__all__ = ["Pair", "Placed", "Ranked", "Reranker", "Scale", "Scores", "as_scale", "order_by_logit", "sigmoid"]
 
 Scores: TypeAlias = NDArray[np.float32]
 """float32, shape (n,), in the order of the passages."""
@@ -72,6 +72,7 @@ class Reranker(ABC):
         base_url: the host's address, or None.
         price: USD per million tokens, where the host states it.
         max_concurrency: requests in flight; 1 on this machine.
+        longest: tokens of the longest pair so far, where they were counted.
     """
 
     card: RerankerCard
@@ -83,6 +84,7 @@ class Reranker(ABC):
     base_url: str | None = None
     price: float | None = None
     max_concurrency: int = 1
+    longest: int = 0
     output = Score()
 
     @abstractmethod
@@ -132,7 +134,7 @@ class Reranker(ABC):
         elif len(places) == len(pairs):
             self.batches(pairs, call)
         else:
-            self.batches(list(places), _Shared(call, list(places.values())))
+            self.batches(list(places), Placed(call, list(places.values())))
         return call
 
     def score(self, query: str, passages: Sequence[str], *, scale: Scale = "sigmoid") -> Scores:
@@ -208,6 +210,7 @@ class Reranker(ABC):
         finally:
             self.usage.add(seconds=time.perf_counter() - began)
         _warn_truncated(self.card, call.truncated)
+        _warn_recommended(self.card, self.engine.longest)
         return logits
 
     async def _alogits(self, pairs: list[Pair]) -> Scores:
@@ -226,6 +229,7 @@ class Reranker(ABC):
         finally:
             self.usage.add(seconds=time.perf_counter() - began)
         _warn_truncated(self.card, call.truncated)
+        _warn_recommended(self.card, self.engine.longest)
         return logits
 
     def close(self) -> None:  # noqa: B027 - having nothing to close is the common case
@@ -238,21 +242,25 @@ class Reranker(ABC):
         self.close()
 
 
-class _Shared(Relay):
-    """Gives the row of a pair that was passed several times to each of its positions."""
+class Placed(Relay):
+    """Passes the batches of a part of a call on, with the positions of the whole.
+
+    Args:
+        outer: the stream of the whole.
+        places: for each pair of the part, all its positions in the whole.
+    """
 
     def __init__(self, outer: Stream, places: list[list[int]]) -> None:
         super().__init__(outer)
         self._places = places
 
     def put(self, batch: Batch) -> None:
+        """Pass a batch on to all positions of its pairs."""
         self.outer.put(batch.at(self._places))
 
     def fail(self, error: BaseException) -> None:
+        """End the outer stream with an error about the whole."""
         self.outer.fail(error.at(self._places) if isinstance(error, BGEError) else error)
-
-
-_RECOMMENDED: set[str] = set()  # models whose recommended length was mentioned in this process
 
 
 def _warn_truncated(card: RerankerCard, positions: Sequence[int]) -> None:
@@ -264,15 +272,16 @@ def _warn_truncated(card: RerankerCard, positions: Sequence[int]) -> None:
         )
 
 
-def warn_recommended(card: RerankerCard, lengths: Iterable[int]) -> None:
-    """Say once per process that pairs are longer than the model's authors recommend."""
-    if card.recommended_tokens is None or card.id in _RECOMMENDED:
-        return
-    if any(length > card.recommended_tokens for length in lengths):
+_RECOMMENDED: set[str] = set()  # models whose recommended length was mentioned in this process
+
+
+def _warn_recommended(card: RerankerCard, longest: int) -> None:
+    most = card.recommended_tokens
+    if most is not None and longest > most and card.id not in _RECOMMENDED:
         _RECOMMENDED.add(card.id)
         warn(
-            f"{card.id!r} reads {card.max_tokens} tokens, but its authors recommend at most {card.recommended_tokens} "
-            "for query and passage together: shorter passages are scored better and faster",
+            f"{card.id!r} reads {card.max_tokens} tokens, but its authors recommend at most {most} for query and "
+            "passage together: shorter passages are scored better and faster",
             BGEWarning,
         )
 

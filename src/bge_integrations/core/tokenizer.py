@@ -63,6 +63,16 @@ class TextTokenizer:
                 )
             tokenizer.enable_truncation(max_tokens, direction=self._side)
 
+    @property
+    def library(self) -> Any:
+        """The ``tokenizers.Tokenizer``."""
+        return self._tokenizer
+
+    @property
+    def side(self) -> str:
+        """Which end of a text is lost."""
+        return self._side
+
     @classmethod
     def read(cls, path: Path, max_tokens: int | None = None) -> TextTokenizer:
         """Return the tokenizer of a model's folder or of a ``tokenizer.json``.
@@ -190,7 +200,7 @@ class TextTokenizer:
         added = self._tokenizer.get_added_tokens_decoder().values()
         return max((len(token.content) for token in added), default=0)
 
-    def _encode(self, texts: Sequence[str], *, offsets: bool = False) -> list[Any]:
+    def _encode(self, texts: Sequence[str], *, offsets: bool = False, special: bool = True) -> list[Any]:
         """Return encodings.
 
         Raises:
@@ -199,7 +209,7 @@ class TextTokenizer:
         """
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         try:
-            return encode(list(texts))  # type: ignore[no-any-return]
+            return encode(list(texts), add_special_tokens=special)  # type: ignore[no-any-return]
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
@@ -280,7 +290,9 @@ def _from_vocabulary(folder: Path) -> Any:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(name, special[name]) for name in ("[CLS]", "[SEP]")]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, special[name]) for name in ("[CLS]", "[SEP]")],
     )
     names = [name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in vocabulary]
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])

@@ -165,8 +165,12 @@ def other_task(folder: Path) -> str:
     return next((name for name in names if name.endswith(_OTHER_TASKS)), "")
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path, *, keep: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Return a BERT encoder's tensors by name, without prefix, in the precision of the file.
+
+    Args:
+        folder: where they lie.
+        keep: beginnings of names that an embedding model does not need.
 
     safetensors where there are any; else ``pytorch_model.bin`` through torch's restricted reader, which runs no code
     (bge-m3's repository has nothing else).
@@ -185,7 +189,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         except Exception as error:
             raise ModelLoadError(f"{str(path)!r} cannot be read ({brief(error)}): fetch it again") from error
     named = {_plain(name): tensor for name, tensor in tensors.items()}
-    return {name: tensor for name, tensor in named.items() if not name.startswith(_UNUSED)}
+    unused = tuple(name for name in _UNUSED if name not in keep)
+    return {name: tensor for name, tensor in named.items() if not name.startswith(unused)}
 
 
 def _listed(folder: Path, files: list[Path]) -> list[Path]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..core.tokenizer import TextTokenizer
 from ..errors import BGEError, BGEWarning, ConfigError, ModelLoadError
 from .architecture import brief, read_weights
 from .backends.base import Backend
-from .files import find_folder, get_folder
+from .files import Weights, find_folder, get_folder
 from .jobs import Job
 from .scheduler import Scheduler
 from .select import Choice, Settings, choose, find_device, usable_weights, warn_if_emulated
@@ -83,7 +83,7 @@ class LocalEngine(Encoder):
     def describe(self) -> dict[str, Any]:
         """Return backend, precision, device, threads, why they were chosen, and how often the model ran."""
         loop = self._scheduler.loop
-        chosen = loop.backend.describe() if loop.backend is not None else _foreseen(self.settings)
+        chosen = loop.backend.describe() if loop.backend is not None else foreseen(self.settings)
         return {**super().describe(), **chosen, "loaded": loop.backend is not None, "forward_passes": loop.passes}
 
     def close(self) -> None:
@@ -101,7 +101,10 @@ class LocalEngine(Encoder):
         return f"LocalEngine({self.card.id!r}, backend={self.settings.backend!r})"
 
 
-def _foreseen(settings: Settings) -> dict[str, Any]:
+Choose = Callable[[Settings, str, Path, Sequence[Weights]], Choice]
+
+
+def foreseen(settings: Settings, choose: Choose = choose) -> dict[str, Any]:
     """Return what will be chosen, as far as the files that are here tell."""
     device = find_device(settings.device)
     try:
@@ -125,7 +128,7 @@ def load_backend(settings: Settings, native: AbstractContextManager[Any]) -> Bac
         ModelLoadError: the files cannot be had or read.
         MissingExtraError: a package is not installed.
     """
-    try:
+    with loading(settings):
         device = find_device(settings.device)
         kinds = usable_weights(settings, device)
         folder = get_folder(settings.card, kinds, code=settings.trust_remote_code)
@@ -133,6 +136,19 @@ def load_backend(settings: Settings, native: AbstractContextManager[Any]) -> Bac
             choice = choose(settings, device, folder, kinds)
             warn_if_emulated(choice.precision, choice.device)
             backend = _loaded(settings, choice, folder)
+    _LOG.info("%s: %s", settings.card.id, ", ".join(f"{key} {value}" for key, value in backend.describe().items()))
+    return backend
+
+
+@contextmanager
+def loading(settings: Settings) -> Iterator[None]:
+    """Raise what fails while a model is loaded as an error that names it.
+
+    Raises:
+        ModelLoadError: whatever it is.
+    """
+    try:
+        yield
     except (BGEError, BGEWarning):
         raise
     except BaseException as error:
@@ -141,8 +157,6 @@ def load_backend(settings: Settings, native: AbstractContextManager[Any]) -> Bac
         raise ModelLoadError(
             f"{settings.card.id!r} cannot be loaded{where} ({brief(error)}): are its files and packages whole?"
         ) from error
-    _LOG.info("%s: %s", settings.card.id, ", ".join(f"{key} {value}" for key, value in backend.describe().items()))
-    return backend
 
 
 def _loaded(settings: Settings, choice: Choice, folder: Path) -> Backend:

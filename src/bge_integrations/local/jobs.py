@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class Job:
     """One call.
 
     Attributes:
-        texts: as the caller passed them.
+        texts: as the caller passed them; pairs of texts for a reranker.
         prepare: puts the instruction in front.
         stream: where finished rows go.
         refuse: raises for texts that are longer than the model reads, before anything is computed; None to truncate.
@@ -36,8 +36,8 @@ class Job:
         long: positions among them of those that are longer than the model reads.
     """
 
-    texts: list[str]
-    prepare: Callable[[Sequence[str]], list[str]]
+    texts: list[Any]
+    prepare: Callable[[Sequence[Any]], list[Any]]
     stream: Stream
     refuse: Callable[[Sequence[int]], None] | None = None
     taken: int = 0
@@ -87,7 +87,7 @@ class Part:
 
     job: Job
     span: range
-    texts: list[str]
+    texts: list[Any]
 
 
 @dataclass
@@ -190,7 +190,7 @@ def cut_batches(lengths: Indices, budget: int, *, padded: bool) -> list[Indices]
     return batches
 
 
-def slice_end(texts: Sequence[str], start: int, room: int, characters: int) -> int:
+def slice_end(texts: Sequence[Sized], start: int, room: int, characters: int) -> int:
     """Return where a slice that begins at ``start`` ends.
 
     Args:

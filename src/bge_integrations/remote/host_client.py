@@ -24,6 +24,8 @@ __all__ = ["HostClient"]
 _LEFT_BEHIND: list[HostSession] = []
 """After a fork: the parent's connections. The child shares their sockets and epoll; it must not use or close them."""
 
+_MADE_HERE = {"_loop", "_session", "_cutter", "_looked", "_exchange", "_pairs_cutter"}
+
 
 class HostClient:
     """The part of an engine for hosts that does not depend on what the host is asked for.
@@ -55,8 +57,7 @@ class HostClient:
         self._looked = False
 
     def __getstate__(self) -> dict[str, Any]:
-        made_here = {"_loop", "_session", "_cutter", "_looked"}
-        return {name: value for name, value in self.__dict__.items() if name not in made_here}
+        return {name: value for name, value in self.__dict__.items() if name not in _MADE_HERE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -33,8 +33,8 @@ class Backend(ABC):
         self.choice = choice
 
     @abstractmethod
-    def tokenize(self, texts: list[str]) -> Tokens:
-        """Return the tokens of each text, truncated to what the model reads."""
+    def tokenize(self, texts: list[Any]) -> Tokens:
+        """Return the tokens of each text, or pair of texts, truncated to what the model reads."""
 
     @abstractmethod
     def forward(self, items: Sequence[Any]) -> NDArray[np.float32]:

@@ -36,7 +36,7 @@ class OnnxBackend(Backend):
         file = find_onnx(folder)
         assert file is not None
         self.threads = usable_cores()
-        self.session = _session(file, self.threads, int8=choice.precision == "int8")
+        self.session = open_session(file, self.threads, int8=choice.precision == "int8")
         self.tokenizer = TextTokenizer.read(folder, card.max_tokens)
         self.pooling = card.pooling
         padding = read_json(folder / "config.json").get("pad_token_id")
@@ -68,7 +68,8 @@ class OnnxBackend(Backend):
         return pool(states, mask, self.pooling)
 
 
-def _session(path: Path, threads: int, *, int8: bool) -> Any:
+def open_session(path: Path, threads: int, *, int8: bool) -> Any:
+    """Return onnxruntime's session of a graph, with 8-bit weights where asked for."""
     onnxruntime = require("onnxruntime", extra="onnx", purpose="backend='onnx'")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

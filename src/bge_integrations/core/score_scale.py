@@ -1,0 +1,87 @@
+"""What two published pairs say of a host's scores: which scale they stand on, or what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..catalog.records import RerankerCard
+from ..catalog.rerankers import Scale, published_scores
+
+__all__ = ["SCALES", "Judgement", "judge_scores", "logits_of"]
+
+SCALES: tuple[Scale, ...] = ("logit", "sigmoid")
+SAME = 0.05  # float16 stays within 0.02 of float32 on the published pairs
+COARSER = 0.6  # an 8-bit copy
+SATURATED = 745.0
+"""What 0.0 and 1.0 become, which have no logit: they tie, and nothing that has one lies beyond."""
+
+Numbers = NDArray[np.float64]
+
+
+def logits_of(scores: Numbers, scale: Scale) -> Numbers:
+    """Return logits of checked scores; for sigmoids, which must lie between 0 and 1, the inverse."""
+    if scale == "logit":
+        return scores
+    with np.errstate(divide="ignore"):
+        logits: Numbers = np.clip(np.log(scores) - np.log1p(-scores), -SATURATED, SATURATED)
+    return logits
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the scores of two published pairs are.
+
+    Attributes:
+        scale: on which they stand; None where they are not this model's.
+        cause: in a few words; "" where all is well.
+        off: largest difference to the published logits on that scale.
+    """
+
+    scale: Scale | None
+    cause: str = ""
+    off: float = 0.0
+
+
+def judge_scores(card: RerankerCard, scores: Sequence[float]) -> Judgement | None:
+    """Judge a host's scores of a model's two published pairs, or return None where none are published."""
+    published = published_scores(card)
+    if published is None:
+        return None
+    found, wanted = np.array(scores, np.float64), np.array(published[2])
+    within = bool(((found >= 0) & (found <= 1)).all())
+    seen: dict[Scale, Numbers] = {"logit": found}
+    if within:
+        seen["sigmoid"] = logits_of(found, "sigmoid")
+    off = {scale: float(np.abs(logits - wanted).max()) for scale, logits in seen.items()}
+    best = min(off, key=lambda scale: off[scale])
+    # A sigmoid in half precision keeps few digits near 1.
+    if off[best] <= SAME or (within and np.abs(found - _sigmoid(wanted)).max() <= 0.004):
+        return Judgement("sigmoid" if within and off[best] > SAME else best, off=off[best])
+    cause = _cause(found, wanted, within)
+    if cause:
+        return Judgement(None, cause, off[best])
+    if off[best] <= COARSER:
+        return Judgement(best, f"a coarser copy: off by up to {off[best]:.2f} in the logit", off[best])
+    return Judgement(None, "not this model's scores", off[best])
+
+
+def _cause(found: Numbers, wanted: Numbers, within: bool) -> str:
+    if within and np.abs(found - _sigmoid(_sigmoid(wanted))).max() <= 0.01:
+        return "a sigmoid of a sigmoid: the host applies it twice"
+    softmax = np.exp(wanted - wanted.max())
+    if within and abs(found.sum() - 1) < 1e-3 and np.abs(found - softmax / softmax.sum()).max() <= 0.01:
+        return "a softmax over the list: scores of one request depend on its other passages"
+    if np.abs(found[::-1] - wanted).max() <= SAME or (within and np.abs(found[::-1] - _sigmoid(wanted)).max() <= 0.01):
+        return "the right scores at the wrong passages: the host's positions are not those of the request"
+    if within and found.min() > 0.15 and found.max() < 0.99:
+        return "cosines of an embedding model, not a reranker's scores"
+    return ""
+
+
+def _sigmoid(logits: Numbers) -> Numbers:
+    sigmoids: Numbers = 1 / (1 + np.exp(-logits))
+    return sigmoids

@@ -1,0 +1,177 @@
+"""Rerankers: pairs in, one logit each out; packed on torch, a repository's ONNX file, or sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...catalog.local_folder import read_json
+from ...catalog.records import ModelCard
+from ...core.pairs import SECOND, PairTokenizer
+from ...core.reranker import Pair
+from ...core.tokenizer import Tokens
+from ...errors import MissingExtraError, ModelLoadError
+from ..architecture import brief
+from ..files import find_onnx
+from ..select import Choice, usable_cores
+from .base import Backend
+from .onnx import open_session
+from .packed import Batch, PackedBackend, set_threads
+from .sentence_transformers import without_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HEADS = (
+    ("classifier.dense", "classifier.out_proj"),  # XLM-R
+    ("pooler.dense", "classifier"),  # BERT
+)
+"""Names of the two linear layers of a head; between them is a tanh."""
+
+
+class Head:
+    """What turns the first token's state into a logit, in float32 whatever the layers compute in.
+
+    Raises:
+        ModelLoadError: the weights have no head that is known here.
+    """
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        names = next((pair for pair in _HEADS if all(f"{name}.weight" in weights for name in pair)), None)
+        if names is None:
+            raise ModelLoadError("the weights have no classifier: is this a reranker, and is the file whole?")
+        (self.dense, self.dense_bias), (self.out, self.out_bias) = (
+            tuple(weights.pop(f"{name}.{part}").float().cpu() for part in ("weight", "bias")) for name in names
+        )
+
+    def __call__(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return one logit for each row of states."""
+        import torch
+        from torch.nn.functional import linear
+
+        with torch.inference_mode():
+            hidden = torch.tanh(linear(torch.from_numpy(states), self.dense, self.dense_bias))
+            logits: NDArray[np.float32] = linear(hidden, self.out, self.out_bias)[:, 0].numpy()
+        return logits
+
+
+class PackedScores(PackedBackend):
+    """BERT and XLM-R rerankers on torch without padding; of the last layer, only the first token is computed."""
+
+    tokenizer: PairTokenizer
+
+    def __init__(self, choice: Choice, weights: dict[str, Tensor], tokenizer: PairTokenizer) -> None:
+        self.head = Head(weights)
+        types = weights["embeddings.token_type_embeddings.weight"]
+        super().__init__(choice, weights, tokenizer, pooling="cls")
+        self.step = (types[1] - types[0]).float().to(choice.device) if len(types) > 1 else None
+
+    def forward(self, items: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """Return the logits of pairs that stand longest first."""
+        return self.head(super().forward(items))
+
+    def _embed(self, batch: Batch) -> Tensor:
+        """Return embeddings; a token of the second text is marked by ``SECOND`` in its id."""
+        if self.step is None:
+            return super()._embed(batch)
+        second = batch.tokens >= SECOND
+        batch.tokens = batch.tokens - second * SECOND
+        return super()._embed(batch) + second[:, None] * self.step
+
+
+class OnnxScores(Backend):
+    """A reranker's own ``model.onnx``, whose output is the logit."""
+
+    padded = True
+    budget = 1024
+
+    def __init__(self, choice: Choice, card: ModelCard, folder: Path) -> None:
+        super().__init__(choice)
+        file = find_onnx(folder)
+        assert file is not None
+        self.threads = usable_cores()
+        self.session = open_session(file, self.threads, int8=choice.precision == "int8")
+        self.tokenizer = PairTokenizer.read(folder, card.max_tokens)
+        padding = read_json(folder / "config.json").get("pad_token_id")
+        self.padding = padding if isinstance(padding, int) else 0
+        self.inputs = {node.name for node in self.session.get_inputs()}
+        names = [node.name for node in self.session.get_outputs()]
+        if "logits" not in names:
+            raise ModelLoadError(f"{str(file)!r} has no output logits, only {names}: export the model with its head")
+
+    def tokenize(self, texts: list[Pair]) -> Tokens:
+        """Return the token ids of pairs, cut to what the model reads."""
+        return self.tokenizer.tokenize(texts)
+
+    def forward(self, items: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """Return the logits of pairs."""
+        lengths = np.fromiter(map(len, items), np.int64, len(items))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        flat = np.concatenate(items).astype(np.int64)
+        ids, types = np.full(mask.shape, self.padding, np.int64), np.zeros(mask.shape, np.int64)
+        ids[mask], types[mask] = flat % SECOND, flat // SECOND
+        feed = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": types}
+        logits = self.session.run(["logits"], {name: feed[name] for name in self.inputs})[0]
+        return cast("NDArray[np.float32]", logits[:, 0])
+
+
+class CrossEncoderScores(Backend):
+    """Whatever else sentence-transformers' ``CrossEncoder`` loads and gives one logit a pair."""
+
+    padded = True
+
+    def __init__(self, choice: Choice, card: ModelCard, folder: Path, *, trust_remote_code: bool = False) -> None:
+        super().__init__(choice)
+        self.model = _cross_encoder(folder, choice, card.max_tokens, trust_remote_code)
+        self.threads = set_threads()
+        self.budget = 2048 if choice.device == "cpu" else 32_768
+        self.max_tokens = card.max_tokens
+
+    def tokenize(self, texts: list[Pair]) -> Tokens:
+        """Return the pairs themselves, with what their tokens count to: the model tokenises them again."""
+        queries, passages = [pair.query for pair in texts], [pair.passage for pair in texts]
+        encoded = self.model.tokenizer(queries, passages, truncation=False, verbose=False)
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]], np.int64)
+        long = np.flatnonzero(lengths > self.max_tokens).tolist()
+        return Tokens(list(texts), np.minimum(lengths, self.max_tokens), long)
+
+    def forward(self, items: Sequence[Pair]) -> NDArray[np.float32]:
+        """Return the logits of pairs."""
+        import torch
+
+        logits = self.model.predict(
+            [(pair.query, pair.passage) for pair in items],
+            batch_size=len(items),
+            activation_fn=torch.nn.Identity(),
+            convert_to_tensor=True,
+            show_progress_bar=False,
+        )
+        return cast("NDArray[np.float32]", logits.float().cpu().numpy())
+
+
+def _cross_encoder(folder: Path, choice: Choice, max_tokens: int, code: bool) -> Any:
+    try:
+        import torch
+        from sentence_transformers import CrossEncoder
+    except ImportError as error:
+        raise MissingExtraError(
+            f'{choice.model!r} needs sentence-transformers: pip install "bge-integrations[local]"'
+        ) from error
+    try:
+        with without_bar():
+            return CrossEncoder(
+                str(folder),
+                device=choice.device,
+                max_length=max_tokens,
+                trust_remote_code=code,
+                local_files_only=True,
+                model_kwargs={"dtype": getattr(torch, choice.precision)},
+            )
+    except Exception as error:
+        raise ModelLoadError(
+            f"sentence-transformers cannot load {str(folder)!r} ({brief(error)}): is the folder whole?"
+        ) from error

@@ -1,0 +1,290 @@
+"""One request for scores and its answer: which server it is, on which scale it answers, and whether that is right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..catalog.records import RerankerCard
+from ..catalog.rerankers import DIALECTS, Dialect, RerankHost, Scale, known_reranker, published_scores
+from ..core.outputs import Rows, check_scores
+from ..core.reranker import Pair
+from ..core.score_scale import judge_scores, logits_of
+from ..core.usage import Usage
+from ..errors import (
+    BadAnswerError,
+    BGEWarning,
+    ConfigError,
+    HostError,
+    HostUnavailableError,
+    NotServedError,
+    SpaceMismatchError,
+    UnverifiedWarning,
+    warn,
+)
+from .endpoint import Endpoint
+from .host import HostSession
+from .protocols.rerank import RERANK_PROTOCOLS, RerankAnswer, RerankProtocol, RerankRequest
+from .responses import error_in, quote
+from .vectors import read_json
+
+__all__ = ["ScoreExchange"]
+
+_TEMPLATED = ("vllm", "vllm-score")
+"""Dialects of servers that read query and passage as they are, so that a template can be put in from here."""
+
+Numbers = NDArray[np.float64]
+
+
+def _is_infinity(api: dict[str, Any]) -> bool:
+    about = api.get("info")
+    return isinstance(about, dict) and "infinity" in str(about.get("title")).lower()
+
+
+def _is_xinference(api: dict[str, Any]) -> bool:
+    paths = api.get("paths")
+    return isinstance(paths, dict) and any("/cluster/" in path for path in paths)
+
+
+_SIGNS: tuple[tuple[str, Callable[[dict[str, Any]], bool], Dialect], ...] = (
+    ("/info", lambda about: "max_client_batch_size" in about, "tei"),
+    ("/props", lambda about: "default_generation_settings" in about, "llama.cpp"),
+    ("/get_model_info", lambda about: "model_path" in about, "sglang"),
+    ("/openapi.json", _is_infinity, "infinity"),
+    ("/openapi.json", _is_xinference, "xinference"),
+    ("/version", lambda about: "version" in about, "vllm"),
+)
+"""What servers tell about themselves, and which one that is."""
+
+
+class ScoreExchange:
+    """Asks one host for scores, and keeps what is learned about it, for one session.
+
+    Args:
+        session: connections, limits and slots.
+        endpoint: the host.
+        card: the model.
+        usage: counts requests.
+        host: the record of its dialect; None to ask the host which server it is.
+        truncate: whether the host is to truncate pairs that are too long.
+        verify: compare two published pairs first, whatever is known about the host.
+
+    Attributes:
+        host: the record, once it is known.
+        scale: of the host's scores; None until it is measured.
+        counted: whether the tokens of pairs are counted here, or guessed.
+    """
+
+    def __init__(
+        self,
+        session: HostSession,
+        endpoint: Endpoint,
+        card: RerankerCard,
+        usage: Usage,
+        *,
+        host: RerankHost | None,
+        truncate: bool,
+        verify: bool,
+        counted: bool = False,
+    ) -> None:
+        self.counted = counted
+        self.session, self.host = session, host
+        self.scale: Scale | None = host.scale if host else None
+        self._endpoint, self._card, self._usage = endpoint, card, usage
+        self._truncate, self._verify = truncate, verify
+        self._path = 0  # which of the dialect's paths the host answers at
+        self._measured = False
+        self._alone = False  # whether a pair's score is known not to depend on the others
+        self._lock = asyncio.Lock()
+
+    @property
+    def protocol(self) -> RerankProtocol:
+        """How the host is spoken to, once that is known."""
+        assert self.host is not None
+        return RERANK_PROTOCOLS[self.host.dialect]
+
+    async def prepare(self) -> None:
+        """Find out how the host is spoken to and on which scale it answers, where that is not known.
+
+        Raises:
+            ConfigError: it is not said which server it is, and the host does not tell.
+            NotServedError: the server cannot serve this model.
+            SpaceMismatchError: its scores are not this model's.
+        """
+        async with self._lock:
+            if self.host is None:
+                self.host = await self._find_dialect()
+                self.scale = self.host.scale
+            dialect = self.host.dialect
+            if self._card.passage_template != "{text}" and dialect not in (*_TEMPLATED, "xinference"):
+                raise NotServedError(f"{self._card.id!r} is served by vLLM and Xinference alone, not by {dialect!r}")
+            if not self._measured and (self._verify or self.scale is None):
+                await self._measure()
+
+    def templated(self, pair: Pair) -> Pair:
+        """Return what is sent for a pair; Xinference puts a model's template in by itself."""
+        if self.host is not None and self.host.dialect == "xinference":
+            return pair
+        query, passage = self._card.query_template, self._card.passage_template
+        return Pair(query.replace("{text}", pair.query), passage.replace("{text}", pair.passage))
+
+    async def _find_dialect(self) -> RerankHost:
+        """Ask a server which one it is, by what only it answers."""
+        for path, tells, dialect in _SIGNS:
+            about = await self._get(path)
+            if tells(about):
+                if dialect == "tei":
+                    self._read_info(about)
+                return DIALECTS[dialect]
+        raise ConfigError(
+            f"{self._endpoint.address} does not say which server it is: pass dialect=, one of {', '.join(DIALECTS)}"
+        )
+
+    def _read_info(self, info: dict[str, Any]) -> None:
+        kind, cap = info.get("model_type"), info["max_client_batch_size"]
+        if isinstance(kind, dict) and "reranker" not in kind and "classifier" not in kind:
+            raise NotServedError(f"{self._endpoint.name} runs {info.get('model_id')!r}, which is no reranker")
+        if isinstance(cap, int) and 0 < cap < self.session.limits.inputs:
+            self.session.limits.inputs = cap
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        """Return a JSON object that a server tells about itself, or nothing.
+
+        Raises:
+            HostUnavailableError: nobody answers.
+        """
+        try:
+            answer = read_json(await self.session.transport.send(path, None, 10_000_000))
+        except HostUnavailableError as error:
+            if error.status is None:
+                raise
+            return {}
+        except HostError:
+            return {}
+        return answer if isinstance(answer, dict) else {}
+
+    async def _measure(self) -> None:
+        """Compare two published pairs with what the host gives for them.
+
+        Raises:
+            SpaceMismatchError: these are not the model's scores; none of the caller's texts was sent.
+        """
+        published = published_scores(self._card)
+        if published is None:
+            if self._verify or self.scale is None:
+                warn(
+                    f"no scores of {self._card.id!r} are published: {self._endpoint.name} is used unverified, and its "
+                    f"scores are taken as {self.scale or 'sigmoid'}s",
+                    UnverifiedWarning,
+                )
+            self.scale, self._measured = self.scale or "sigmoid", True
+            return
+        pairs = [self.templated(Pair(published[0], passage)) for passage in published[1]]
+        try:
+            answer = await self._request(pairs[0].query, [pair.passage for pair in pairs])
+            scores = check_scores(answer.scores, len(pairs)).tolist()
+        except HostError as error:
+            raise error.at([[]] * len(pairs)) from None  # these texts are none of the caller's
+        found = judge_scores(self._card, scores)
+        assert found is not None
+        if found.scale is None:
+            raise SpaceMismatchError(
+                f"{self._endpoint.name} does not give {self._card.id!r}'s scores: {found.cause} (off by "
+                f"{found.off:.2f} in the logit of two published pairs); `bge verify` tells more. None of your texts "
+                "was sent",
+                model=self._card.id,
+                verdict=found.cause,
+            )
+        if found.cause:
+            warn(f"{self._endpoint.name} serves {self._card.id!r} as {found.cause}", BGEWarning)
+        self.scale, self._measured = found.scale, True
+
+    async def send(self, query: str, passages: list[str], tokens: int) -> tuple[Rows, int]:
+        """Return the logits of passages, and the tokens that the host counted."""
+        answer = await self._request(query, passages)
+        try:
+            scores = check_scores(answer.scores, len(passages))
+        except BadAnswerError as error:
+            error.retryable = True
+            raise
+        if bool(((scores >= 0) & (scores <= 1)).all()):
+            await self._check_fractions(query, passages, scores)
+        elif self.scale == "sigmoid":
+            raise BadAnswerError(
+                f"scores from {scores.min():.3g} to {scores.max():.3g} came back, and this host is known to give 0 to "
+                "1: is dialect= right, and the model a reranker?"
+            )
+        assert self.scale is not None
+        counted = answer.tokens or (tokens if self.counted else 0)
+        return logits_of(scores, self.scale).astype(np.float32), counted
+
+    async def _check_fractions(self, query: str, passages: list[str], scores: Numbers) -> None:
+        """Look twice where all scores lie between 0 and 1: is it the scale that is assumed, and no share of a sum?
+
+        Raises:
+            SpaceMismatchError: the host normalises over the list, or gives no reranker's scores.
+        """
+        if self.scale == "logit":
+            async with self._lock:
+                if not self._measured:  # older servers ignore the wish for raw scores
+                    await self._measure()
+        if self._alone or len(passages) < 2 or abs(scores.sum() - 1) > 1e-3:
+            return
+        least = int(scores.argmin())
+        again = await self._request(query, [passages[least]])
+        alone = float(check_scores(again.scores, 1)[0])
+        if abs(alone - scores[least]) > 0.02:
+            raise SpaceMismatchError(
+                f"{self._endpoint.name} normalises over the list (softmax): passage {least} scores {scores[least]:.3f} "
+                f"among {len(passages)} and {alone:.3f} alone, so that scores of two requests cannot be compared; "
+                "switch that off at the server, or take another host",
+                model=self._card.id,
+                verdict="softmax",
+            )
+        self._alone = True
+
+    async def _request(self, query: str, passages: list[str]) -> RerankAnswer:
+        """Send one request to the first of the dialect's paths that the host knows, and read the answer."""
+        request = RerankRequest(query, passages, self._endpoint.wire_model, self._truncate)
+        size = len(query.encode()) + sum(len(passage.encode()) for passage in passages)
+        bound = 2**20 + 12 * size + 500 * len(passages)  # some send the passages back, each letter as \uXXXX
+        missing: HostError | None = None
+        for place in range(self._path, len(self.protocol.paths)):
+            path = self.protocol.paths[place].replace("{model}", self._endpoint.wire_model)
+            self._count_request()
+            try:
+                body = await self.session.transport.send(path, self.protocol.payload(request), bound)
+            except HostError as error:
+                if error.status not in (404, 405):
+                    raise
+                missing = missing or error
+                continue
+            self._path = place
+            return self._read(body, len(passages))
+        assert missing is not None
+        raise missing
+
+    def _count_request(self) -> None:
+        price = self.host.usd_per_thousand_requests if self.host else None
+        self._usage.add(requests=1, **({"usd": price / 1000} if price else {}))
+
+    def _read(self, body: bytes, count: int) -> RerankAnswer:
+        content = read_json(body)
+        try:
+            answer = self.protocol.parse(content, count)
+        except BadAnswerError as error:
+            # The words of an error that came with status 200 say more than what is missing.
+            said = error_in(content, body, self._endpoint)
+            if said is not None:
+                raise said from None
+            raise (
+                error if error.positions else error.add(f"; it begins with {quote(body, self._endpoint)!r}")
+            ) from None
+        served = known_reranker(answer.model) if isinstance(answer.model, str) else None
+        if served is not None and answer.model != self._endpoint.wire_model and served.id != self._card.id:
+            raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self._card.id!r}")
+        return answer
