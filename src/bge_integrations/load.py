@@ -323,7 +323,7 @@ def _rerank_host(options: RerankerOptions) -> tuple[RerankHost | None, str] | No
         known = (host for host in RERANK_HOSTS if host.base_url and "{" not in host.base_url)
         found = next((host for host in known if urlsplit(host.base_url).hostname == urlsplit(root).hostname), None)
     if dialect is not None:
-        found = replace(found or DIALECTS[dialect], dialect=DIALECTS[dialect].dialect)
+        found = DIALECTS[dialect] if found is None else replace(found, dialect=DIALECTS[dialect].dialect)
     return found, root
 
 
@@ -346,9 +346,10 @@ def _remote_reranker(card: RerankerCard, host: RerankHost | None, url: str, opti
     provider = named or Provider(name=urlsplit(url).netloc, max_inputs=host.max_inputs if host else None)
     wire = options.get("wire_model") or _wire_model(provider, card, card.id)
     limiter = options.get("rate_limiter")
+    own_header = host is not None and host.dialect == "pinecone"
     return RemoteReranker(
         card,
-        _rerank_endpoint(provider, url, wire, options),
+        _rerank_endpoint(provider, url, wire, options, own_header=own_header),
         host=host,
         limits=Limits(**_present(options, *_LIMITS)),
         rate_limiter=limiter and PortableLimiter(limiter),
@@ -357,12 +358,14 @@ def _remote_reranker(card: RerankerCard, host: RerankHost | None, url: str, opti
     )
 
 
-def _rerank_endpoint(provider: Provider, url: str, wire: str, options: RerankerOptions) -> Endpoint:
+def _rerank_endpoint(
+    provider: Provider, url: str, wire: str, options: RerankerOptions, *, own_header: bool
+) -> Endpoint:
     from .remote.endpoint import Endpoint
 
     key = _key(provider, url, cast("Options", options))
     headers = dict(options.get("headers") or {})
-    if provider.name == "pinecone":
+    if own_header:
         # https://docs.pinecone.io/reference/api/authentication: no bearer token
         own = {"X-Pinecone-API-Version": "2025-04"} | ({"Api-Key": key.value} if key.value else {})
         headers = {**own, **headers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -220,10 +220,12 @@ RERANK_HOSTS: tuple[RerankHost, ...] = (
     ),
 )
 
-DIALECTS: dict[str, RerankHost] = {host.name: host for host in RERANK_HOSTS if host.base_url is None} | {
-    host.dialect: host for host in RERANK_HOSTS if host.name == host.dialect
+DIALECTS: dict[str, RerankHost] = {
+    host.name: replace(host, base_url=None, key_env=(), url_env=(), needs_key=False, offers=())
+    for host in RERANK_HOSTS
+    if host.name == host.dialect
 }
-"""The plain record of each dialect."""
+"""The record of each dialect, for servers of anybody: nobody's key goes there by itself."""
 
 _PANDA = "what is panda?"
 _GIANT = (

@@ -165,10 +165,7 @@ def _in_order(rows: Any, count: int, index: str) -> list[Any]:
     places = order_of([row.get(index) for row in rows])
     if places is None and count > 1:
         # Most hosts sort: a row without its position belongs to no passage.
-        raise BadAnswerError(
-            f"the rows have no {index} of their own, so that no score can be given to its passage",
-            positions=range(count), retryable=True,
-        )  # fmt: skip
+        raise BadAnswerError(f"the rows have no {index} of their own, so that no score can be given to its passage")
     ordered = [rows[place] for place in (range(count) if places is None else places)]
     return [_first(row, "relevance_score", "score", "logit") for row in ordered]
 
