@@ -20,7 +20,9 @@ HEAVY = {
 # A face is its framework's; the server's inner modules are reached only after the extra has been checked.
 MAY_IMPORT = {
     "langchain/embeddings.py": {"langchain_core"},
+    "langchain/reranker.py": {"langchain_core", "pydantic"},
     "llama_index/embeddings.py": {"llama_index", "pydantic"},
+    "llama_index/reranker.py": {"llama_index", "pydantic"},
 }
 
 

@@ -114,9 +114,11 @@ def test_gemma_gets_its_template_from_here():
         assert body["query"] == "A: q\n"
         assert body["documents"][0].startswith("B: p\nGiven a query A and a passage B")
         assert body["documents"][0].endswith("'Yes' or 'No'.")
-        with reranker_at(host, "tei", model="bge-reranker-v2-gemma") as other:
-            with pytest.raises(errors.NotServedError, match="vLLM"):
-                other.score("q", ["p"])
+        with (
+            reranker_at(host, "tei", model="bge-reranker-v2-gemma") as other,
+            pytest.raises(errors.NotServedError, match="vLLM"),
+        ):
+            other.score("q", ["p"])
 
 
 def test_equal_passages_are_sent_once_and_no_passages_not_at_all():
@@ -322,9 +324,12 @@ def test_a_host_of_unknown_scale_that_gives_logits_is_measured(dialect):
 
 
 def test_a_host_that_normalises_over_the_list_is_refused_without_verify():
-    with RerankServer("xinference", scale=softmax) as host, reranker_at(host) as reranker:
-        with pytest.raises(errors.SpaceMismatchError, match="normalises over the list"):
-            reranker.score(QUERY, PASSAGES)
+    with (
+        RerankServer("xinference", scale=softmax) as host,
+        reranker_at(host) as reranker,
+        pytest.raises(errors.SpaceMismatchError, match="normalises over the list"),
+    ):
+        reranker.score(QUERY, PASSAGES)
 
 
 def test_sigmoids_that_happen_to_sum_to_one_are_no_softmax():
@@ -338,9 +343,12 @@ def test_sigmoids_that_happen_to_sum_to_one_are_no_softmax():
 
 
 def test_logits_from_a_host_of_sigmoids_are_refused():
-    with RerankServer("xinference", scale=list) as host, reranker_at(host) as reranker:
-        with pytest.raises(errors.BadAnswerError, match="known to give 0 to 1"):
-            reranker.score(QUERY, PASSAGES)
+    with (
+        RerankServer("xinference", scale=list) as host,
+        reranker_at(host) as reranker,
+        pytest.raises(errors.BadAnswerError, match="known to give 0 to 1"),
+    ):
+        reranker.score(QUERY, PASSAGES)
 
 
 def test_sigmoids_of_0_and_1_tie_in_their_order():
@@ -364,9 +372,12 @@ def test_an_embedding_model_at_a_tei_is_refused():
     told = TELLS["tei"]
     TELLS["tei"] = ("/info", {**told[1], "model_type": {"embedding": {"pooling": "cls"}}})
     try:
-        with RerankServer("tei") as host, reranker_at(host, None) as reranker:
-            with pytest.raises(errors.NotServedError, match="no reranker"):
-                reranker.score(QUERY, PASSAGES)
+        with (
+            RerankServer("tei") as host,
+            reranker_at(host, None) as reranker,
+            pytest.raises(errors.NotServedError, match="no reranker"),
+        ):
+            reranker.score(QUERY, PASSAGES)
     finally:
         TELLS["tei"] = told
 

@@ -5,5 +5,6 @@ from ..extras import require
 require("langchain_core.embeddings", extra="langchain", purpose="bge_integrations.langchain")
 
 from .embeddings import BGEEmbeddings  # noqa: E402 - first say what is missing
+from .reranker import BGEReranker  # noqa: E402
 
-__all__ = ["BGEEmbeddings"]
+__all__ = ["BGEEmbeddings", "BGEReranker"]

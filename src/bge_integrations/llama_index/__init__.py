@@ -5,5 +5,6 @@ from ..extras import require
 require("llama_index.core", extra="llama-index", purpose="bge_integrations.llama_index")
 
 from .embeddings import BGEEmbedding  # noqa: E402 - first say what is missing
+from .reranker import BGEReranker  # noqa: E402
 
-__all__ = ["BGEEmbedding"]
+__all__ = ["BGEEmbedding", "BGEReranker"]
