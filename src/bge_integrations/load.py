@@ -10,7 +10,15 @@ from urllib.parse import parse_qsl, urlsplit
 
 from .catalog import check_served, find_model, find_provider, known_model, provider_at, who_serves
 from .catalog.records import ModelCard, Provider, RerankerCard
-from .catalog.rerankers import DIALECTS, RERANK_HOSTS, RerankHost, find_rerank_host, find_reranker, who_reranks
+from .catalog.rerankers import (
+    DIALECTS,
+    RERANK_HOSTS,
+    RerankHost,
+    find_rerank_host,
+    find_reranker,
+    known_reranker,
+    who_reranks,
+)
 from .environment import Key, cache_folder, cache_path, hide_secrets, switched_on, variable
 from .errors import ConfigError, InstructionWarning, NotServedError, warn
 from .options import RERANKER_OPTIONS, Options, RerankerOptions, check_options
@@ -302,8 +310,19 @@ def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack
     if where is None:
         if card.hosts_only:
             raise NotServedError(f"{card.id!r} is not computed here: it is {card.hosts_only}; pass base_url= of one")
-        return _local_reranker(card, options)
-    return _remote_reranker(card, *where, options)
+        return _remembering(_local_reranker(card, options), options)
+    return _remembering(_remote_reranker(card, *where, options), options)
+
+
+def _remembering(reranker: Reranker, options: RerankerOptions) -> Reranker:
+    cache = options.get("cache")
+    if cache is None:
+        cache = variable("BGE_CACHE")
+    if cache is None or cache is False:
+        return reranker
+    from .wrappers.cache import CachedReranker
+
+    return CachedReranker(reranker, cache_path() if cache is True else cache)
 
 
 def _rerank_host(options: RerankerOptions) -> tuple[RerankHost | None, str] | None:
@@ -354,8 +373,17 @@ def _remote_reranker(card: RerankerCard, host: RerankHost | None, url: str, opti
         limits=Limits(**_present(options, *_LIMITS)),
         rate_limiter=limiter and PortableLimiter(limiter),
         verify=options.get("verify") is not None,
+        variant=_score_variant(host, card, options),
         **_present(options, "blank", "truncate", "tokenizer"),
     )
+
+
+def _score_variant(host: RerankHost | None, card: RerankerCard, options: RerankerOptions) -> str:
+    """Name what sets a host's scores apart from the model's own, so that a cache keeps them apart."""
+    wire = options.get("wire_model")
+    named = wire if wire and not options.get("verify") and known_reranker(wire) != known_reranker(card.id) else ""
+    chunks = "chunks" if host is not None and host.cuts_into_chunks else ""
+    return "/".join(filter(None, [f"wire:{named}" if named else "", chunks]))
 
 
 def _rerank_endpoint(

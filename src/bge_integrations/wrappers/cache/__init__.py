@@ -2,7 +2,18 @@
 
 from .admin import clear, info, prune
 from .encoder import CachedEncoder
+from .reranker import CachedReranker
 from .sqlite import SQLiteStore
 from .stores import ByteStoreRows, KVStoreRows, Store
 
-__all__ = ["ByteStoreRows", "CachedEncoder", "KVStoreRows", "SQLiteStore", "Store", "clear", "info", "prune"]
+__all__ = [
+    "ByteStoreRows",
+    "CachedEncoder",
+    "CachedReranker",
+    "KVStoreRows",
+    "SQLiteStore",
+    "Store",
+    "clear",
+    "info",
+    "prune",
+]
