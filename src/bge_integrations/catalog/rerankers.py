@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..environment import expand_user
 from ..errors import UnknownModelError, UnknownProviderError
-from .local_folder import is_model_folder, read_reranker_folder
+from .local_folder import is_model_folder, no_reranker, read_json, read_reranker_folder
 from .records import ModelCard, Offer, Provider, RerankerCard
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Scale",
     "find_rerank_host",
     "find_reranker",
+    "is_reranker",
     "known_reranker",
     "published_scores",
     "who_reranks",
@@ -259,6 +260,14 @@ def known_reranker(name: str) -> RerankerCard | None:
     """Return the catalogue's reranker of that name in any spelling, or None; never looks for a folder."""
     plain = name.strip().lower().strip("/").removeprefix("local:").removesuffix(":latest").replace("___", ".")
     return _names().get(plain)
+
+
+def is_reranker(name: str) -> bool:
+    """Tell whether a name is a reranker's, or a folder holds one."""
+    folder = expand_user(name) if name.startswith("~") else Path(name)
+    if name.strip() and is_model_folder(folder):
+        return not no_reranker(read_json(folder / "config.json"))
+    return known_reranker(name) is not None
 
 
 @lru_cache

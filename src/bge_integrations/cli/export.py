@@ -15,8 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Export and print where to."""
     from ..catalog import find_model
+    from ..catalog.rerankers import find_reranker, is_reranker
     from ..local.export import export_onnx
 
-    path = export_onnx(find_model(parsed.model), parsed.output)
+    card = find_reranker(parsed.model) if is_reranker(parsed.model) else find_model(parsed.model)
+    path = export_onnx(card, parsed.output)
     print(f"wrote {path}")
     return 0

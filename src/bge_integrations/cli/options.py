@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import Any, cast
 
 from ..core.encoder import Encoder
+from ..core.reranker import Reranker
 from ..errors import ConfigError
-from ..load import load_encoder
-from ..options import OPTIONS, Option, Options
+from ..load import load_encoder, load_reranker
+from ..options import OPTIONS, RERANKER_OPTIONS, Option, Options, RerankerOptions
 from ..wrappers.progress import ProgressEncoder
 
 
@@ -23,7 +25,18 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, *, model: str | None 
     """
     group = parser.add_argument_group("the encoder")
     group.add_argument("--model", default=model, help=f"name of the catalogue or folder (default: {model or default})")
-    for option in OPTIONS.values():
+    _add_options(group, OPTIONS)
+
+
+def add_reranker_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model`` and every keyword of ``load_reranker``."""
+    group = parser.add_argument_group("the reranker")
+    group.add_argument("--model", help="name of the catalogue or folder (default: bge-reranker-v2-m3)")
+    _add_options(group, RERANKER_OPTIONS)
+
+
+def _add_options(group: argparse._ArgumentGroup, table: Mapping[str, Option]) -> None:
+    for option in table.values():
         if option.flag:
             group.add_argument("--" + option.name.replace("_", "-"), dest=option.name, **_argument(option))
 
@@ -47,14 +60,23 @@ def encoder_options(parsed: argparse.Namespace) -> Options:
     Raises:
         ConfigError: a header without a name.
     """
-    flags = (name for name, option in OPTIONS.items() if option.flag)
+    return cast("Options", _options(parsed, OPTIONS))
+
+
+def make_reranker(parsed: argparse.Namespace) -> Reranker:
+    """Return the reranker that the command line names."""
+    return load_reranker(parsed.model, **cast("RerankerOptions", _options(parsed, RERANKER_OPTIONS)))
+
+
+def _options(parsed: argparse.Namespace, table: Mapping[str, Option]) -> dict[str, Any]:
+    flags = (name for name, option in table.items() if option.flag)
     given: dict[str, Any] = {name: value for name in flags if (value := getattr(parsed, name)) is not None}
     if "headers" in given:
         pairs = [header.partition(":") for header in given["headers"]]
         if not all(colon for _, colon, _ in pairs):
             raise ConfigError("--headers takes NAME:VALUE")
         given["headers"] = {name.strip(): value.strip() for name, _, value in pairs}
-    return cast("Options", given)
+    return given
 
 
 def make_encoder(parsed: argparse.Namespace, **extra: Any) -> Encoder:

@@ -60,10 +60,11 @@ def _show(title: str, hits: Sequence[Hit]) -> None:
     if title:
         print(f"# {title}")
     for hit in hits:
-        print(f"{hit.score:.4f}\t{hit.id}\t{_beginning(hit.text)}")
+        print(f"{hit.score:.4f}\t{hit.id}\t{beginning(hit.text)}")
 
 
-def _beginning(text: str, most: int = 120) -> str:
+def beginning(text: str, most: int = 120) -> str:
+    """Return the beginning of a text on one line."""
     line = " ".join(text[: 4 * most].split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
@@ -82,6 +83,6 @@ def _show_table(title: str, hits: Sequence[Hit]) -> bool:
     console, longest = Console(), max((len(str(hit.id)) for hit in hits), default=0)
     most = max(20, console.width - 12 - min(longest, _ID))
     for hit in hits:
-        table.add_row(f"{hit.score:.4f}", Text(str(hit.id)), Text(_beginning(hit.text, most)))
+        table.add_row(f"{hit.score:.4f}", Text(str(hit.id)), Text(beginning(hit.text, most)))
     console.print(table)
     return True

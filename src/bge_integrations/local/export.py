@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..catalog.records import ModelCard
+from ..catalog.records import ModelCard, RerankerCard
 from ..errors import MissingExtraError, ModelLoadError
 from .architecture import read_architecture
 from .files import ONNX_FILE, get_folder
@@ -27,7 +27,7 @@ _INLINE = 1_800_000_000  # bytes of weights; protobuf ends at 2 GB, beyond that 
 
 
 def export_onnx(card: ModelCard, output: Path) -> Path:
-    """Write ``onnx/model.onnx`` for a BERT or XLM-R encoder, with its tokenizer and configuration beside it.
+    """Write ``onnx/model.onnx`` for a BERT or XLM-R encoder or reranker, with tokenizer and configuration beside it.
 
     Args:
         card: the model.
@@ -50,7 +50,7 @@ def export_onnx(card: ModelCard, output: Path) -> Path:
     shape, reason = read_architecture(folder, card)
     if shape is None:
         raise ModelLoadError(f"{card.id!r} cannot be written as ONNX: {reason}")
-    model = _States(folder)
+    model = _States(folder, head=isinstance(card, RerankerCard))
     target = output / ONNX_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():
@@ -62,11 +62,11 @@ def export_onnx(card: ModelCard, output: Path) -> Path:
 
 
 class _States:
-    """A transformers model that returns its last hidden state alone."""
+    """A transformers model that returns its last hidden state alone, or with its head the logits of pairs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, head: bool = False) -> None:
         import torch
-        from transformers import AutoModel
+        from transformers import AutoModel, AutoModelForSequenceClassification
 
         class States(torch.nn.Module):
             def __init__(self, model: Any) -> None:
@@ -75,10 +75,12 @@ class _States:
 
             def forward(self, *inputs: Tensor) -> Tensor:
                 given = dict(zip(names, inputs, strict=True))
-                return self.model(**given).last_hidden_state  # type: ignore[no-any-return]
+                return getattr(self.model(**given), output)  # type: ignore[no-any-return]
 
         # Eager attention: the graph keeps its mask in plain sight.
-        inner = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        kind = AutoModelForSequenceClassification if head else AutoModel
+        output = self.output = "logits" if head else "last_hidden_state"
+        inner = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (inner.config.type_vocab_size > 1)
         self.names = names
         self.words = inner.config.vocab_size
@@ -112,7 +114,7 @@ def _write(model: _States, target: Path) -> None:
         tuple(model.inputs([17, 9, 12])),
         target,
         input_names=model.names,
-        output_names=["last_hidden_state"],
+        output_names=[model.output],
         dynamic_shapes=((any_size,) * len(model.names),),
         dynamo=True,
         external_data=model.bytes > _INLINE,
@@ -134,7 +136,7 @@ def _check(model: _States, target: Path) -> None:
         inputs = model.inputs(lengths)
         feed = {name: tensor.numpy() for name, tensor in zip(model.names, inputs, strict=True)}
         states, wanted = session.run(None, feed)[0], model.states(inputs)
-        kept = feed["attention_mask"].astype(bool)
+        kept = feed["attention_mask"].astype(bool) if states.ndim == 3 else slice(None)
         worst = max(worst, float(np.abs(states - wanted)[kept].max()))
     if not worst < 1e-3:
         target.unlink()
