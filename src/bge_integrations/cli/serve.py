@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ..core.reranker import Reranker
 from ..environment import keys_from
 from ..errors import ConfigError, MissingKeyError
-from ..load import load_encoder
+from ..load import load_encoder, load_reranker
 from .options import add_encoder_arguments, encoder_options
 
 
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--provider-key-env", metavar="VARIABLE", help="variable with the remote host's key, instead of --api-key"
     )
     parser.add_argument("--provider-key-file", metavar="FILE", help="file with the remote host's key")
+    parser.add_argument(
+        "--reranker", metavar="MODEL", help="also serve a reranker of this machine at /rerank: a name or a folder"
+    )
     add_encoder_arguments(parser)
 
 
@@ -51,8 +56,17 @@ def run(parsed: argparse.Namespace) -> int:
         workers=parsed.workers,
         cors_origins=parsed.cors_origin,
         model_names=[parsed.model] if parsed.model else [],
+        reranker=_reranker(parsed),
     )
     return 0
+
+
+def _reranker(parsed: argparse.Namespace) -> Callable[[], Reranker] | None:
+    if parsed.reranker is None:
+        return None
+    names = ("device", "precision", "truncate", "cache", "trust_remote_code")
+    options = {name: value for name in names if (value := getattr(parsed, name)) is not None}
+    return partial(load_reranker, parsed.reranker, **options)
 
 
 def _keys(variable: str | None, file: str | None) -> list[str]:

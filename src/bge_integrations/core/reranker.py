@@ -122,9 +122,10 @@ class Reranker(ABC):
             pairs: made by this module's own checks, or of texts that are strings.
             on_truncated: called once with the positions of pairs longer than the model reads, instead of a warning.
         """
-        return self._begin(list(pairs), on_truncated or partial(_warn_truncated, self.card)).future
+        return self.begin(list(pairs), on_truncated or partial(_warn_truncated, self.card)).future
 
-    def _begin(self, pairs: list[Pair], on_truncated: OnTruncated | None = None) -> Collector:
+    def begin(self, pairs: list[Pair], on_truncated: OnTruncated | None = None) -> Collector:
+        """Begin to score checked pairs, equal ones once; ``submit`` with the call's tokens and truncated positions."""
         call = Collector(self, len(pairs), None, on_truncated)
         places: dict[Pair, list[int]] = {}
         for position, pair in enumerate(pairs):
@@ -199,7 +200,7 @@ class Reranker(ABC):
         began = time.perf_counter()
         try:
             with span(self, "query", len(pairs), operation="rerank") as set_tokens:
-                call = self._begin(pairs)
+                call = self.begin(pairs)
                 try:
                     logits = call.future.result()
                 except BaseException:
@@ -221,7 +222,7 @@ class Reranker(ABC):
         began = time.perf_counter()
         try:
             with span(self, "query", len(pairs), operation="rerank") as set_tokens:
-                call = self._begin(pairs)
+                call = self.begin(pairs)
                 try:
                     logits = await asyncio.wrap_future(call.future)
                 finally:

@@ -94,7 +94,7 @@ class HostClient:
             self._cutter, self._looked = find_tokenizer(self.card, self.tokenizer), True
         return self._cutter
 
-    def begin(self, work: Coroutine[Any, Any, None], stream: Stream) -> None:
+    def launch(self, work: Coroutine[Any, Any, None], stream: Stream) -> None:
         """Run ``work``, which puts batches into ``stream``, on the client's loop, and return at once.
 
         Raises:

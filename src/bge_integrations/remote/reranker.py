@@ -106,7 +106,7 @@ class RemoteReranker(HostClient, Reranker):  # type: ignore[misc, override]  # p
             MissingKeyError: the host needs a key and none was found.
             ConfigError: the key cannot be sent.
         """
-        self.begin(self._send(pairs, stream), stream)
+        self.launch(self._send(pairs, stream), stream)
 
     async def _send(self, pairs: list[Pair], stream: Stream) -> None:
         exchange = self._exchange_of(self._here())

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ..core.encoder import Encoder
+from ..core.reranker import Reranker
 from ..errors import MissingExtraError
 from .limits import LIMITS, Limits
 
@@ -23,6 +24,7 @@ def create_app(
     limits: Limits = LIMITS,
     model_names: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
+    reranker: Reranker | Callable[[], Reranker] | None = None,
 ) -> Any:
     """Build the ASGI app (a ``fastapi.FastAPI``) that serves an encoder; it may be mounted under a prefix.
 
@@ -36,6 +38,7 @@ def create_app(
             ``serve`` and ``background`` only, as an app does not see its connections.
         model_names: further names under which clients may ask for the model at ``/v1/embeddings``.
         cors_origins: origins of web pages that may call this server; none by default.
+        reranker: what answers ``/rerank``, ``/v1/rerank`` and ``/v2/rerank``, or a function that makes it.
 
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
@@ -44,7 +47,14 @@ def create_app(
     _check_extra()
     from .app import build_app
 
-    return build_app(encoder, api_keys=api_keys, limits=limits, model_names=model_names, cors_origins=cors_origins)
+    return build_app(
+        encoder,
+        api_keys=api_keys,
+        limits=limits,
+        model_names=model_names,
+        cors_origins=cors_origins,
+        reranker=reranker,
+    )
 
 
 def serve(
@@ -57,6 +67,7 @@ def serve(
     limits: Limits = LIMITS,
     model_names: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
+    reranker: Reranker | Callable[[], Reranker] | None = None,
 ) -> None:
     """Serve an encoder until SIGTERM or SIGINT; requests in flight are finished first.
 
@@ -74,6 +85,7 @@ def serve(
         limits: as for ``create_app``; of each worker.
         model_names: as for ``create_app``.
         cors_origins: as for ``create_app``.
+        reranker: as for ``create_app``.
 
     Raises:
         MissingExtraError: the extra ``server``, or the model's, is not installed.
@@ -92,6 +104,7 @@ def serve(
         limits=limits,
         model_names=model_names,
         cors_origins=cors_origins,
+        reranker=reranker,
     )
 
 
@@ -104,6 +117,7 @@ def background(
     limits: Limits = LIMITS,
     model_names: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
+    reranker: Reranker | Callable[[], Reranker] | None = None,
 ) -> AbstractContextManager[str]:
     """Serve an encoder on a thread for the length of a ``with`` block, which gets the base URL (without ``/v1``).
 
@@ -115,6 +129,7 @@ def background(
         limits: as for ``create_app``.
         model_names: as for ``create_app``.
         cors_origins: as for ``create_app``.
+        reranker: as for ``create_app``.
 
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
@@ -131,6 +146,7 @@ def background(
         limits=limits,
         model_names=model_names,
         cors_origins=cors_origins,
+        reranker=reranker,
     )
 
 

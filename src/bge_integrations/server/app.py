@@ -16,11 +16,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ..catalog.records import Role
 from ..core.encoder import Encoder
+from ..core.reranker import Reranker
 from ..errors import BGEError, ConfigError
 from . import schemas
 from .limits import APIError, Limits
 from .metrics import Metrics
 from .middleware import OPEN_PATHS, AccessLog, Authentication, BodyLimits, LocalHosts, OnePath, route_path
+from .rerank import RERANK_PATHS, add_reranking
 from .responses import (
     TRUNCATED_HEADER,
     embedding_rows,
@@ -31,7 +33,7 @@ from .responses import (
 )
 from .service import Embedded, Service
 
-JSON_PATHS = ("/embed", "/v1/embeddings", "/tokens")
+JSON_PATHS = ("/embed", "/v1/embeddings", "/tokens", *RERANK_PATHS)
 _CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST"],
     "allow_headers": ["authorization", "content-type"],
@@ -50,6 +52,7 @@ def build_app(
     local_hosts_only: bool = False,
     metrics_folder: str | None = None,
     on_fatal: Callable[[BGEError], None] | None = None,
+    reranker: Reranker | Callable[[], Reranker] | None = None,
 ) -> FastAPI:
     """Build the app; see ``create_app``.
 
@@ -62,13 +65,15 @@ def build_app(
         local_hosts_only: refuse requests under public host names, other than those of ``cors_origins``.
         metrics_folder: where the workers of one server keep their counters.
         on_fatal: called with the error where the model cannot be loaded and waiting will not help.
+        reranker: what reranks, or a function that makes it; without one there is no ``/rerank``.
 
     Raises:
         ConfigError: a key is empty, or a string stands where a list belongs.
     """
     check_lists(api_keys=api_keys, model_names=model_names, cors_origins=cors_origins)
     metrics = Metrics(metrics_folder)
-    service = Service(encoder, limits, metrics, model_names, on_fatal)
+    made = reranker if reranker is None or isinstance(reranker, Reranker) else reranker()
+    service = Service(encoder, limits, metrics, model_names, on_fatal, made)
     app = FastAPI(
         title="BGE embeddings",
         version=version("bge-integrations"),
@@ -81,6 +86,8 @@ def build_app(
     )
     _add_embedding(app, service)
     _add_openai(app, service)
+    if made is not None:
+        add_reranking(app, service, made)
     _add_state(app, service, locked=bool(api_keys))
     schemas.complete_document(app.openapi(), encoder.card, limits, locked=bool(api_keys), open_paths=OPEN_PATHS)
     app.add_exception_handler(APIError, _on_api_error)

@@ -25,6 +25,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from ..core.encoder import Encoder
+from ..core.reranker import Reranker
 from ..environment import variable_set
 from ..errors import BGEError, ConfigError
 from .app import build_app, check_lists
@@ -41,6 +42,7 @@ def run_server(
     port: int,
     workers: int,
     limits: Limits,
+    reranker: Reranker | Callable[[], Reranker] | None = None,
     **lists: Sequence[str],
 ) -> None:
     """Serve until SIGTERM or SIGINT; see ``serve``."""
@@ -53,7 +55,7 @@ def run_server(
     if workers > 1:
         _check_travels(encoder, make)
     api_keys = lists["api_keys"]
-    options = {**lists, "limits": limits, "local_hosts_only": _trusts_all(host, api_keys)}
+    options = {**lists, "reranker": reranker, "limits": limits, "local_hosts_only": _trusts_all(host, api_keys)}
     with contextlib.closing(_bind(host, port)) as sock:
         url = url_of(host, sock.getsockname()[1])
         if not _is_loopback(host) and not api_keys:

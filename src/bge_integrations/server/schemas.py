@@ -16,6 +16,11 @@ from .responses import OPENAI_PREFIX, TRUNCATED_HEADER
 def _embeddable(text: str) -> str:
     if not text.strip():
         raise PydanticCustomError("blank", "the text is blank: leave it out")
+    return whole(text)
+
+
+def whole(text: str) -> str:
+    """Return a text that UTF-8 can carry."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

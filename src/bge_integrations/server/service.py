@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..catalog import PROVIDERS
-from ..catalog.records import ModelCard, Role
+from ..catalog.records import ModelCard, RerankerCard, Role
+from ..catalog.rerankers import RERANK_HOSTS
 from ..core.encoder import Encoder, Vectors
+from ..core.reranker import Reranker
 from ..errors import BGEError, ConfigError, HostError, InputError
 from .limits import APIError, Limits, Queue, too_much
 from .metrics import Metrics
@@ -49,6 +51,7 @@ class Service:
         metrics: where work is counted.
         names: further names of the model.
         on_fatal: called with the error where the model cannot be loaded and waiting will not help.
+        reranker: what reranks, if anything.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class Service:
         metrics: Metrics,
         names: Sequence[str] = (),
         on_fatal: Callable[[BGEError], None] | None = None,
+        reranker: Reranker | None = None,
     ) -> None:
-        self.encoder = encoder
+        self.encoder, self.reranker = encoder, reranker
+        self.reranker_names = {*names_of_reranker(reranker.card), *map(str.lower, names)} if reranker else set()
         self.limits = limits
         self.metrics = metrics
         self.ready = False
@@ -89,7 +94,7 @@ class Service:
         Raises:
             APIError: too much, too many waiting, a text that cannot be embedded, or the encoder failed.
         """
-        async with self._admitted(texts):
+        async with self.admitted(texts):
             counts = await self._count(texts, role) or []
             if sum(counts) > self.limits.tokens:
                 raise too_much(sum(counts), "tokens", self.limits.tokens)
@@ -116,7 +121,7 @@ class Service:
             return self.encoder.count_tokens(self.encoder.format(parts, role))
 
         try:
-            async with self._admitted(texts):
+            async with self.admitted(texts):
                 counts = await self._count(texts, role)
                 for i in [i for i, n in enumerate(counts or []) if n > limit]:
                     read[i] = await self._on_thread(read_characters, texts[i], count, limit)
@@ -125,7 +130,7 @@ class Service:
         return {"counts": counts, "max_tokens": limit, "read_characters": read}
 
     @asynccontextmanager
-    async def _admitted(self, texts: Sequence[str]) -> AsyncIterator[None]:
+    async def admitted(self, texts: Sequence[str]) -> AsyncIterator[None]:
         """Check a request's size, give it a place in the queue and a deadline, and turn errors into responses."""
         self.limits.check_size(texts)
         with self._queue.place(len(texts)):
@@ -204,6 +209,15 @@ class Service:
             "counts_tokens": self.counts_tokens is not False,
             "trouble": None if self.ready else self.trouble,
             "limits": asdict(self.limits),
+            **({} if self.reranker is None else self._about_reranking(self.reranker)),
+        }
+
+    def _about_reranking(self, reranker: Reranker) -> dict[str, Any]:
+        # The last two are TEI's: by them its clients, and ours, know that /rerank speaks its dialect.
+        return {
+            "reranker": {"model": reranker.card.id, "max_tokens": reranker.card.max_tokens, "space": reranker.space},
+            "max_client_batch_size": self.limits.items - 1,
+            "model_type": {"embedding": {"pooling": self.encoder.card.pooling}, "reranker": {}},
         }
 
     def start_warming(self) -> None:
@@ -224,6 +238,8 @@ class Service:
         while not self.ready:
             try:
                 await self.encoder.aencode(["Are you there?"], role="document")
+                if self.reranker is not None:
+                    await self.reranker.ascore("Are you there?", ["Yes."])
                 self.ready = True
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to /ready
                 # A host may come back; a missing extra, folder or key will not.
@@ -251,6 +267,12 @@ def known_names(card: ModelCard, more: Sequence[str] = ()) -> set[str]:
     spellings = (spelling for offer in offers for spelling in (offer.wire, *offer.aliases))
     own = (card.id, card.id.rpartition("/")[2], *card.aliases)
     return {name.lower() for name in (*own, *spellings, *more)}
+
+
+def names_of_reranker(card: RerankerCard) -> set[str]:
+    """Return every spelling of a reranker, in lower case."""
+    offers = (offer for host in RERANK_HOSTS for offer in host.offers if offer.model == card.id)
+    return {name.lower() for name in (card.id, card.id.rpartition("/")[2], *(offer.wire for offer in offers))}
 
 
 def read_characters(text: str, count: Callable[[list[str]], list[int]], limit: int) -> int:

@@ -1,0 +1,143 @@
+"""``/rerank`` of ``bge serve``: TEI's, Jina's and Cohere's shapes, and the package's own client in each."""
+
+from __future__ import annotations
+
+import httpx
+import numpy as np
+import pytest
+
+import models
+from bge_integrations import errors, load_reranker
+from bge_integrations.server import Limits, background
+from serving import ServedEncoder
+
+QUERY = "What is the capital of France?"
+PASSAGES = ["Paris is the capital of France.", "A plum", "", "Rome is old", "A plum"]
+
+
+@pytest.fixture(scope="module")
+def inner():
+    with load_reranker(models.reranker("xlm-roberta")) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def url(inner):
+    with background(ServedEncoder(), reranker=inner) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def ranks(inner):
+    return inner.rank(QUERY, PASSAGES)
+
+
+def ask(url, path, **body):
+    return httpx.post(url + path, json={"query": QUERY, **body}, timeout=60)
+
+
+def test_teis_shape(url, ranks, inner):
+    rows = ask(url, "/rerank", texts=PASSAGES, return_text=True).json()
+    assert [row["index"] for row in rows] == [one.position for one in ranks]
+    assert [row["score"] for row in rows] == pytest.approx([one.score for one in ranks], abs=1e-5)
+    assert [row["text"] for row in rows] == [PASSAGES[one.position] for one in ranks]
+    raw = ask(url, "/rerank", texts=PASSAGES, raw_scores=True, truncate=True, truncation_direction="Right").json()
+    logits = inner.score(QUERY, PASSAGES, scale="logit")
+    assert {row["index"]: row["score"] for row in raw} == pytest.approx(dict(enumerate(logits.tolist())), abs=1e-4)
+    assert "text" not in raw[0]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+def test_jinas_and_coheres_shape(url, ranks, path, inner):
+    answer = ask(url, path, documents=PASSAGES, top_n=2, return_documents=True, model=inner.card.id).json()
+    assert [row["index"] for row in answer["results"]] == [one.position for one in ranks[:2]]
+    assert answer["results"][0]["document"] == {"text": PASSAGES[ranks[0].position]}
+    assert answer["results"][0]["relevance_score"] == pytest.approx(ranks[0].score, abs=1e-5)
+    assert answer["usage"]["total_tokens"] > 0
+    plain = ask(url, path, documents=[{"text": text} for text in PASSAGES]).json()
+    assert [row["index"] for row in plain["results"]] == [one.position for one in ranks]
+
+
+@pytest.mark.parametrize("dialect", [None, "tei", "jina", "cohere", "infinity"])
+def test_the_packages_own_client(url, inner, dialect):
+    options = {"wire_model": inner.card.id} if dialect else {}
+    with load_reranker(models.reranker("xlm-roberta"), base_url=url, dialect=dialect, **options) as client:
+        if dialect in ("jina", "cohere"):
+            with pytest.warns(errors.UnverifiedWarning, match="sigmoids"):
+                found = client.score(QUERY, PASSAGES, scale="logit")
+        else:
+            found = client.score(QUERY, PASSAGES, scale="logit")
+        np.testing.assert_allclose(found, inner.score(QUERY, PASSAGES, scale="logit"), atol=1e-4)
+        assert client.describe()["dialect"] == (dialect or "tei")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/rerank", {}, 422),
+        ("/rerank", {"texts": ["a"], "documents": ["b"]}, 422),
+        ("/rerank", {"texts": ["a"], "query": " "}, 422),
+        ("/rerank", {"texts": ["a"], "query": None}, 422),
+        ("/rerank", {"texts": "a"}, 422),
+        ("/rerank", {"texts": [1]}, 422),
+        ("/rerank", {"texts": ["a"], "raw_score": True}, 422),
+        ("/rerank", {"texts": ["a", "a word " * 600], "truncate": False}, 413),
+        ("/v1/rerank", {"documents": ["a"], "top_n": -1}, 400),
+        ("/v1/rerank", {"documents": ["a"], "model": "another"}, 404),
+        ("/v2/rerank", {"texts": ["a"]}, 422),
+        ("/v2/rerank", {"documents": [{"title": "a"}]}, 422),
+    ],
+)
+def test_what_is_wrong_is_refused(url, path, body, status):
+    answer = ask(url, path, **body)
+    assert answer.status_code == status
+    assert answer.json()
+
+
+def test_no_passages_give_no_rows(url):
+    assert ask(url, "/rerank", texts=[]).json() == []
+    assert ask(url, "/v2/rerank", documents=[]).json()["results"] == []
+
+
+def test_truncated_positions_are_in_a_header(url):
+    answer = ask(url, "/rerank", texts=["a", "a word " * 600])
+    assert answer.headers["x-truncated-positions"] == "1"
+
+
+def test_limits_and_keys_hold_for_reranking_too(inner):
+    with background(ServedEncoder(), reranker=inner, limits=Limits(items=3), api_keys=["k"]) as url:
+        assert ask(url, "/rerank", texts=["a"]).status_code == 401
+        headers = {"authorization": "Bearer k"}
+        body = {"query": QUERY, "texts": ["a", "b", "c"]}
+        assert httpx.post(url + "/rerank", json=body, headers=headers).status_code == 422
+        with load_reranker(models.reranker("xlm-roberta"), base_url=url, api_key="k") as client:
+            passages = [f"passage {i}" for i in range(9)]
+            np.testing.assert_allclose(client.score(QUERY, passages), inner.score(QUERY, passages), atol=1e-5)
+
+
+def test_without_a_reranker_there_is_no_such_path():
+    with background(ServedEncoder()) as url:
+        assert ask(url, "/rerank", texts=["a"]).status_code == 404
+        assert "reranker" not in httpx.get(url + "/info").json()
+
+
+def test_info_and_document_tell_of_it(url, inner):
+    assert httpx.get(url + "/info").json()["reranker"]["model"] == inner.card.id
+    assert {"/rerank", "/v1/rerank", "/v2/rerank"} <= httpx.get(url + "/openapi.json").json()["paths"].keys()
+
+
+def test_jinas_own_langchain_client(url, ranks, monkeypatch):
+    from langchain_community.document_compressors import jina_rerank
+    from langchain_core.documents import Document
+
+    monkeypatch.setattr(jina_rerank, "JINA_API_URL", f"{url}/v1/rerank")
+    client = jina_rerank.JinaRerank(jina_api_key="none", model=models.reranker("xlm-roberta").name, top_n=3)
+    found = client.compress_documents([Document(text) for text in PASSAGES], QUERY)
+    assert [one.page_content for one in found] == [PASSAGES[one.position] for one in ranks[:3]]
+
+
+def test_coheres_own_client(url, ranks):
+    cohere = pytest.importorskip("cohere")
+    client = cohere.ClientV2(api_key="none", base_url=url)
+    found = client.rerank(model=models.reranker("xlm-roberta").name, query=QUERY, documents=PASSAGES, top_n=3)
+    assert [one.index for one in found.results] == [one.position for one in ranks[:3]]
