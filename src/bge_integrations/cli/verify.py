@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 
+from ..errors import ConfigError
 from ..load import load_encoder
-from .options import add_encoder_arguments, make_encoder
+from .options import add_encoder_arguments, make_encoder, make_reranker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,13 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pin", metavar="FILE", help="record the host's answers of today and stop")
     parser.add_argument("--no-behaviour", action="store_true", help="leave out how the host treats requests")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--dialect", metavar="TEXT", help="of a reranker's server, where it does not tell")
     add_encoder_arguments(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Print the report; 0 where all is right, else 1."""
+    from ..catalog.rerankers import is_reranker
     from ..verify import pin, table, verify
 
+    if parsed.model and is_reranker(parsed.model):
+        return _run_reranker(parsed)
     with make_encoder(parsed, show_progress=False) as encoder:
         if parsed.pin:
             print(f"{pin(encoder, parsed.pin)} texts recorded in {parsed.pin}")
@@ -48,6 +53,20 @@ def run(parsed: argparse.Namespace) -> int:
         print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
     else:
         _print_table(table(report))
+    return 0 if report.ok else 1
+
+
+def _run_reranker(parsed: argparse.Namespace) -> int:
+    from ..verify import table_of_scores, verify_reranker
+
+    if parsed.pin or parsed.against:
+        raise ConfigError("--pin and --against are for embeddings: known scores of a reranker come with --golden")
+    with make_reranker(parsed) as reranker:
+        report = verify_reranker(reranker, parsed.golden, behaviour=not parsed.no_behaviour)
+    if parsed.json:
+        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
+    else:
+        _print_table(table_of_scores(report))
     return 0 if report.ok else 1
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..catalog.records import RerankerCard
 from ..catalog.rerankers import Scale, published_scores
 
-__all__ = ["SCALES", "Judgement", "judge_scores", "logits_of"]
+__all__ = ["SCALES", "Judgement", "judge", "judge_scores", "logits_of"]
 
 SCALES: tuple[Scale, ...] = ("logit", "sigmoid")
 SAME = 0.05  # float16 stays within 0.02 of float32 on the published pairs
@@ -49,17 +49,19 @@ class Judgement:
 def judge_scores(card: RerankerCard, scores: Sequence[float]) -> Judgement | None:
     """Judge a host's scores of a model's two published pairs, or return None where none are published."""
     published = published_scores(card)
-    if published is None:
-        return None
-    found, wanted = np.array(scores, np.float64), np.array(published[2])
+    return None if published is None else judge(published[2], scores)
+
+
+def judge(logits: Sequence[float], scores: Sequence[float]) -> Judgement:
+    """Judge a host's scores of passages of one query whose logits are known."""
+    found, wanted = np.array(scores, np.float64), np.array(logits)
     within = bool(((found >= 0) & (found <= 1)).all())
     seen: dict[Scale, Numbers] = {"logit": found}
     if within:
         seen["sigmoid"] = logits_of(found, "sigmoid")
-    off = {scale: float(np.abs(logits - wanted).max()) for scale, logits in seen.items()}
+    off = {scale: float(np.abs(numbers - wanted).max()) for scale, numbers in seen.items()}
     best = min(off, key=lambda scale: off[scale])
-    # A sigmoid in half precision keeps few digits near 1.
-    if off[best] <= SAME or (within and np.abs(found - _sigmoid(wanted)).max() <= 0.004):
+    if off[best] <= SAME or (within and _is_half_precision(found, wanted, seen["sigmoid"])):
         return Judgement("sigmoid" if within and off[best] > SAME else best, off=off[best])
     cause = _cause(found, wanted, within)
     if cause:
@@ -67,6 +69,12 @@ def judge_scores(card: RerankerCard, scores: Sequence[float]) -> Judgement | Non
     if off[best] <= COARSER:
         return Judgement(best, f"a coarser copy: off by up to {off[best]:.2f} in the logit", off[best])
     return Judgement(None, "not this model's scores", off[best])
+
+
+def _is_half_precision(found: Numbers, wanted: Numbers, logits: Numbers) -> bool:
+    """Tell sigmoids that were rounded to bfloat16, which keeps few digits near 1 and all that are needed near 0."""
+    near_one = (wanted > 0) & (np.abs(found - _sigmoid(wanted)) <= 0.004)
+    return bool((near_one | (np.abs(logits - wanted) <= SAME)).all())
 
 
 def _cause(found: Numbers, wanted: Numbers, within: bool) -> str:

@@ -14,6 +14,7 @@ from ..catalog.records import RerankerCard
 from ..catalog.rerankers import RerankHost
 from ..core.batches import Stream
 from ..core.checks import Blank, Truncate, refuse_truncation
+from ..core.outputs import check_scores
 from ..core.pairs import PairTokenizer
 from ..core.reranker import Pair, Placed, Reranker
 from ..errors import (
@@ -107,6 +108,26 @@ class RemoteReranker(HostClient, Reranker):  # type: ignore[misc, override]  # p
             ConfigError: the key cannot be sent.
         """
         self.launch(self._send(pairs, stream), stream)
+
+    def raw_scores(self, query: str, passages: list[str]) -> list[float]:
+        """Return a host's scores of one request as they came, on whatever scale, once and unjudged.
+
+        Raises:
+            HostError: the host could not be reached, refused, or gave no score for each passage.
+        """
+
+        async def ask() -> list[float]:
+            exchange = self._exchange_of(self._here())
+            await exchange.identify()
+            pairs = [exchange.templated(Pair(query, passage)) for passage in passages]
+            answer = await exchange.request(pairs[0].query, [pair.passage for pair in pairs])
+            scores: list[float] = check_scores(answer.scores, len(passages)).tolist()
+            return scores
+
+        try:
+            return self._loop.run(ask()).result()
+        except HostError as error:
+            raise self._complete(error) from None
 
     async def _send(self, pairs: list[Pair], stream: Stream) -> None:
         exchange = self._exchange_of(self._here())

@@ -116,14 +116,18 @@ class ScoreExchange:
             SpaceMismatchError: its scores are not this model's.
         """
         async with self._lock:
-            if self.host is None:
-                self.host = await self._find_dialect()
-                self.scale = self.host.scale
-            dialect = self.host.dialect
+            dialect = (await self.identify()).dialect
             if self._card.passage_template != "{text}" and dialect not in (*_TEMPLATED, "xinference"):
                 raise NotServedError(f"{self._card.id!r} is served by vLLM and Xinference alone, not by {dialect!r}")
             if not self._measured and (self._verify or self.scale is None):
                 await self._measure()
+
+    async def identify(self) -> RerankHost:
+        """Return the record of the host's dialect; asks the host where it is not known."""
+        if self.host is None:
+            self.host = await self._find_dialect()
+            self.scale = self.host.scale
+        return self.host
 
     def templated(self, pair: Pair) -> Pair:
         """Return what is sent for a pair; Xinference puts a model's template in by itself."""
@@ -185,7 +189,7 @@ class ScoreExchange:
             return
         pairs = [self.templated(Pair(published[0], passage)) for passage in published[1]]
         try:
-            answer = await self._request(pairs[0].query, [pair.passage for pair in pairs])
+            answer = await self.request(pairs[0].query, [pair.passage for pair in pairs])
             scores = check_scores(answer.scores, len(pairs)).tolist()
         except HostError as error:
             raise error.at([[]] * len(pairs)) from None  # these texts are none of the caller's
@@ -205,7 +209,7 @@ class ScoreExchange:
 
     async def send(self, query: str, passages: list[str], tokens: int) -> tuple[Rows, int]:
         """Return the logits of passages, and the tokens that the host counted."""
-        answer = await self._request(query, passages)
+        answer = await self.request(query, passages)
         try:
             scores = check_scores(answer.scores, len(passages))
         except BadAnswerError as error:
@@ -235,7 +239,7 @@ class ScoreExchange:
         if self._alone or len(passages) < 2 or abs(scores.sum() - 1) > 1e-3:
             return
         least = int(scores.argmin())
-        again = await self._request(query, [passages[least]])
+        again = await self.request(query, [passages[least]])
         alone = float(check_scores(again.scores, 1)[0])
         if abs(alone - scores[least]) > 0.02:
             raise SpaceMismatchError(
@@ -247,7 +251,7 @@ class ScoreExchange:
             )
         self._alone = True
 
-    async def _request(self, query: str, passages: list[str]) -> RerankAnswer:
+    async def request(self, query: str, passages: list[str]) -> RerankAnswer:
         """Send one request to the first of the dialect's paths that the host knows, and read the answer."""
         request = RerankRequest(query, passages, self._endpoint.wire_model, self._truncate)
         size = len(query.encode()) + sum(len(passage.encode()) for passage in passages)

@@ -31,6 +31,7 @@ from .diagnosis import Diagnosis, diagnose
 from .golden import compare, compare_scores, known_values, looks_like, pin_json, verdict_of
 from .probes import CountTokens, Probe, make_probes
 from .report import Cause, Finding, GoldenResult, Outcome, ProbeResult, Report, table
+from .reranker import ScoreReport, table_of_scores, verify_reranker
 from .steps import BEHAVIOUR, HOST, VALUES, OnStep, Steps
 from .wire import Direct, Wire
 
@@ -41,13 +42,16 @@ __all__ = [
     "Probe",
     "ProbeResult",
     "Report",
+    "ScoreReport",
     "check_store",
     "make_probes",
     "pin",
     "read_stamp",
     "stamp_store",
     "table",
+    "table_of_scores",
     "verify",
+    "verify_reranker",
 ]
 
 _ORDER: tuple[Outcome, ...] = ("not checked", *VERDICTS[:2], "same model in another space", VERDICTS[2])
