@@ -95,3 +95,10 @@ def test_an_exported_reranker_gives_what_torch_gives(kind, tmp_path, capsys):
         found = reranker.score(QUERY, passages, scale="logit")
         assert reranker.describe()["backend"] == "onnx"
     np.testing.assert_allclose(found, models.reference_logits(folder, [(QUERY, p) for p in passages]), atol=1e-4)
+
+
+def test_rerankers_are_in_the_list_of_models(capsys):
+    assert main(["models"]) == 0
+    assert "BAAI/bge-reranker-v2-m3" in capsys.readouterr().out
+    assert main(["models", "bge-reranker-base"]) == 0
+    assert "cloudflare" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
-from bge_integrations import errors, load_reranker
+from bge_integrations import errors, load_encoder, load_reranker
 from bge_integrations.core.pairs import SECOND, PairTokenizer, longest_first
 from bge_integrations.core.reranker import Pair
 
@@ -196,6 +196,13 @@ def test_a_folder_that_is_no_reranker_is_refused():
 def test_other_names_are_refused_with_what_to_take(name, said):
     with pytest.raises(errors.UnknownModelError, match=said):
         load_reranker(name)
+
+
+def test_a_reranker_is_no_encoder():
+    with pytest.raises(errors.UnknownModelError, match=r"load_reranker"):
+        load_encoder("BAAI/bge-reranker-base")
+    with pytest.raises(errors.ModelLoadError, match=r"load_reranker"):
+        load_encoder(models.reranker("bert"), query_instruction="", accept_space="cls").encode(["a"], role="document")
 
 
 def test_gemma_is_for_hosts():

@@ -13,7 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from bge_integrations import load_encoder
+import models
+from bge_integrations import load_encoder, load_reranker
 from bge_integrations.cache import CachedEncoder
 from bge_integrations.core.encoder import Batch, Usage
 from bge_integrations.errors import HostUnavailableError
@@ -164,3 +165,20 @@ def test_seconds_count_failed_calls_too():
         encoder.encode(TEXTS, role="document")
     assert encoder.usage.seconds >= 0.05
     assert isinstance(encoder.usage, Usage)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_reranking_is_a_span_too(exporter, how):
+    with load_reranker(models.reranker("bert")) as reranker:
+        if how == "sync":
+            reranker.rank("a private query", TEXTS)
+        else:
+            asyncio.run(reranker.arank("a private query", TEXTS))
+        (span,) = exporter.get_finished_spans()
+        assert span.name == f"rerank {reranker.card.id}"
+        assert span.attributes["gen_ai.usage.input_tokens"] == reranker.usage.tokens > 0
+        assert {"gen_ai.operation.name": "rerank", "bge.role": "query", "bge.texts": 2}.items() <= dict(
+            span.attributes
+        ).items()
+        assert "gen_ai.embeddings.dimension.count" not in span.attributes
+        assert "private" not in span.to_json()

@@ -70,6 +70,8 @@ def find_model(name: str | os.PathLike[str]) -> ModelCard:
 
 
 def _remedy(name: str) -> str:
+    if "rerank" in name.lower():
+        return "A reranker belongs to load_reranker(...)"
     owned = re.fullmatch(r"[\w.-]+/[\w.-]+", name.strip())
     fetch = f"A model of the hub: hf download {name.strip()} --local-dir FOLDER, and pass the folder. " if owned else ""
     return f"{fetch}A host's own name for a model goes into wire_model="

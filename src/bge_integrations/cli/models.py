@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..catalog import MODELS, find_model, who_serves
+from ..catalog.rerankers import RERANKERS, find_reranker, is_reranker, who_reranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +16,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Print all models, or one."""
     if parsed.name:
-        card = find_model(parsed.name)
+        reranks = is_reranker(parsed.name)
+        card = find_reranker(parsed.name) if reranks else find_model(parsed.name)
         for name, value in vars(card).items():
             print(f"{name:20} {value!r}")
-        print(f"{'served by':20} {', '.join(who_serves(card.id)) or 'no host in the catalogue'}")
+        print(
+            f"{'served by':20} {', '.join((who_reranks if reranks else who_serves)(card.id)) or 'no host in the catalogue'}"
+        )
         return 0
     for card in MODELS:
         print(f"{card.id:32} {card.dimensions:5} dimensions {card.max_tokens:6} tokens  {', '.join(card.languages)}")
         print(f"{'':32} query: {card.query_format.replace('{instruction}', card.query_instruction or '')!r}")
+    for card in RERANKERS:
+        print(f"{card.id:32} {'reranker':>16} {card.max_tokens:6} tokens  {', '.join(card.languages)}")
     return 0

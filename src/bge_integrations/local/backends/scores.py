@@ -14,14 +14,15 @@ from ...catalog.records import ModelCard
 from ...core.pairs import SECOND, PairTokenizer
 from ...core.reranker import Pair
 from ...core.tokenizer import Tokens
-from ...errors import MissingExtraError, ModelLoadError
+from ...errors import ModelLoadError
+from ...extras import require
 from ..architecture import brief
 from ..files import find_onnx
 from ..select import Choice, usable_cores
 from .base import Backend
 from .onnx import open_session
 from .packed import Batch, PackedBackend, set_threads
-from .sentence_transformers import without_bar
+from .sentence_transformers import _without_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,16 +155,11 @@ class CrossEncoderScores(Backend):
 
 
 def _cross_encoder(folder: Path, choice: Choice, max_tokens: int, code: bool) -> Any:
+    torch = require("torch", extra="local", purpose=repr(choice.model))
+    sentence_transformers = require("sentence_transformers", extra="local", purpose=repr(choice.model))
     try:
-        import torch
-        from sentence_transformers import CrossEncoder
-    except ImportError as error:
-        raise MissingExtraError(
-            f'{choice.model!r} needs sentence-transformers: pip install "bge-integrations[local]"'
-        ) from error
-    try:
-        with without_bar():
-            return CrossEncoder(
+        with _without_bar():
+            return sentence_transformers.CrossEncoder(
                 str(folder),
                 device=choice.device,
                 max_length=max_tokens,

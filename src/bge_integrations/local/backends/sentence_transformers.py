@@ -82,7 +82,7 @@ def _load(folder: Path, choice: Choice, code: bool) -> Any:
             f'{choice.model!r} needs sentence-transformers: pip install "bge-integrations[local]"'
         ) from error
     try:
-        with without_bar():
+        with _without_bar():
             return SentenceTransformer(
                 str(folder),
                 device=choice.device,
@@ -97,7 +97,7 @@ def _load(folder: Path, choice: Choice, code: bool) -> Any:
 
 
 @contextmanager
-def without_bar() -> Iterator[None]:
+def _without_bar() -> Iterator[None]:
     """Keep the bar away that transformers shows while it reads weights: there is one per call here, of texts."""
     from transformers.utils import logging
 
