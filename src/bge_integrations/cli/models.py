@@ -20,9 +20,8 @@ def run(parsed: argparse.Namespace) -> int:
         card = find_reranker(parsed.name) if reranks else find_model(parsed.name)
         for name, value in vars(card).items():
             print(f"{name:20} {value!r}")
-        print(
-            f"{'served by':20} {', '.join((who_reranks if reranks else who_serves)(card.id)) or 'no host in the catalogue'}"
-        )
+        hosts = who_reranks(card.id) if reranks else who_serves(card.id)
+        print(f"{'served by':20} {', '.join(hosts) or 'no host in the catalogue'}")
         return 0
     for card in MODELS:
         print(f"{card.id:32} {card.dimensions:5} dimensions {card.max_tokens:6} tokens  {', '.join(card.languages)}")
