@@ -116,16 +116,6 @@ def _check_place(into: str, store: Store, place: Place) -> None:
         raise ConfigError(f"{into} wants one of {', '.join(store.TAKES)}, not {' and '.join(given) or 'none'}")
 
 
-class _Held:
-    """A stamp, where one is expected that has it."""
-
-    def __init__(self, stamp: dict[str, Any]) -> None:
-        self._stamp = stamp
-
-    def stamp(self) -> dict[str, Any]:
-        return self._stamp
-
-
 def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]:
     written = read_stamp(target.stamped)
     if not written:
@@ -135,9 +125,9 @@ def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]
                 f"{name!r} holds {rows} rows without a stamp, so nobody knows of which space they are: name another "
                 "collection; or, where you know, stamp_store(store, encoder) says so"
             )
-        return stamp_store(find_slot(target.stamped), _Held(stamp))
+        return stamp_store(find_slot(target.stamped), stamp)
     # No instruction goes into documents, so the store may keep its own.
-    return check_store(target.stamped, _Held({**stamp, "query_instruction": written.get("query_instruction")}))
+    return check_store(target.stamped, {**stamp, "query_instruction": written.get("query_instruction")})
 
 
 def _batches(files: Sequence[Path], size: int) -> Iterator[Batch]:
