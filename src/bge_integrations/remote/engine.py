@@ -21,8 +21,8 @@ from ..errors import (
     DeadlineError,
     HostError,
     HostUnavailableError,
-    InputError,
     MissingKeyError,
+    TextError,
 )
 from .call import Call, Deadline
 from .endpoint import Endpoint, Limits
@@ -306,20 +306,13 @@ def _cut(cutter: TextTokenizer, texts: list[str], start: int, room: int) -> tupl
     """Truncate one slice of the texts.
 
     Raises:
-        InputError: the tokenizer fails at a text; its own words, which may quote the text, are left out.
+        TextError: the tokenizer fails at a text.
     """
     part = texts[start : start + _SLICE]
     try:
         return cutter.cut(part, room)
-    except BaseException as error:
-        # A panic in Rust is a BaseException. Which text is it?
-        for i, text in enumerate(part, start):
-            try:
-                cutter.cut([text], room)
-            except BaseException:  # noqa: BLE001
-                kind = type(error).__name__
-                raise InputError(f"text {i} cannot be tokenised ({kind}): remove it", positions=[i]) from None
-        raise
+    except TextError as error:
+        raise error.at(range(start, start + len(part))) from None
 
 
 def _closed() -> HostUnavailableError:

@@ -107,7 +107,10 @@ def _is_about_size(status: int, message: str) -> bool:
 
 
 def _about_keys(endpoint: Endpoint) -> str:
-    return f"; {endpoint.key.advice}" if isinstance(endpoint.key, Key) else "; is the key right?"
+    if isinstance(endpoint.key, Key):
+        return f"; {endpoint.key.advice}"
+    names = " or ".join(endpoint.provider.key_env) or "BGE_API_KEY"
+    return f"; is the key right? It is read from {names}"
 
 
 def _about_paths(endpoint: Endpoint, message: str) -> str:
