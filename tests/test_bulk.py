@@ -148,7 +148,8 @@ def test_texts_that_the_encoder_refuses_are_recorded_and_the_rest_goes_on(tmp_pa
     report = embed_files(str(path), tmp_path / "out", encoder, shard_rows=20)
     assert (report.rows, report.errors, report.shards) == (40, 3, 2)
     assert [(error["line"], error["reason"]) for error in errors_of(tmp_path / "out")] == [
-        (i + 1, "longer than the 10 tokens that 'test/hash' reads") for i in (3, 4, 30)
+        (i + 1, "longer than the 10 tokens that 'test/hash' reads: split them, or pass truncate='warn'")
+        for i in (3, 4, 30)
     ]
     good = [text for i, text in enumerate(texts) if i not in (3, 4, 30)]
     assert [text for part in read_shards(tmp_path / "out") for text in part.texts] == good
@@ -205,7 +206,8 @@ def test_texts_that_a_host_refuses_are_recorded_and_nothing_is_sent_twice(fault,
     vectors = np.concatenate([part.vectors for part in read_shards(tmp_path / "out")])
     np.testing.assert_allclose(vectors, host.truth(good), atol=1e-6)
     answered = [text for sent in host.sent if not any("poison" in text for text in sent) for text in sent]
-    assert sorted(answered) == sorted(good)
+    assert sorted(set(answered)) == sorted(good)
+    assert len(answered) - len(good) <= 1  # one text is asked twice, to compare base64 with the floats
 
 
 def test_a_host_that_refuses_everything_ends_the_job(host, small_card, rows, tmp_path):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning
-from .embedding import Conveyor, Embedded, OnError, stopped_at
 from .layout import ENDINGS, Format, Layout, need_pyarrow
 from .manifest import Manifest
+from .pipeline import Embedded, EncoderShards, OnError, ShardEmbedder, embed_shards, stopped_at
 from .readers import kept_kinds, read_rows
 from .rows import Columns, Row, Rules, Shard, cut_shards
 from .sources import STDIN, Tally, find_inputs, fingerprint
@@ -73,6 +73,7 @@ def embed_files(
     on_error: OnError = "record",
     on_shard: OnProgress | None = None,
     on_progress: OnProgress | None = None,
+    on: Callable[[Encoder], ShardEmbedder] = EncoderShards,
 ) -> Report:
     """Embed the rows of files as documents into shards; the same call again goes on where it was.
 
@@ -93,6 +94,8 @@ def embed_files(
         on_error: note rows that cannot be embedded in ``errors.jsonl``, or stop at the first.
         on_shard: called after each shard.
         on_progress: called as rows are finished, from the encoder's thread, and as finished shards are passed over.
+        on: makes what embeds the shards; ``partial(RayShards, workers=8)`` of ``bge_integrations.ray`` has it done by
+            a Ray cluster.
 
     Raises:
         ConfigError: an input cannot be read or has changed, another job's shards lie in the folder, another process is
@@ -103,7 +106,7 @@ def embed_files(
     """
     job = _Job(inputs, Path(folder), encoder, columns or Columns(), shard_rows, format, half, on_error)
     job.watch(on_shard, on_progress)
-    job.run()
+    job.run(on)
     if job.report.cut:
         told = f"{job.report.cut} of {job.report.embedded} texts are longer than the {encoder.card.max_tokens} tokens"
         warnings.warn(f"{told} that {encoder.card.id!r} reads: the rest was cut", TruncationWarning, stacklevel=2)
@@ -147,24 +150,26 @@ class _Job:
         }
         return {"inputs": self.inputs, "options": options, "stamp": self.layout.stamp}
 
-    def run(self) -> None:
+    def run(self, on: Callable[[Encoder], ShardEmbedder]) -> None:
         with _told(self.folder):
             manifest = Manifest(self.folder, self.described())
-        with manifest, Conveyor(self.encoder, self.on_error, on_rows=self._embedded, on_long=self._long) as conveyor:
-            for done in conveyor.run(self._left(manifest)):
-                self._keep(manifest, done)
+        with manifest, on(self.encoder) as embedder:
+            with closing(embed_shards(self._left(manifest), embedder, self.on_error, self._embedded)) as done:
+                for shard, embedded in done:
+                    self._keep(manifest, Shard(shard.number, embedded.rows), embedded)
             self._check_unchanged()
             with _told(self.folder):
                 manifest.end()
 
-    def _keep(self, manifest: Manifest, done: Embedded) -> None:
-        shard, layout = done.shard, Layout(**{**vars(self.layout), "stamp": manifest.job["stamp"]})
+    def _keep(self, manifest: Manifest, shard: Shard, embedded: Embedded) -> None:
+        layout = Layout(**{**vars(self.layout), "stamp": manifest.job["stamp"]})
         with _told(self.folder):
-            size = layout.write(self.folder, shard.number, shard.good, done.vectors)
+            size = layout.write(self.folder, shard.number, shard.good, embedded.vectors)
             if shard.number >= len(manifest.shards):
                 line = {"file": layout.name(shard.number), "bytes": size, "digest": self._digests.pop(shard.number)}
                 counts = {"rows": len(shard.good), "errors": len(shard.bad)}
                 manifest.finish({**line, **counts}, [row.error() for row in shard.bad])
+        self.report.cut += embedded.truncated
         self._count(manifest.shards[shard.number])
         if self._on_shard:
             self._on_shard(self.report)
@@ -223,9 +228,6 @@ class _Job:
         self.report.embedded += rows
         if self._on_progress:
             self._on_progress(self.report)
-
-    def _long(self, texts: int) -> None:
-        self.report.cut += texts
 
 
 def _check(shard_rows: int, format: str, on_error: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..core.encoder import Encoder
 from ..errors import ConfigError
-from ..load import engine_of
 from .readers import read_rows
 from .rows import Columns, Rules, cut_shards
 from .sources import find_inputs
@@ -63,8 +62,8 @@ def plan_files(inputs: str | Sequence[str], encoder: Encoder, *, columns: Column
     if count is None:
         plan.tokens = plan.cut = None
     _add_time(plan, encoder, sample.texts)
-    price = _price(encoder)
-    plan.usd = price * plan.tokens / 1e6 if price is not None and plan.tokens is not None else None
+    if encoder.price is not None and plan.tokens is not None:
+        plan.usd = encoder.price * plan.tokens / 1e6
     return plan
 
 
@@ -101,7 +100,7 @@ class _Sample:
 
 
 def _add_time(plan: Plan, encoder: Encoder, sample: Sequence[str]) -> None:
-    engine = engine_of(encoder)
+    engine = encoder.engine
     limits = getattr(engine, "limits", None)
     if limits is not None:
         plan.seconds, plan.how = _paced(plan, limits)
@@ -138,9 +137,3 @@ def _measured(engine: Encoder, sample: Sequence[str]) -> tuple[float, int]:
         spent += time.perf_counter() - began
         done, size = done + len(part), size + sum(map(len, part))
     return size / spent, done
-
-
-def _price(encoder: Encoder) -> float | None:
-    endpoint = getattr(engine_of(encoder), "endpoint", None)
-    offer = endpoint and endpoint.provider.offer(encoder.card.id)
-    return offer.usd_per_million_tokens if offer else None
