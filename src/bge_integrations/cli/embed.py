@@ -112,6 +112,8 @@ def _show_report(report: Report, encoder: Encoder, folder: str) -> None:
     _print("rows", f"{report.rows:,}")
     _print("bad rows", f"{report.errors:,}" + (f" (see {folder}/errors.jsonl)" if report.errors else ""))
     _print("shards", f"{report.shards:,}" + (f" ({report.resumed:,} were there)" if report.resumed else ""))
+    if report.repeated:
+        _print("repeated", f"{report.repeated:,} rows have the id of another row; a store keeps the last of them")
     usage = encoder.usage
     if usage.tokens:
         _print("tokens", f"{usage.tokens:,}")
