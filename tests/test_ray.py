@@ -346,7 +346,7 @@ def test_a_dataset_on_two_nodes_is_one_machines_and_is_embedded_once(cluster, tm
     check(folder, demo)
     assert parquet.read_schema(files(folder)[0]).names == ["id", "text", "n", "embedding"]
     files(folder)[0].unlink()
-    (folder / ".part-of-a-kill.partial").write_bytes(b"PAR1")
+    (folder / ".bge-of-a-kill.partial").write_bytes(b"PAR1")
     assert embed_dataset(dataset(), str(folder), model="demo", block_rows=50) == Written(50, 100, 3)
     check(folder, demo)
     with pytest.raises(SpaceMismatchError, match="another folder"):
@@ -376,9 +376,19 @@ def test_what_a_lost_machine_left_half_written_goes_and_whole_files_stay(tmp_pat
     place = Folder(str(tmp_path), "id", "embedding", HashEncoder().stamp())
     place.take()
     Writer(place)(vectors(0))
-    (tmp_path / ".part-of-a-lost-machine.parquet.partial").write_bytes(b"PAR1")
+    (tmp_path / ".bge-of-a-lost-machine.parquet.partial").write_bytes(b"PAR1")
+    old = f".part-{24 * 'a'}.parquet.{32 * 'b'}.partial"  # of version 0.1
+    (tmp_path / old).write_bytes(b"PAR1")
     assert place.clear() == [str(path) for path in files(tmp_path)]
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["film.partial", "part-1.parquet", "data.csv", ".part-of-mine.partial"])
+def test_a_folder_with_files_of_others_is_refused_and_stays_as_it_was(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match="did not write"):
+        find_finished(Folder(str(tmp_path), "id", "embedding", HashEncoder().stamp()))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
 def vectors(id: int):

@@ -43,11 +43,16 @@ class TextSplitter:
         return list(self._split(text, 0))
 
     def _split(self, text: str, level: int) -> Iterator[str]:
-        if self.count([text])[0] <= self.limit or level == len(_ENDS):
+        if self.count([text])[0] <= self.limit:
             yield text
-            return
-        for part in self._join(_cut(text, _ENDS[level])):
-            yield from self._split(part, level + 1)
+        elif level < len(_ENDS):
+            for part in self._join(_cut(text, _ENDS[level])):
+                yield from self._split(part, level + 1)
+        else:  # pieces put together may have more tokens than alone
+            halves = text[: len(text) // 2], text[len(text) // 2 :]
+            whole = not all(half.strip() for half in halves)
+            for part in (text,) if whole else halves:
+                yield from (part,) if whole else self._split(part, level)
 
     def _join(self, pieces: list[str]) -> list[str]:
         """Put neighbours together while there is room; blank ones belong to the part before."""
