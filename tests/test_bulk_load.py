@@ -324,6 +324,19 @@ def test_a_foreign_pickle_is_not_run(shards, tmp_path):
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("name", ["mine.pkl", "mine.faiss"])
+def test_half_an_index_is_somebodys_file_and_stays(name, shards, tmp_path):
+    pytest.importorskip("faiss")
+    for file in (name, "mine.faiss.partial", "mine.pkl.partial"):
+        (tmp_path / file).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_files(shards, "faiss", path=tmp_path, collection="mine")
+    load_files(shards, "faiss", path=tmp_path, collection="ours")
+    left = {path.name for path in tmp_path.iterdir() if path.name.startswith("mine") and path.read_bytes() == b"mine"}
+    assert left == {name, "mine.faiss.partial", "mine.pkl.partial"}
+    assert not list(tmp_path.glob(".bge-*"))
+
+
 def test_a_ready_client_is_used_and_stays_open(shards):
     qdrant = pytest.importorskip("qdrant_client")
     client = qdrant.QdrantClient(":memory:")

@@ -1,11 +1,12 @@
-"""Embed any number of rows into files, in bounded memory, so that a killed job goes on where it was."""
+"""Embed any number of rows into files, in bounded memory, so that a killed job is resumed."""
 
+from .estimate import Plan, plan_files
+from .folder import read_shards, stamp_of
+from .formats import Part
 from .into import Loaded, load_files
 from .job import Report, embed_files
-from .plan import Plan, plan_files
 from .rows import Columns
 from .search import Hit, encoder_of, search_files
-from .shards import Part, read_shards, stamp_of
 
 __all__ = [
     "Columns",

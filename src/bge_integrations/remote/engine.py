@@ -42,6 +42,8 @@ _SLICE = 1024  # texts that are tokenised between two looks at the clock
 _LEFT_BEHIND: list[HostSession] = []
 """After a fork: the parent's connections. The child shares their sockets and epoll; it must not use or close them."""
 
+_PACES = ("requests_per_minute", "tokens_per_minute", "max_inputs")
+
 
 class RemoteEngine(Encoder):
     """An encoder at a host.
@@ -137,6 +139,7 @@ class RemoteEngine(Encoder):
             "host": urlsplit(self.endpoint.base_url).hostname,
             "base_url": self.endpoint.address,
             "wire_model": self.endpoint.wire_model,
+            **{name: pace for name in _PACES if (pace := getattr(self.limits, name))},
             **({"max_inputs": session.limits.inputs, "base64": session.base64} if session else {}),
         }
 

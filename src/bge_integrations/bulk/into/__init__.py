@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from ...errors import BGEError, ConfigError
 from ...stamps.slots import find_slot
 from ...stamps.stamp import check_store, read_stamp, stamp_store
-from ..pieces import read_pieces
-from ..shards import Part, shard_files, stamp_of
+from ..folder import shard_files, stamp_of
+from ..formats import Part, read_part
 from .target import Batch, Place, Store, Target
 
 __all__ = ["Into", "Loaded", "load_files"]
@@ -132,7 +132,7 @@ def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]
 
 def _batches(files: Sequence[Path], size: int) -> Iterator[Batch]:
     for path in files:
-        for part in read_pieces(path, size):
+        for part in read_part(path, size):
             yield Batch(_each_once(part))
 
 

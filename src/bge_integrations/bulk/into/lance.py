@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ..pieces import kept_kinds
-from ..shards import Part
+from ..formats import Part, column_types
 from .target import Batch, Place, check_dimensions, need
 
 # A commit is a version and some files of its own, so few and large ones.
@@ -71,7 +70,7 @@ def _table(connection: Any, place: Place) -> Any:
         return connection.open_table(place.collection)
     except (ValueError, FileNotFoundError):  # so it is told that there is none
         none = Batch(Part([], [], np.empty((0, place.dimensions), np.float32), {}))
-        return connection.create_table(place.collection, schema=_layout(none, kept_kinds(place.shard)).schema)
+        return connection.create_table(place.collection, schema=_layout(none, column_types(place.shard)).schema)
 
 
 def how_to_open(place: Place, model: str) -> str:

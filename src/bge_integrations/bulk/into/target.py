@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import ConfigError, MissingExtraError
-from ..shards import Part
+from ..formats import Part
 
 
 @dataclass(frozen=True)
