@@ -16,7 +16,7 @@ from ...core.encoder import Batch, Encoder, Relay, Role, Stream
 from ...errors import BGEError
 from ..base import Wrapper
 from .rows import keyer, pack, unpack
-from .stores import Store, TolerantStore, as_store
+from .stores import CircuitBreaker, Store, as_store
 
 __all__ = ["CachedEncoder"]
 
@@ -38,7 +38,7 @@ class CachedEncoder(Wrapper):
 
     def __init__(self, inner: Encoder, store: Store | str | Path | Any, *, max_bytes: int | None = None) -> None:
         super().__init__(inner)
-        self.store = TolerantStore(as_store(store, max_bytes=max_bytes))
+        self.store = CircuitBreaker(as_store(store, max_bytes=max_bytes))
         self._reset()
 
     def _reset(self) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ...core.event_loop import BackgroundLoop
-from ...errors import ConfigError, RepairWarning
-from .place import SetAsideError
+from ...errors import BGEError, ConfigError, RepairWarning
 from .sqlite import SQLiteStore
 
-__all__ = ["ByteStoreRows", "KVStoreRows", "Store", "TolerantStore", "as_store"]
+__all__ = ["ByteStoreRows", "CircuitBreaker", "KVStoreRows", "Store", "as_store"]
 
 _PAUSE = 60.0  # seconds before a store that failed is tried again
+_warned: set[str] = set()  # errors of this package, which name their file: one warning for all encoders of a process
 
 
 @runtime_checkable
@@ -123,13 +123,16 @@ def _name(key: bytes) -> str:
     return f"bge-{key.hex()}"
 
 
-class TolerantStore:
-    """A store whose failures cost hits and not the job: one warning, then a pause before it is tried again."""
+class CircuitBreaker:
+    """A store around another one whose failures become cache misses: one warning, and no call for 60 s after an error.
+
+    Reading and writing fail apart, since a full disk can still be read.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._warned = False
-        self._paused = {"read": 0.0, "write": 0.0}
+        self._open_until = {"read": 0.0, "write": 0.0}
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the row of each key; None for all where the store fails."""
@@ -153,25 +156,25 @@ class TolerantStore:
             self._try("write", close)
 
     def _try(self, what: str, work: Callable[[], Any]) -> Any:
-        if time.monotonic() < self._paused[what]:
+        if time.monotonic() < self._open_until[what]:
             return None
         try:
             return work()
         except Exception as error:  # noqa: BLE001 - whatever a user's store raises must not end the job
-            if not isinstance(error, SetAsideError):
-                self._paused[what] = time.monotonic() + _PAUSE
+            self._open_until[what] = time.monotonic() + _PAUSE
             self._warn(error)
             return None
 
     def _warn(self, error: Exception) -> None:
-        if self._warned:
+        if self._warned or str(error) in _warned:
             return
         self._warned = True
-        warnings.warn(
-            f"the cache {self.store!r} cannot be used, texts are embedded without it: {error or type(error).__name__}",
-            RepairWarning,
-            stacklevel=2,
-        )
+        if isinstance(error, BGEError):
+            _warned.add(str(error))
+            text = f"{error}; texts are embedded without a cache"
+        else:
+            text = f"the cache {self.store!r} fails, and texts are embedded without it: {error or type(error).__name__}"
+        warnings.warn(text, RepairWarning, stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"store": self.store}
