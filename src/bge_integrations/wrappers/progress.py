@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.encoder import Batch, Encoder, Relay, Role, Stream
 from ..errors import MissingExtraError
+from ..extras import require
 from .base import Wrapper
 
 __all__ = ["ProgressEncoder", "in_notebook"]
@@ -104,10 +105,4 @@ def in_notebook() -> bool:
 
 
 def _tqdm() -> Any:
-    try:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingExtraError(
-            'show_progress=True needs tqdm: pip install "bge-integrations[cli]", or pass show_progress=None'
-        ) from error
-    return tqdm
+    return require("tqdm.auto", extra="cli", purpose="show_progress=True").tqdm

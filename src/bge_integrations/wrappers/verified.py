@@ -110,7 +110,12 @@ class VerifiedEncoder(Wrapper):
                 self._finish(passed=True)
                 verdict.set_result(None)
 
-        self.inner.submit([golden.text], role=golden.role).add_done_callback(judge_answer)
+        try:
+            answer = self.inner.submit([golden.text], role=golden.role)
+        except BaseException:
+            self._probe = None  # nothing was begun that could end it
+            raise
+        answer.add_done_callback(judge_answer)
         return verdict
 
     def _finish(self, *, passed: bool) -> None:

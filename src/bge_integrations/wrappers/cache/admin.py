@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from .sqlite import SQLiteStore, bytes_used, delete, shrink, transaction
+from .database import bytes_used, delete, shrink, transaction
+from .sqlite import SQLiteStore
 
 __all__ = ["clear", "info", "prune"]
 

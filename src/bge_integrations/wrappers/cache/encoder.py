@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class CachedEncoder(Wrapper):
 
     def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
         """Begin to look texts up and to embed those that are not there; returns at once."""
-        self.run(stream, contextvars.copy_context().run, self._look_up, texts, role, stream)
+        self.run(stream.fail, contextvars.copy_context().run, self._look_up, texts, role, stream)
 
     def close(self) -> None:
         """Close the inner encoder, write what is finished, and close the store; a later call opens them again."""
@@ -63,18 +64,18 @@ class CachedEncoder(Wrapper):
             pool.shutdown(wait=threading.get_ident() not in self._own_thread)
         self.store.close()
 
-    def run(self, stream: Stream, work: Callable[..., Any], *args: Any) -> None:
-        """Run work on the cache's own thread, in the order of asking; what it raises fails the stream.
+    def run(self, fail: Callable[[BaseException], object], work: Callable[..., object], *args: Any) -> None:
+        """Run work on the cache's own thread, in the order of asking; what it raises goes to ``fail``.
 
         Raises:
-            BGEError: the thread cannot be started.
+            BGEError: the thread cannot be started, or the interpreter is shutting down.
         """
 
         def guarded() -> None:
             try:
                 work(*args)
             except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who waits
-                stream.fail(error)
+                fail(error)
 
         if self._pid != os.getpid():
             self._reset()
@@ -86,7 +87,10 @@ class CachedEncoder(Wrapper):
                 self._pool.submit(guarded)
             except RuntimeError as error:
                 self._pool = None
-                raise BGEError(f"the cache's thread cannot be started ({error}): call again") from error
+                raise BGEError(
+                    f"no thread for the cache ({error}): raise the limit of processes (ulimit -u, pids.max) and call "
+                    "again, or encode before the interpreter shuts down"
+                ) from error
 
     def _look_up(self, texts: list[str], role: Role, stream: Stream) -> None:
         if stream.cancelled:
@@ -120,7 +124,11 @@ class CachedEncoder(Wrapper):
 
     def flush(self) -> None:
         """Commit every row that waits, of all calls, in one transaction."""
-        if rows := [self._waiting.popleft() for _ in range(len(self._waiting))]:
+        rows = []
+        with suppress(IndexError):
+            while True:
+                rows.append(self._waiting.popleft())
+        if rows:
             self.store.put_many(rows)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,6 +145,7 @@ class _Misses(Relay):
     def __init__(self, cache: CachedEncoder, outer: Stream, places: dict[bytes, list[int]]) -> None:
         super().__init__(outer)
         self._cache, self._keys, self._places = cache, list(places), list(places.values())
+        self._not_stored: list[BaseException] = []
 
     def put(self, batch: Batch) -> None:
         truncated = set(batch.truncated)
@@ -146,17 +155,26 @@ class _Misses(Relay):
                 for i, row in zip(batch.positions, batch.rows, strict=True)
             ]
         )
-        self._cache.run(self.outer, self._cache.flush)
+        with suppress(BGEError):  # without a thread, rows wait until the end
+            self._cache.run(self._not_stored.append, self._cache.flush)
         self.outer.put(batch.at(self._places))
 
     def finish(self) -> None:
-        # After the last flush: a caller that has its vectors finds them stored.
-        self._cache.run(self.outer, self._end)
-
-    def _end(self) -> None:
-        self.outer.finish()
-        self._cache.store.settle()
+        self._end(lambda: self.outer.fail(self._not_stored[0]) if self._not_stored else self.outer.finish())
 
     def fail(self, error: BaseException) -> None:
         placed = error.at(self._places) if isinstance(error, BGEError) else error
-        self._cache.run(self.outer, self.outer.fail, placed)
+        self._end(lambda: self.outer.fail(placed))
+
+    def _end(self, end: Callable[[], object]) -> None:
+        # After the last flush, so that a caller who has its vectors finds them stored; and on the cache's thread, so
+        # that the outer stream never ends on one thread while another is putting a batch into it.
+        def ending() -> None:
+            self._cache.flush()
+            end()
+            self._cache.store.settle()
+
+        try:
+            self._cache.run(self.outer.fail, ending)
+        except BGEError:
+            ending()

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import stat
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from ...core.files import network_filesystem
 from ...environment import expand_user
 from ...errors import CacheError
+from .database import bytes_used, connect, create, inode, prepare, read, refuse_foreign, shrink, transaction
 
-__all__ = ["SQLiteStore", "bytes_used", "delete", "shrink", "transaction"]
+__all__ = ["MEMORY", "SQLiteStore"]
+
+MEMORY = ":memory:"  # no file, as everywhere in SQLite
 
 T = TypeVar("T")
-_APPLICATION = 0x42474543  # "BGEC" in the file's header: which files are ours
-_LAYOUT = 1
-_SCHEMA = (
-    "CREATE TABLE vectors (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)",
-    # Times of use lie apart, so that a use rewrites ten bytes and not a vector.
-    "CREATE TABLE uses (id INTEGER PRIMARY KEY, used INTEGER NOT NULL)",
-    f"PRAGMA application_id={_APPLICATION}",
-    f"PRAGMA user_version={_LAYOUT}",
-)
 _KEYS_PER_QUERY = 900  # SQLite before 3.32 takes at most 999 variables
-_ROWS_PER_DELETE = 10_000  # bounds how long other processes wait for the write lock
 _TOUCH_AFTER = 60  # seconds; a row's time of use is no finer than this, so that hot rows cost no writes
 # What lies outside the file and may pass; any other code of SQLite's means that the file is damaged.
 _OUTSIDE = {
@@ -65,12 +57,14 @@ class SQLiteStore:
     """
 
     def __init__(self, path: str | Path, *, max_bytes: int | None = None, busy_timeout: float = 10.0) -> None:
+        if str(path) == MEMORY:
+            raise CacheError(f"{MEMORY!r} names no file: pass it as cache=, or a path here")
         self.path = expand_user(path).absolute()
         self.max_bytes = max_bytes
         self.busy_timeout = busy_timeout
         self._reset()
         with suppress(sqlite3.Error, ValueError):  # what cannot be read now may be readable at first use
-            _refuse_foreign(self.path)
+            refuse_foreign(self.path)
 
     def _reset(self) -> None:
         self.lock = threading.RLock()
@@ -166,8 +160,8 @@ class SQLiteStore:
             CacheError: the file is not there, is not ours, is damaged, or cannot be read.
         """
         with self.lock, self._explained():
-            _refuse_foreign(self.path)
-            return _read(self.path, ask)
+            refuse_foreign(self.path)
+            return read(self.path, ask)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -182,16 +176,15 @@ class SQLiteStore:
 
     def _typed(self, error: Exception) -> CacheError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        outside = code in _OUTSIDE or isinstance(error, (OSError, sqlite3.ProgrammingError))
-        if outside:
+        if code in _OUTSIDE or isinstance(error, (OSError, sqlite3.ProgrammingError)):
             advice = _OUTSIDE.get(code, "check that the file and its folder can be read and written")
             return CacheError(f"the cache {str(self.path)!r} cannot be used ({error}): {advice}")
         message = f"the cache {str(self.path)!r} is damaged ({error}): delete it, if nothing else needs it"
-        _damaged[self.path] = _inode(self.path), message
+        _damaged[self.path] = inode(self.path), message
         return CacheError(message)
 
     def _opened(self) -> sqlite3.Connection:
-        here = _inode(self.path)
+        here = inode(self.path)
         # The finalizer also runs when the interpreter ends, and the connection is closed then.
         if self._db is not None and self._end is not None and self._end.alive and self._inode == here:
             return self._db
@@ -199,18 +192,22 @@ class SQLiteStore:
         if here is not None and _damaged.get(self.path, (None, ""))[0] == here:
             raise CacheError(_damaged[self.path][1])
         if kind := network_filesystem(self.path):
-            raise OSError(f"it lies on {kind}, where SQLite cannot share a file between processes")
-        _refuse_foreign(self.path)
-        _create(self.path)
+            raise CacheError(
+                f"the cache {str(self.path)!r} lies on {kind}, where SQLite cannot share a file between processes: "
+                "pass a path on a local disk"
+            )
+        refuse_foreign(self.path)
+        create(self.path)
+        _damaged.pop(self.path, None)
         db = self.connect()
         self._end = weakref.finalize(self, db.close)
-        _prepare(db, self.path)
-        self._db, self._inode = db, _inode(self.path)
+        prepare(db, self.path)
+        self._db, self._inode = db, inode(self.path)
         return db
 
     def connect(self) -> sqlite3.Connection:
         """Return a connection that another thread may close."""
-        return _connect(self.path, "mode=rw", self.busy_timeout)
+        return connect(self.path, "mode=rw", self.busy_timeout)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "max_bytes": self.max_bytes, "busy_timeout": self.busy_timeout}
@@ -221,147 +218,6 @@ class SQLiteStore:
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Refuse what is not a cache of this package, without opening it for writing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return  # nothing is there, or nothing that can be seen: opening it says which
-    except ValueError as error:
-        raise CacheError(f"{str(path)!r} cannot name a file ({error}): pass another path") from None
-    if not stat.S_ISREG(status.st_mode):
-        found = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-    elif status.st_size < 512:  # no SQLite file is smaller; a file of one byte counts as empty there
-        found = "a file of another kind" if status.st_size else ""
-    else:
-        found = _foreign(path)
-    if found:
-        raise CacheError(f"{str(path)!r} is {found}, not a cache of vectors, and was left alone: pass another path")
-
-
-def _foreign(path: Path) -> str:
-    try:
-        application, layout, tables = _read(path, _header)
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_NOTADB:
-            raise
-        return "a file of another kind"
-    if not (application or layout or tables):
-        return ""  # holds nothing: we were killed, or the disk was full, when we made it
-    if application != _APPLICATION:
-        return "an SQLite file of another program"
-    return "" if layout == _LAYOUT else "a file of another version of this package"
-
-
-def _read(path: Path, ask: Callable[[sqlite3.Connection], T]) -> T:
-    # Even a read-only connection makes -wal and -shm files; an immutable one does not, but may read nonsense once
-    # somebody writes. Plain open() would be wrong: closing the file drops all locks of this process on it
-    # (https://sqlite.org/howtocorrupt.html, 2.2).
-    while True:
-        quiet = not _has_journal(path)
-        db = _connect(path, "mode=ro&immutable=1" if quiet else "mode=ro")
-        try:
-            return ask(db)
-        except sqlite3.DatabaseError:
-            if not quiet or not _has_journal(path):
-                raise
-        finally:
-            db.close()
-
-
-def _has_journal(path: Path) -> bool:
-    real = os.path.realpath(path)
-    return any(Path(f"{real}{ending}").exists() for ending in ("-wal", "-journal"))
-
-
-def _connect(path: Path, mode: str, busy_timeout: float = 10.0) -> sqlite3.Connection:
-    uri = f"{path.as_uri()}?{mode}"
-    return sqlite3.connect(uri, uri=True, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):  # SQLite gives its -wal and -shm files the same permissions
-        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        _damaged.pop(path, None)
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Make the tables in an empty file, and set how the connection works."""
-    if _is_empty(db, path):
-        db.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        with transaction(db):  # before WAL, so that the file's own header says at once whose it is
-            for statement in _SCHEMA if _is_empty(db, path) else ():
-                db.execute(statement)
-    for attempt in range(50):
-        try:
-            db.execute("PRAGMA journal_mode=WAL").fetchall()
-            break
-        except sqlite3.OperationalError as error:
-            # Two processes that both make the file: SQLite calls no busy handler while it changes the journal mode.
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or attempt == 49:
-                raise
-            time.sleep(0.02)
-    db.execute("PRAGMA synchronous=NORMAL")
-    db.execute(f"PRAGMA journal_size_limit={64 << 20}")
-
-
-def _is_empty(db: sqlite3.Connection, path: Path) -> bool:
-    application, layout, tables = _header(db)
-    if (application, layout) != (_APPLICATION, _LAYOUT) and (application or layout or tables):
-        raise CacheError(f"another program has just written {str(path)!r}, which was left alone: pass another path")
-    return not application
-
-
-def _header(db: sqlite3.Connection) -> tuple[int, int, int]:
-    tables = "(SELECT count(*) FROM sqlite_master)"  # one statement: another process may be making them
-    question = f"SELECT application_id, user_version, {tables} FROM pragma_application_id, pragma_user_version"
-    return cast("tuple[int, int, int]", db.execute(question).fetchone())
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Hold the write lock; commit at the end, or roll back."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-        raise
-
-
-def bytes_used(db: sqlite3.Connection) -> int:
-    """Return the bytes of all pages that hold something."""
-    question = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count"
-    return cast("int", db.execute(f"{question}, pragma_page_size").fetchone()[0])
-
-
-def shrink(db: sqlite3.Connection, target: int) -> None:
-    """Delete least recently used rows until the rest takes at most ``target`` bytes."""
-    while (used := bytes_used(db)) > target and (count := db.execute("SELECT count(*) FROM uses").fetchone()[0]):
-        share = max(int(count * (1 - target / used)), count // 100, 1)  # so that few rounds sort all rows
-        delete(db, db.execute("SELECT id FROM uses ORDER BY used, id LIMIT ?", (share,)).fetchall())
-
-
-def delete(db: sqlite3.Connection, numbers: list[tuple[int]]) -> None:
-    """Delete rows by their numbers, a bounded number at a time."""
-    for first in range(0, len(numbers), _ROWS_PER_DELETE):
-        with transaction(db):
-            for table in ("vectors", "uses"):
-                db.executemany(f"DELETE FROM {table} WHERE id = ?", numbers[first : first + _ROWS_PER_DELETE])
 
 
 # A connection must not reach a forked child, not even to be closed there, and a lock that another thread holds would

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import time
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ...core.event_loop import BackgroundLoop
+from ...core.lock import Lock
 from ...errors import BGEError, ConfigError, RepairWarning
-from .sqlite import SQLiteStore
+from .sqlite import MEMORY, SQLiteStore
 
-__all__ = ["ByteStoreRows", "CircuitBreaker", "KVStoreRows", "Store", "as_store"]
+__all__ = ["ByteStoreRows", "CircuitBreaker", "KVStoreRows", "MemoryStore", "Store", "as_store"]
 
 _PAUSE = 60.0  # seconds before a store that failed is tried again
 _warned: set[str] = set()  # errors of this package, which name their file: one warning for all encoders of a process
@@ -33,13 +36,14 @@ class Store(Protocol):
 
 
 def as_store(store: object, *, max_bytes: int | None = None) -> Store:
-    """Return a store for a path, a ``Store``, LangChain's ``ByteStore`` or LlamaIndex's ``BaseKVStore``.
+    """Return a store for a path, ``":memory:"``, a ``Store``, a ``ByteStore`` or a ``BaseKVStore``.
 
     Raises:
-        ConfigError: it is none of these, or a bound is asked for that only an SQLite file can keep.
+        CacheError: at the path is a file that is not ours.
+        ConfigError: it is none of these, or a bound is asked for that a store of the user's cannot keep.
     """
     if isinstance(store, (str, Path)):
-        return SQLiteStore(store, max_bytes=max_bytes)
+        return MemoryStore(max_bytes=max_bytes) if str(store) == MEMORY else SQLiteStore(store, max_bytes=max_bytes)
     if max_bytes is not None:
         raise ConfigError("max_bytes bounds an SQLite file; a store of your own has its own bounds")
     if isinstance(store, Store):
@@ -51,6 +55,48 @@ def as_store(store: object, *, max_bytes: int | None = None) -> Store:
     raise ConfigError(
         f"cache= takes a path, a ByteStore of LangChain or a KVStore of LlamaIndex, not {type(store).__name__}"
     )
+
+
+class MemoryStore:
+    """Rows in the memory of this process; ``close``, pickling and copying leave an empty one.
+
+    Args:
+        max_bytes: least recently used rows go when the rows take more than this.
+    """
+
+    def __init__(self, *, max_bytes: int | None = None) -> None:
+        self.max_bytes = max_bytes
+        self._lock = Lock()
+        self.close()
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the row of each key, or None where there is none."""
+        with self._lock:
+            for key in keys:
+                if key in self._rows:
+                    self._rows.move_to_end(key)
+            return [self._rows.get(key) for key in keys]
+
+    def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store rows, and make room where a bound is set."""
+        with self._lock:
+            for key, row in pairs:
+                self._used += len(row) - len(self._rows.pop(key, b""))
+                self._rows[key] = row
+            while self.max_bytes is not None and self._used > self.max_bytes:
+                self._used -= len(self._rows.popitem(last=False)[1])
+
+    def close(self) -> None:
+        """Forget all rows."""
+        with self._lock:
+            self._rows: OrderedDict[bytes, bytes] = OrderedDict()
+            self._used = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(MemoryStore, max_bytes=self.max_bytes), ()
+
+    def __repr__(self) -> str:
+        return "MemoryStore()"
 
 
 class _Foreign:
