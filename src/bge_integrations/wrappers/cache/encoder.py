@@ -1,4 +1,4 @@
-"""An encoder that remembers: texts it has seen in the same role and space are not embedded again."""
+"""The cache around an encoder: a text is embedded once per role and space."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ __all__ = ["CachedEncoder"]
 
 
 class CachedEncoder(Wrapper):
-    """An encoder around another one, with a memory that survives kills and is shared between processes.
+    """A cache around an encoder; an SQLite file survives kills and is shared between processes.
 
     Each batch is committed as it is finished. A query and a document never share a row; nor do two models, revisions,
-    poolings or instructions. Hosts of the same space do. A store that fails costs hits, not the job.
+    poolings or instructions. Hosts of the same space do. A store that fails causes cache misses and one warning; calls
+    succeed without it.
 
     Args:
-        inner: the encoder that embeds what is not remembered.
-        store: path of an SQLite file, a ``Store``, a ``ByteStore`` of LangChain or a ``BaseKVStore`` of LlamaIndex.
-        max_bytes: of an SQLite file; least recently used rows go first.
+        inner: the encoder that embeds what is not cached.
+        store: path of an SQLite file, ``":memory:"``, a ``Store``, a ``ByteStore`` of LangChain or a ``BaseKVStore``
+            of LlamaIndex.
+        max_bytes: size limit of a file or of memory; least recently used rows are deleted first.
 
     Raises:
+        CacheError: at the path is something else than a cache of this package.
         ConfigError: ``store`` is none of these.
     """
 
@@ -46,18 +49,18 @@ class CachedEncoder(Wrapper):
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._own_thread: set[int] = set()
-        self._waiting: deque[tuple[bytes, bytes]] = deque()
+        self._queue: deque[tuple[bytes, bytes]] = deque()
 
     def describe(self) -> dict[str, Any]:
         """Return how the inner encoder works, and where the cache is."""
         return {**self.inner.describe(), "cache": repr(self.store.store)}
 
     def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
-        """Begin to look texts up and to embed those that are not there; returns at once."""
+        """Begin to look texts up and to embed those that are not cached; return at once."""
         self.run(stream.fail, contextvars.copy_context().run, self._look_up, texts, role, stream)
 
     def close(self) -> None:
-        """Close the inner encoder, write what is finished, and close the store; a later call opens them again."""
+        """Close the inner encoder, write finished rows, and close the store; a later call opens them again."""
         self.inner.close()
         pool, self._pool = self._pool, None
         if pool is not None and self._pid == os.getpid():
@@ -65,7 +68,7 @@ class CachedEncoder(Wrapper):
         self.store.close()
 
     def run(self, fail: Callable[[BaseException], object], work: Callable[..., object], *args: Any) -> None:
-        """Run work on the cache's own thread, in the order of asking; what it raises goes to ``fail``.
+        """Run work on the cache's own thread, first in, first out; pass what it raises to ``fail``.
 
         Raises:
             BGEError: the thread cannot be started, or the interpreter is shutting down.
@@ -119,15 +122,15 @@ class CachedEncoder(Wrapper):
             self.store.settle()
 
     def keep(self, rows: list[tuple[bytes, bytes]]) -> None:
-        """Have rows written by the next flush."""
-        self._waiting.extend(rows)
+        """Queue rows for the next flush."""
+        self._queue.extend(rows)
 
     def flush(self) -> None:
-        """Commit every row that waits, of all calls, in one transaction."""
+        """Commit the queued rows of all calls in one transaction."""
         rows = []
         with suppress(IndexError):
             while True:
-                rows.append(self._waiting.popleft())
+                rows.append(self._queue.popleft())
         if rows:
             self.store.put_many(rows)
 
@@ -140,7 +143,7 @@ class CachedEncoder(Wrapper):
 
 
 class _Misses(Relay):
-    """Stores the rows of texts that were not in the cache, and passes them on to all positions of each text."""
+    """Stores the rows of cache misses and passes each on to all positions of its text."""
 
     def __init__(self, cache: CachedEncoder, outer: Stream, places: dict[bytes, list[int]]) -> None:
         super().__init__(outer)

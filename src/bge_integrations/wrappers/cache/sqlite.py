@@ -1,4 +1,4 @@
-"""Rows in an SQLite file that many processes share, and that any of them may be killed over."""
+"""Rows in an SQLite file that many processes share; any of them may be killed at any time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _damaged: dict[Path, tuple[tuple[int, int] | None, str]] = {}  # so that all enc
 
 
 class SQLiteStore:
-    """Keys and rows in one file. Opened at first use; reopened after fork, pickling, ``close``, and a lost file.
+    """Keys and rows in one file, opened at first use; reopened after a fork, pickling, ``close``, or its deletion.
 
     A file that is not a cache of this package is never opened for writing. A damaged one is left as it is, and not
     used again in this process until it has been deleted.
@@ -141,7 +141,8 @@ class SQLiteStore:
         """Close the connection; the caller holds the lock."""
         self._db = None
         if self._end is not None:
-            self._end()
+            with suppress(sqlite3.Error):
+                self._end()
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
@@ -230,8 +231,8 @@ def _before_fork() -> None:
     _forking.acquire()
     for store in list(_stores):
         store.lock.acquire()
-        store.disconnect()
         _locked.append(store)
+        store.disconnect()
 
 
 def _after_fork() -> None:
