@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -485,18 +486,18 @@ def test_a_warning_that_is_made_an_error_reaches_the_caller(tmp_path):
             cached.encode(TEXTS, role="document")
 
 
-def child_of_fork(cached, texts):
-    os._exit(0 if check(cached, texts) == 0 and len(cached.inner.calls) == 0 else 1)
+def child_of_fork(cached, texts, new):
+    os._exit(0 if check(cached, texts) == new and check(cached, texts) == 0 else 1)
 
 
-def forked(cached, texts):
-    """Return a child's exit status, killing one that hangs."""
+def forked(cached, texts, new=0):
+    """Return the exit status of a child that expects so many misses, killing one that hangs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forking with threads
         pid = os.fork()
     if pid == 0:
         try:
-            child_of_fork(cached, texts)
+            child_of_fork(cached, texts, new)
         finally:
             os._exit(2)
     deadline = time.monotonic() + 30
@@ -537,6 +538,36 @@ def test_forks_while_another_thread_writes(path):
         going.set()
         thread.join()
     assert codes == [0] * 10
+
+
+@posix
+def test_forked_children_write_while_threads_of_the_parent_do(path, tmp_path):
+    paths = [path, tmp_path / "another.sqlite"]
+    made = [CachedEncoder(HashEncoder(batch=1), file) for file in paths for _ in range(2)]
+    ended = threading.Event()
+
+    def write(cached, number):
+        for count in range(3000):
+            if ended.is_set():
+                break
+            assert check(cached, [f"thread {number}, text {count}", TEXTS[0]]) in (1, 2)
+
+    with ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write, cached, number) for number, cached in enumerate(made)]
+        own = CachedEncoder(HashEncoder(batch=1), path)
+        texts = [[f"child {child}, text {i}" for i in range(3)] for child in range(10)]
+        codes = [forked(own, part, new=3) for part in texts]
+        ended.set()
+        for future in writing:
+            future.result(60)
+    assert codes == [0] * 10
+    assert check(own, [text for part in texts for text in part]) == 0
+    for cached in (*made, own):
+        cached.close()
+    for file in paths:
+        with sqlite3.connect(file) as db:
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        db.close()
 
 
 MOUNTS = """\

@@ -200,3 +200,25 @@ def test_a_folder_that_cannot_be_written_can_still_be_looked_at(path, tmp_path):
         assert info(path)["vectors"] == 50
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["a b", "100%41", "a?mode=ro", "a#b", "\u00e9\u4e2d", "\udce9", "-", "a:b", "'\";--"])
+def test_any_name_of_a_file_is_that_file(tmp_path, name):
+    path = tmp_path / name
+    with CachedEncoder(HashEncoder(), path) as cached:
+        assert (encode(cached), encode(cached)) == (50, 0)
+    assert list(tmp_path.iterdir()) == [path]
+    assert info(path)["vectors"] == 50
+
+
+@pytest.mark.parametrize("dangling", [True, False])
+def test_a_link_leads_to_the_file_and_stays(path, tmp_path, dangling):
+    target = tmp_path / "elsewhere" / "real.sqlite"
+    target.parent.mkdir()
+    if not dangling:
+        target.touch()
+    path.symlink_to(target)
+    with CachedEncoder(HashEncoder(), path) as cached:
+        assert (encode(cached), encode(cached)) == (50, 0)
+    assert path.is_symlink()
+    assert info(target)["vectors"] == 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def info(path: str | Path) -> dict[str, Any]:
     store = SQLiteStore(path)
     known = {
         "path": str(store.path),
-        "exists": store.path.exists(),
+        "exists": os.path.exists(store.path),  # noqa: PTH110 - Path.exists raises where the folder cannot be searched
         "bytes_on_disk": _on_disk(store.path),
         # Earlier versions renamed damaged files.
         "set_aside": sorted(str(kept) for kept in store.path.parent.glob(f"{store.path.name}.corrupt-*")),
