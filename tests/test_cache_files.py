@@ -14,6 +14,7 @@ from bge_integrations import load_encoder
 from bge_integrations.cache import CachedEncoder, SQLiteStore, clear, info, prune
 from bge_integrations.cli import main
 from bge_integrations.errors import CacheError
+from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.wrappers.cache.database import shrink
 from encoders import HashEncoder
 
@@ -222,3 +223,20 @@ def test_a_link_leads_to_the_file_and_stays(path, tmp_path, dangling):
         assert (encode(cached), encode(cached)) == (50, 0)
     assert path.is_symlink()
     assert info(target)["vectors"] == 50
+
+
+@pytest.mark.parametrize("how", ["keyword", "variable", "langchain"])
+def test_a_slip_in_the_path_is_an_error_before_anything_is_embedded(tmp_path, monkeypatch, how):
+    thesis = tmp_path / "thesis.md"
+    thesis.write_text("four years of work\n" * 100)
+    ways = {
+        "keyword": lambda: load_encoder("bge-small", cache=str(thesis)),
+        "variable": lambda: load_encoder("bge-small"),
+        "langchain": lambda: BGEEmbeddings("bge-small", cache=thesis).embed_query("a"),
+    }
+    if how == "variable":
+        monkeypatch.setenv("BGE_CACHE", str(thesis))
+    with pytest.raises(CacheError, match="move it away"):
+        ways[how]()
+    assert thesis.read_text() == "four years of work\n" * 100
+    assert list(tmp_path.iterdir()) == [thesis]

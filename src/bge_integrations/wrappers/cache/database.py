@@ -59,7 +59,9 @@ def refuse_foreign(path: Path) -> None:
     else:
         found = _foreign(path)
     if found:
-        raise CacheError(f"{str(path)!r} is {found}, not a cache of vectors, and was left alone: pass another path")
+        raise CacheError(
+            f"{str(path)!r} is {found}, not a cache of vectors, and was left alone: move it away, or pass another path"
+        )
 
 
 def _foreign(path: Path) -> str:
