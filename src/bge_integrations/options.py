@@ -137,7 +137,7 @@ OPTIONS: dict[str, Option] = {
         Option("backend", str, "auto, torch, onnx or sentence-transformers"),
         Option("precision", str, "float32, bfloat16, float16 or int8 (another space)"),
         Option("trust_remote_code", bool, "run code that the model's repository carries"),
-        Option("cache", Any, "True for the user's cache, a path of an SQLite file, or a store", "patience"),
+        Option("cache", Any, "True for the user's cache, a path of an SQLite file, ':memory:', or a store", "patience"),
         Option("timeout", float, "seconds for a whole call to a host", "patience"),
         Option("read_timeout", float, "seconds without a byte of an answer (default: 60)", "patience"),
         Option("max_retries", int, "times that a failed request is sent again", "patience", least=0),
