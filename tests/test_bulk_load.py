@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from bge_integrations.bulk.into import load_files
+from bge_integrations.bulk.upload import load_files
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, MissingExtraError, SpaceMismatchError
 from bge_integrations.langchain import BGEEmbeddings
@@ -269,7 +269,7 @@ def test_odd_texts_and_ids_arrive(place, demo, tmp_path, opened):
 def test_qdrant_ids_are_derived_and_the_same_each_time():
     from uuid import UUID
 
-    from bge_integrations.bulk.into.qdrant import point_id
+    from bge_integrations.bulk.upload.qdrant import point_id
 
     assert point_id(7) == 7
     assert point_id("7d444840-9dc0-11d1-b245-5ffdce74fad2") == "7d444840-9dc0-11d1-b245-5ffdce74fad2"

@@ -3,10 +3,10 @@
 from .estimate import Plan, plan_files
 from .folder import read_shards, stamp_of
 from .formats import Part
-from .into import Loaded, load_files
 from .job import Report, embed_files
 from .rows import Columns
 from .search import Hit, encoder_of, search_files
+from .upload import Loaded, load_files, upload_files
 
 __all__ = [
     "Columns",
@@ -22,4 +22,5 @@ __all__ = [
     "read_shards",
     "search_files",
     "stamp_of",
+    "upload_files",
 ]

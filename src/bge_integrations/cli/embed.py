@@ -54,7 +54,7 @@ def run(parsed: argparse.Namespace) -> int:
     columns = Columns(parsed.text, parsed.id, tuple(parsed.keep))
     with make_encoder(parsed, show_progress=False) as encoder:
         if parsed.dry_run:
-            _show_plan(plan_files(parsed.inputs, encoder, columns=columns))
+            _show_plan(plan_files(parsed.inputs, encoder, columns=columns), encoder)
             return 0
         report = _embed(parsed, encoder, columns, _place(parsed))
         _show_report(report, encoder, parsed.out)
@@ -92,14 +92,15 @@ def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns, place
         )
 
 
-def _show_plan(plan: Plan) -> None:
+def _show_plan(plan: Plan, encoder: Encoder) -> None:
     _print("rows", f"{plan.rows:,}")
     _print("bad rows", f"{plan.errors:,}")
     _print("characters", f"{plan.characters:,}")
     _print("tokens", _or_unknown(plan.tokens, ",", "the model's tokenizer is not here: --tokenizer"))
     _print("cut texts", _or_unknown(plan.cut, ",", "the model's tokenizer is not here: --tokenizer"))
     _print("seconds", f"{_or_unknown(plan.seconds, ',.0f')} ({plan.how})")
-    _print("cost in $", _or_unknown(plan.usd, ".4f", "no price is known"))
+    why = "no price is known" if encoder.price is None else "the tokens are not counted: --tokenizer"
+    _print("cost in $", _or_unknown(plan.usd, ".4f", why))
 
 
 def _or_unknown(value: float | None, shown: str, why: str = "") -> str:

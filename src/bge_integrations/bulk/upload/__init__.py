@@ -17,7 +17,7 @@ from ..folder import shard_files, stamp_of
 from ..formats import Part, read_part
 from .target import Batch, Place, Store, Target
 
-__all__ = ["Into", "Loaded", "load_files"]
+__all__ = ["Into", "Loaded", "load_files", "upload_files"]
 
 Into = Literal["qdrant", "chroma", "lancedb", "pgvector", "faiss"]
 _MODULES: dict[str, str] = {
@@ -31,7 +31,7 @@ _MODULES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """What loading has come to.
+    """The result of an upload.
 
     Attributes:
         rows: rows that were written.
@@ -48,7 +48,7 @@ class Loaded:
     opens: str
 
 
-def load_files(
+def upload_files(
     folder: str | Path,
     into: Into,
     *,
@@ -62,7 +62,7 @@ def load_files(
     """Write the rows of shards into a vector store, with their stamp; nothing is embedded again.
 
     Rows are laid out as LangChain's store classes expect by default: the text, the vector, and as metadata the row's
-    ``id`` and its kept columns. A row whose id is there already is replaced, so the same call again doubles nothing.
+    ``id`` and its kept columns. A row whose id is there already is replaced, so the same call again is idempotent.
 
     Args:
         folder: of ``embed_files``.
@@ -84,7 +84,7 @@ def load_files(
         MissingExtraError: the store's package is not installed.
 
     Example:
-        >>> load_files("out/", "qdrant", url="http://localhost:6333", collection="wiki")  # doctest: +SKIP
+        >>> upload_files("out/", "qdrant", url="http://localhost:6333", collection="wiki")  # doctest: +SKIP
     """
     stamp, files = stamp_of(folder), shard_files(folder)
     store = _store(into)
@@ -161,3 +161,7 @@ def _said(into: str, place: Place, rows: Callable[[], int]) -> Iterator[None]:
         raise ConfigError(
             f"{into} {place.collection!r} after {rows()} rows: {told[:500]}; the same call again doubles no row"
         ) from error
+
+
+load_files = upload_files
+"""The first name of ``upload_files``."""

@@ -13,7 +13,8 @@ import numpy as np
 
 from ...core.files import PARTIAL
 from ...errors import ConfigError
-from .target import Batch, Place, check_dimensions, need
+from ...extras import require
+from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 10_000
 TAKES = ("path",)
@@ -85,8 +86,8 @@ def open_target(place: Place) -> Iterator[_Target]:
         MissingExtraError: there is no FAISS or langchain-community.
         ConfigError: the folder's index cannot be read, or is of another size.
     """
-    faiss = need("faiss", "faiss-cpu langchain-community")
-    need("langchain_community.docstore.in_memory", "langchain-community")
+    faiss = require("faiss", install="faiss-cpu langchain-community", purpose="the upload")
+    require("langchain_community.docstore.in_memory", install="langchain-community", purpose="the upload")
     folder = Path(str(place.path))
     folder.mkdir(parents=True, exist_ok=True)
     if any((folder / f"{place.collection}.{ending}").exists() for ending in ("faiss", "pkl")):

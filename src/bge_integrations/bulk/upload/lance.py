@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
+from ...extras import require
 from ..formats import Part, column_types
-from .target import Batch, Place, check_dimensions, need
+from .target import Batch, Place, check_dimensions
 
 # A commit is a version and some files of its own, so few and large ones.
 BATCH_ROWS = 10_000
@@ -57,7 +58,7 @@ def open_target(place: Place) -> Iterator[_Target]:
         MissingExtraError: there is no lancedb.
         ConfigError: the table has vectors of another size.
     """
-    lancedb = need("lancedb", "lancedb")
+    lancedb = require("lancedb", install="lancedb", purpose="the upload")
     given = {"api_key": place.key} if place.key else {}
     connection = place.ready(lambda: lancedb.connect(place.path or place.url, **given))
     table = _table(connection, place)
