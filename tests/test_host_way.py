@@ -283,7 +283,8 @@ def test_a_proxy_that_opens_no_tunnel_is_named(engine_at, monkeypatch, refusing_
 
 
 BROKEN = {
-    "HTTPS_PROXY": ["socks://p.example:1", "http://user:hunter2@p.example:99999", "http://user:hunter2@p.example:abc", "http://[::1", "ftp://user:hunter2@p",
+    "HTTPS_PROXY": ["socks://p.example:1", "http://user:hunter2@p.example:99999",
+                    "http://user:hunter2@p.example:abc", "http://[::1", "ftp://user:hunter2@p",
                     "http://user:hunter2@p.example:1/\r\nX: 1"],
     "ALL_PROXY": ["socks://user:hunter2@p.example:1", "socks5://user:hunter2@p.example:1"],
     "SSL_CERT_FILE": ["/nowhere/hunter2.pem"],
