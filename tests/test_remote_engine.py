@@ -355,9 +355,9 @@ def test_what_passes(engine_of, code):
 
 
 def test_a_refused_key_is_named_by_its_variables(engine_of):
+    key = Key("wrong", ("GIGAROUTER_API_KEY", "GR_KEY"), needed=True, host="gigarouter")
     with Rig(default=status(401)) as host:
         with pytest.raises(errors.AuthenticationError, match="GIGAROUTER_API_KEY or GR_KEY") as caught:
-            key = Key("wrong", ("GIGAROUTER_API_KEY", "GR_KEY"), needed=True, host="gigarouter")
             engine_of(host, provider=find_provider("gigarouter"), key=key).encode(["a"], role="document")
         assert caught.value.provider == "gigarouter"
 
