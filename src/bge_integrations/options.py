@@ -183,12 +183,15 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         option = OPTIONS[name]
         if value is not None and not option.check(value):
-            shown = repr(value) if option.decides != "secret" else f"of type {_kind(value)}"
+            shown = repr(value) if option.decides != "secret" else _kind(value)
             raise ConfigError(f"{name} must be {option.wanted}, not {shown}")
 
 
 def _kind(value: Any) -> str:
-    return type(getattr(value, "get_secret_value", lambda: value)()).__name__
+    """Name a secret's type, or those of the values of a mapping, without showing them."""
+    if isinstance(value, Mapping):
+        return f"of {', '.join(sorted({type(one).__name__ for one in (*value, *value.values())}))}"
+    return f"of type {type(getattr(value, 'get_secret_value', lambda: value)()).__name__}"
 
 
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:

@@ -31,6 +31,8 @@ def open_client(endpoint: Endpoint, limits: Limits) -> tuple[Any, Any, dict[str,
     timeout = openai.Timeout(limits.read_timeout, connect=limits.connect_timeout, pool=None)
     failure: Exception | None = None
     try:
+        if not endpoint.on_this_machine:
+            _ = [urlsplit(url).port for url in getproxies().values()]  # aiohttp finds a bad port with each request
         http_client = _http_client(openai, timeout, trust_env=not endpoint.on_this_machine)
     except Exception as error:  # noqa: BLE001 - whatever the HTTP library makes of the environment
         failure = error
