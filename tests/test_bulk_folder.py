@@ -195,15 +195,6 @@ def test_another_option_is_named_alone(rows, out, changed, named):
 # Folders of version 0.1
 
 
-def old(out: Path, *, drop: tuple[str, ...] = ("split",)) -> None:
-    """Write the manifest as version 0.1 did."""
-    job, *others = (out / "manifest.jsonl").read_bytes().splitlines(keepends=True)
-    line = json.loads(job)
-    for name in drop:
-        line["options"].pop(name, None)
-    (out / "manifest.jsonl").write_bytes(json.dumps(line, sort_keys=True).encode() + b"\n" + b"".join(others))
-
-
 def test_a_manifest_that_names_files_elsewhere_is_not_followed(rows, out, tmp_path):
     embed(rows, out)
     (tmp_path / "x.parquet").write_bytes((out / "part-000000.parquet").read_bytes())
