@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -136,17 +135,16 @@ def remote(scale: float, rounds: int) -> list[dict[str, Any]]:
 def free_encoder(dimensions: int) -> Any:
     """Return an encoder that costs nothing, to see what reading and writing alone can do."""
     from bge_integrations.catalog import find_model
-    from bge_integrations.core.encoder import Encoder, Usage
+    from bge_integrations.core.encoder import Batch, Encoder, Usage
 
     class Free(Encoder):
         def __init__(self) -> None:
             self.card = replace(find_model("bge-large"), dimensions=dimensions)
             self.usage = Usage()
 
-        def start(self, texts: list[str], *_: Any) -> Future[Any]:
-            future: Future[Any] = Future()
-            future.set_result(np.full((len(texts), dimensions), dimensions**-0.5, np.float32))
-            return future
+        def batches(self, texts: list[str], role: Any, stream: Any) -> None:  # noqa: ARG002 - the seam's signature
+            stream.put(Batch(range(len(texts)), np.full((len(texts), dimensions), dimensions**-0.5, np.float32)))
+            stream.finish()
 
     return Free()
 

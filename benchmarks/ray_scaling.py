@@ -3,9 +3,10 @@
     python benchmarks/ray_scaling.py --out ray.json                              # bulk.py runs it, too
     python benchmarks/ray_scaling.py --out ray.json --passages 60 --repeats 1    # does it run
 
-Both ways of using Ray: ``embed_dataset`` (Ray Data reads, embeds, writes) and ``bge embed --on ray`` (the cluster is
-the encoder). Every worker has one thread. One and two workers take turns. The model is made here, in the shape of
-bge-small-en-v1.5, and so are the passages, mixed lengths up to its limit. Two figures for each: rows over the whole
+Both ways of using Ray: ``embed_dataset`` (Ray Data reads, embeds, writes) and ``bge embed --on ray`` (shards are
+embedded on the cluster). Every worker has one thread. One and two workers take turns. The model is made here, in the
+shape of bge-small-en-v1.5, and so are the passages, mixed lengths up to its limit. Two figures for each: rows over
+the whole
 job, its start and the loading of the model included, and rows over what comes after the first files, which is what a
 job of millions tends to.
 """
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +121,15 @@ def over_files(folder: Path, texts: list[str], block: int) -> Callable[[int], di
     def run(workers: int) -> dict[str, float]:
         from bge_integrations import load_encoder
         from bge_integrations.bulk import embed_files
-        from bge_integrations.ray import RayEncoder
+        from bge_integrations.ray import RayShards
 
         encoder = load_encoder(folder, query_instruction="", show_progress=False)
-        there = RayEncoder(encoder, batch=max(1, block // 2), workers=workers)
-        shard = 4 * block
-        return timed(lambda out: embed_files(str(source), out, there, shard_rows=shard), len(texts), shard, files=1)
+        on = partial(RayShards, workers=workers)
+
+        def job(out: str) -> None:
+            embed_files(str(source), out, encoder, shard_rows=block, on=on)
+
+        return timed(job, len(texts), block, files=workers)
 
     return run
 

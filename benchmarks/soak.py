@@ -49,7 +49,8 @@ WAYS: dict[str, Any] = {
     "a row less": rows(lambda d: d[:-1]),
     "no rows": rows(lambda _: []),
     "rows in reverse": rows(lambda d: d[::-1]),
-    "an index twice": rows(lambda d: [{**row, "index": 0} for row in d]),
+    "an index twice": rows(lambda d: [*d[:-1], {**d[-1], "index": 0}]),
+    "all indexes 0": rows(lambda d: [{**row, "index": 0} for row in d]),
     "NaN": spoilt(first_is("@NaN@")),
     "null": spoilt(first_is(None)),
     "zeros": spoilt(lambda row: [0.0] * len(row)),
@@ -60,7 +61,7 @@ WAYS: dict[str, Any] = {
     "hang": faults.timeout(8.0),
 }
 
-HARMLESS = ("", "rows in reverse", "slow", "slices")
+HARMLESS = ("", "rows in reverse", "all indexes 0", "slow", "slices")
 
 
 def texts_of(count: int) -> list[str]:

@@ -106,6 +106,8 @@ class HashEncoder(Encoder):
 
     def work(self, texts: list[str], role: Role, stream: Stream, long: set[int]) -> None:
         for first in range(0, len(texts), self.batch):
+            if stream.cancelled:
+                return
             rows = list(range(first, min(first + self.batch, len(texts))))
             if self.delay:
                 time.sleep(self.delay)

@@ -58,7 +58,7 @@ def test_shards_hold_ids_kept_columns_vectors_and_the_stamp(rows, tmp_path):
     assert (report.rows, report.shards, report.errors, report.embedded) == (95, 5, 0, 95)
     assert [parquet.read_metadata(file).num_rows for file in files] == [20, 20, 20, 20, 15]
     assert table["id"].to_pylist() == [f"k{i}" for i in range(95)]
-    assert table["n"].to_pylist() == [str(i) for i in range(95)]
+    assert table["n"].to_pylist() == list(range(95))
     vectors = np.array(table["embedding"].to_pylist(), np.float32)
     assert np.array_equal(vectors, encoder.expected([f"text {i}" for i in range(95)], "document"))
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float not null>[16]"
@@ -75,7 +75,7 @@ def test_every_format_is_read_back(format, half, rows, tmp_path):
     assert [len(part.ids) for part in parts] == [40, 40, 15]
     assert [name for part in parts for name in part.ids] == [f"k{i}" for i in range(95)]
     assert [text for part in parts for text in part.texts] == [f"text {i}" for i in range(95)]
-    assert [n for part in parts for n in part.kept["n"]] == [str(i) for i in range(95)]
+    assert [n for part in parts for n in part.kept["n"]] == list(range(95))
     vectors = np.concatenate([part.vectors for part in parts])
     assert vectors.dtype == np.float32
     assert np.array_equal(vectors, expected.astype(np.float16).astype(np.float32) if half else expected)
@@ -98,9 +98,10 @@ def test_parquet_columns_keep_their_types(tmp_path):
 def test_rows_that_stand_twice_stay_twice(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "same", "id": "k"}\n' * 3)
-    embed_files(str(path), tmp_path / "out", HashEncoder(), columns=Columns(id="id"))
+    report = embed_files(str(path), tmp_path / "out", HashEncoder(), columns=Columns(id="id"))
     (part,) = read_shards(tmp_path / "out")
     assert part.ids == ["k", "k", "k"]
+    assert report.repeated == 2
 
 
 def test_an_empty_input_gives_no_shards(tmp_path):
@@ -148,7 +149,8 @@ def test_texts_that_the_encoder_refuses_are_recorded_and_the_rest_goes_on(tmp_pa
     report = embed_files(str(path), tmp_path / "out", encoder, shard_rows=20)
     assert (report.rows, report.errors, report.shards) == (40, 3, 2)
     assert [(error["line"], error["reason"]) for error in errors_of(tmp_path / "out")] == [
-        (i + 1, "longer than the 10 tokens that 'test/hash' reads") for i in (3, 4, 30)
+        (i + 1, "longer than the 10 tokens that 'test/hash' reads: split them, or pass truncate='warn'")
+        for i in (3, 4, 30)
     ]
     good = [text for i, text in enumerate(texts) if i not in (3, 4, 30)]
     assert [text for part in read_shards(tmp_path / "out") for text in part.texts] == good
@@ -205,7 +207,8 @@ def test_texts_that_a_host_refuses_are_recorded_and_nothing_is_sent_twice(fault,
     vectors = np.concatenate([part.vectors for part in read_shards(tmp_path / "out")])
     np.testing.assert_allclose(vectors, host.truth(good), atol=1e-6)
     answered = [text for sent in host.sent if not any("poison" in text for text in sent) for text in sent]
-    assert sorted(answered) == sorted(good)
+    assert sorted(set(answered)) == sorted(good)
+    assert len(answered) - len(good) <= 1  # one text is asked twice, to compare base64 with the floats
 
 
 def test_a_host_that_refuses_everything_ends_the_job(host, small_card, rows, tmp_path):

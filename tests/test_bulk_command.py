@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bge_integrations.bulk import Report, read_shards
-from bge_integrations.bulk.sources import Tally
+from bge_integrations.bulk.sources import BytesRead
 from bge_integrations.cli import main
 from bge_integrations.cli.embed_progress import progress_line, rows_done
 from bge_integrations.core.encoder import Usage
@@ -41,7 +41,7 @@ def test_everything_typed_arrives(rows, tmp_path, capsys):
     told = capsys.readouterr()
     parts = list(read_shards(out))
     assert [len(part.ids) for part in parts] == [39, 40, 15]
-    assert parts[0].kept["n"][-1] == "39"
+    assert parts[0].kept["n"][-1] == 39
     assert sorted(path.name for path in out.glob("part-000000*")) == ["part-000000.npy", "part-000000.rows.jsonl"]
     assert re.search(r"rows +95\nbad rows +1 \(see .*/out/errors.jsonl\)\nshards +3\ntokens +\d", told.out)
     assert len(told.err.splitlines()) == 3
@@ -123,7 +123,7 @@ def test_on_a_terminal_there_is_a_bar(rows, tmp_path):
 
 
 def test_a_line_of_progress_says_what_is_known():
-    report = Report(embedded=1000, read=1500, resumed_rows=500, errors=2, bytes=60_000, tally=Tally(40_000, 30_000))
+    report = Report(embedded=1000, read=1500, resumed_rows=500, errors=2, bytes=60_000, tally=BytesRead(40_000, 30_000))
     usage = Usage(tokens=20_000, requests=10, retries=3, usd=0.0002)
     assert rows_done(report) == 1500
     assert progress_line(report, usage, 2.0) == (

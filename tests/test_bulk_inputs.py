@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bge_integrations.bulk.readers import ROW_BYTES, kept_kinds, read_lines, read_rows
-from bge_integrations.bulk.rows import Columns, Rules, cut_shards
-from bge_integrations.bulk.sources import Tally, find_inputs, fingerprint
+from bge_integrations.bulk.columns import kept_kinds
+from bge_integrations.bulk.readers import ROW_BYTES, read_lines, read_rows
+from bge_integrations.bulk.rows import Columns, RowParser, cut_shards
+from bge_integrations.bulk.sources import BytesRead, find_inputs, fingerprint
 from bge_integrations.errors import ConfigError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -23,7 +24,7 @@ parquet = pytest.importorskip("pyarrow.parquet")
 def rows_of(path: Path | str, **columns):
     chosen = Columns(**columns)
     files = find_inputs(str(path))
-    return list(read_rows(files, Rules(chosen, kept_kinds(files, chosen))))
+    return list(read_rows(files, RowParser(chosen, kept_kinds(files, chosen))))
 
 
 def texts_of(path, **columns):
@@ -59,8 +60,8 @@ def test_tables_come_out_as_they_went_in(kind, packing, tmp_path):
     else:
         raw = "\r\n".join(json.dumps({"text": text, "n": i}) for i, text in enumerate(TEXTS))
     path = write(tmp_path / f"in.{kind}{packing}", PACK[packing](raw.encode()))
-    tally = Tally()
-    rows = list(read_rows([str(path)], Rules(Columns(keep=("n",))), tally))
+    tally = BytesRead()
+    rows = list(read_rows([str(path)], RowParser(Columns(keep=("n",))), tally))
     assert [row.text for row in rows] == TEXTS
     assert [row.kept for row in rows] == [(str(i),) for i in range(5)]
     assert [row.id for row in rows] == list(range(5))
@@ -140,7 +141,7 @@ def test_lines_do_not_depend_on_how_they_are_read(block, tmp_path, monkeypatch):
     data = b"one\n\ntwo two\r\n" + b"y" * 30 + b"\nthree\n" + b"z" * 21
     path = write(tmp_path / "lines", data)
     with path.open("rb") as stream:
-        assert list(read_lines(stream, Tally(), limit=20)) == [b"one", b"", b"two two\r", None, b"three", None]
+        assert list(read_lines(stream, BytesRead(), limit=20)) == [b"one", b"", b"two two\r", None, b"three", None]
 
 
 def test_bad_rows_of_csv(tmp_path):
@@ -265,8 +266,8 @@ def test_long_rows_of_parquet_come_a_few_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr("bge_integrations.bulk.readers.ROW_BYTES", 50_000)
     texts = [f"{i} " * 5000 for i in range(40)]
     parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "in.parquet", compression="none")
-    tally = Tally()
-    rows = read_rows([str(tmp_path / "in.parquet")], Rules(Columns()), tally)
+    tally = BytesRead()
+    rows = read_rows([str(tmp_path / "in.parquet")], RowParser(Columns()), tally)
     assert [next(rows).text for _ in range(10)] == texts[:10]
     assert 0 < tally.read < (tmp_path / "in.parquet").stat().st_size / 3
     assert [row.text for row in rows] == texts[10:]
@@ -274,9 +275,9 @@ def test_long_rows_of_parquet_come_a_few_at_a_time(tmp_path, monkeypatch):
 
 def test_shards_end_early_where_texts_are_long(tmp_path):
     path = write(tmp_path / "in.jsonl", "".join(json.dumps({"text": "x" * 60}) + "\n" for _ in range(10)))
-    cut = [len(shard.rows) for shard in cut_shards(read_rows([str(path)], Rules(Columns())), 4, characters=150)]
+    cut = [len(shard.rows) for shard in cut_shards(read_rows([str(path)], RowParser(Columns())), 4, characters=150)]
     assert cut == [3, 3, 3, 1]
-    assert [len(shard.rows) for shard in cut_shards(read_rows([str(path)], Rules(Columns())), 4)] == [4, 4, 2]
+    assert [len(shard.rows) for shard in cut_shards(read_rows([str(path)], RowParser(Columns())), 4)] == [4, 4, 2]
 
 
 def test_a_fingerprint_sees_size_and_ends(tmp_path):

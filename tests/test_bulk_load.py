@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from bge_integrations.bulk.into import load_files
+from bge_integrations.bulk.upload import load_files
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, MissingExtraError, SpaceMismatchError
 from bge_integrations.langchain import BGEEmbeddings
@@ -269,7 +269,7 @@ def test_odd_texts_and_ids_arrive(place, demo, tmp_path, opened):
 def test_qdrant_ids_are_derived_and_the_same_each_time():
     from uuid import UUID
 
-    from bge_integrations.bulk.into.qdrant import point_id
+    from bge_integrations.bulk.upload.qdrant import point_id
 
     assert point_id(7) == 7
     assert point_id("7d444840-9dc0-11d1-b245-5ffdce74fad2") == "7d444840-9dc0-11d1-b245-5ffdce74fad2"
@@ -322,6 +322,19 @@ def test_a_foreign_pickle_is_not_run(shards, tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load_files(shards, "faiss", path=store)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["mine.pkl", "mine.faiss"])
+def test_half_an_index_is_somebodys_file_and_stays(name, shards, tmp_path):
+    pytest.importorskip("faiss")
+    for file in (name, "mine.faiss.partial", "mine.pkl.partial"):
+        (tmp_path / file).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_files(shards, "faiss", path=tmp_path, collection="mine")
+    load_files(shards, "faiss", path=tmp_path, collection="ours")
+    left = {path.name for path in tmp_path.iterdir() if path.name.startswith("mine") and path.read_bytes() == b"mine"}
+    assert left == {name, "mine.faiss.partial", "mine.pkl.partial"}
+    assert not list(tmp_path.glob(".bge-*"))
 
 
 def test_a_ready_client_is_used_and_stays_open(shards):

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from bge_integrations.bulk import pieces, search
+from bge_integrations.bulk import formats, search
 from bge_integrations.bulk.search import encoder_of, search_files
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, InputError, SpaceMismatchError, UnknownModelError
@@ -170,17 +170,17 @@ def test_half_precision_finds_the_same(tmp_path):
 def test_pieces_of_every_format_are_the_whole(tmp_path, form, size):
     encoder = HashEncoder()
     folder = make_shards(tmp_path / "out", encoder, MANY, shard_rows=20, format=form)
-    from bge_integrations.bulk.shards import read_shards, shard_files
+    from bge_integrations.bulk.folder import read_shards, shard_files
 
     for path, whole in zip(shard_files(folder), read_shards(folder), strict=True):
-        parts = list(pieces.read_pieces(path, size))
+        parts = list(formats.read_part(path, size))
         assert max(len(part.ids) for part in parts) <= size
         assert [key for part in parts for key in part.ids] == whole.ids
         assert [text for part in parts for text in part.texts] == whole.texts
         assert np.array_equal(np.concatenate([part.vectors for part in parts]), whole.vectors)
         assert [value for part in parts for value in part.kept["letters"]] == whole.kept["letters"]
-        assert all(part.vectors.size == 0 for part in pieces.read_pieces(path, size, vectors=False))
-        assert all(part.ids == [] for part in pieces.read_pieces(path, size, rows=False))
+        assert all(part.vectors.size == 0 for part in formats.read_part(path, size, vectors=False))
+        assert all(part.ids == [] for part in formats.read_part(path, size, rows=False))
     assert [hit.id for hit in search_files(folder, "q", encoder)[0]] == nearest(encoder, MANY, "q")[0][:10]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -9,17 +10,21 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from bge_integrations.cache import CachedEncoder, SQLiteStore, info
-from bge_integrations.errors import RepairWarning
-from bge_integrations.wrappers.cache.place import filesystem, network_filesystem
+from bge_integrations.cache import CachedEncoder, SQLiteStore, clear, info, prune
+from bge_integrations.core.files import filesystem, network_filesystem
+from bge_integrations.errors import CacheError, RepairWarning
 from encoders import HashEncoder
 
 TEXTS = [f"text number {i}" for i in range(400)]
@@ -147,48 +152,184 @@ def filled(path):
     return path.read_bytes()
 
 
-def kept(path):
-    return sorted(file for file in path.parent.iterdir() if ".corrupt-" in file.name)
+def flip(raw, place, bit):
+    bad = bytearray(raw)
+    bad[place] ^= 1 << bit
+    return bytes(bad)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda good: b"this is no database at all, but somebody's notes",
-        lambda good: b"\0" * len(good),
-        lambda good: random.Random(1).randbytes(len(good)),
-        lambda good: random.Random(1).randbytes(100) + good[100:],
         lambda good: good[:100] + random.Random(1).randbytes(4000) + good[4100:],
         lambda good: good[: len(good) // 3],
+        lambda good: good[:4096],
     ],
-    ids=["a text file", "zeros", "noise", "a lost header", "a lost schema", "cut short"],
+    ids=["a lost schema", "cut short", "one page"],
 )
-def test_a_damaged_file_is_set_aside_with_one_warning_and_never_deleted(path, damage):
+def test_a_damaged_file_is_passed_by_with_one_warning_and_left_as_it_is(path, damage):
     bad = damage(filled(path))
     path.write_bytes(bad)
     with CachedEncoder(HashEncoder(), path) as cached:
-        sent, said = check_quietly(cached)
-        assert sent > 0
-        assert [warning.category for warning in said] == [RepairWarning]
-        assert "set aside" in str(said[0].message)
+        sent, seen = check_quietly(cached)
+        assert sent == len(TEXTS)
+        assert [warning.category for warning in seen] == [RepairWarning]
+        assert "damaged" in str(seen[0].message)
+        assert "delete it" in str(seen[0].message)
+    for _ in range(2):  # and no second warning in this process, whoever opens it
+        with CachedEncoder(HashEncoder(), path) as cached:
+            assert check_quietly(cached) == (len(TEXTS), [])
+    for command in (info, prune, clear):
+        with pytest.raises(CacheError, match="damaged"):
+            command(path)
+    assert path.read_bytes() == bad
+    assert {file.name.removeprefix(path.name) for file in path.parent.iterdir()} <= {"", "-wal", "-shm"}
+
+
+def test_a_damaged_file_that_is_deleted_makes_room_for_a_new_one(path):
+    path.write_bytes(filled(path)[:4096])
+    with CachedEncoder(HashEncoder(), path) as cached:
+        check_quietly(cached)
+        for file in path.parent.iterdir():
+            file.unlink()
+    with CachedEncoder(HashEncoder(), path) as cached:
+        assert check(cached) == len(TEXTS)
         assert check(cached) == 0
-    assert [file.read_bytes() for file in kept(path)] == [bad]
-    assert info(path)["set_aside"] == [str(file) for file in kept(path)]
 
 
-def test_flipped_bytes_anywhere_cost_hits_and_never_a_wrong_vector(path):
+@pytest.mark.parametrize(
+    "content",
+    [b"this is no database at all, but somebody's notes", b"\0" * 8192, random.Random(1).randbytes(8192), b"x"],
+    ids=["notes", "zeros", "noise", "one byte"],
+)
+def test_a_file_of_another_kind_is_refused_untouched(path, content):
+    path.write_bytes(content)
+    refused(path)
+    assert path.read_bytes() == content
+
+
+def refused(path):
+    """Check that each way in refuses a path in one line, and makes no file beside it."""
+    before = sorted(path.parent.iterdir())
+    for way in (lambda file: CachedEncoder(HashEncoder(), file), info, prune, clear, SQLiteStore):
+        with pytest.raises(CacheError, match="pass another path") as caught:
+            way(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert sorted(path.parent.iterdir()) == before
+
+
+def test_a_folder_and_a_pipe_are_refused(tmp_path):
+    refused(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        refused(tmp_path / "pipe")
+    with pytest.raises(CacheError, match="another path"):
+        CachedEncoder(HashEncoder(), "vectors\0.sqlite")
+
+
+FOREIGN = (
+    "CREATE TABLE notes (x)",
+    "CREATE TABLE vectors (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)",
+    "CREATE TABLE uses (id INTEGER PRIMARY KEY, used INTEGER NOT NULL)",
+    "CREATE VIEW seen AS SELECT 1",
+    "PRAGMA user_version=1",
+    "PRAGMA application_id=7",
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    statements=st.lists(st.sampled_from(FOREIGN), min_size=1, unique=True),
+    mode=st.sampled_from(["delete", "wal"]),
+    in_use=st.booleans(),
+)
+def test_an_sqlite_file_of_another_program_is_refused_untouched(statements, mode, in_use):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mine.db"
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute(f"PRAGMA journal_mode={mode}").fetchall()
+        for statement in statements:
+            other.execute(statement)
+        if not in_use:
+            other.close()
+        before = path.read_bytes()
+        refused(path)
+        assert path.read_bytes() == before
+        other.close()
+
+
+def test_a_cache_of_another_version_is_refused_untouched(path):
+    filled(path)
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version=2")
+    db.close()
+    refused(path)
+
+
+def damaged(good, kind, place, noise):
+    place %= len(good)
+    return {
+        "other content": noise,
+        "cut short": good[:place],
+        "a part overwritten": good[:place] + noise + good[place + len(noise) :],
+        "a part lost": good[:place] + good[place + len(noise) :],
+        "a flipped bit": flip(good, place, noise[0] % 8),
+    }[kind]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kind=st.sampled_from(["other content", "cut short", "a part overwritten", "a part lost", "a flipped bit"]),
+    place=st.integers(0, 200) | st.integers(0, 2**20),
+    noise=st.binary(min_size=1, max_size=5000),
+)
+def test_any_bytes_in_the_place_of_a_cache_give_right_vectors_or_a_typed_error(good, kind, place, noise):
+    bad = damaged(good.read_bytes(), kind, place, noise)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        path = Path(folder) / "vectors.sqlite"
+        path.write_bytes(bad)
+        for command in (info, prune):
+            with contextlib.suppress(CacheError):
+                command(path)
+        for _ in range(2):
+            before = path.read_bytes()
+            try:
+                cached = CachedEncoder(HashEncoder(), path)
+            except CacheError:
+                assert path.read_bytes() == before
+            else:
+                with cached:
+                    check(cached, TEXTS[:60])
+        assert [warning.category for warning in seen] in ([], [RepairWarning])
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    path = tmp_path_factory.mktemp("good") / "vectors.sqlite"
+    filled(path)
+    return path
+
+
+def test_a_flipped_byte_anywhere_costs_hits_and_never_a_wrong_vector(path):
     good, rng = filled(path), random.Random(3)
     places = [*range(0, 100, 7), *(rng.randrange(100, 8192) for _ in range(10))]
     places += [rng.randrange(len(good)) for _ in range(25)]
     for place in places:
         for file in path.parent.iterdir():
             file.unlink()
-        bad = bytearray(good)
-        bad[place] ^= 1 << rng.randrange(8)
+        bad = flip(good, place, rng.randrange(8))
         path.write_bytes(bad)
-        with CachedEncoder(HashEncoder(), path) as cached:
-            _, said = check_quietly(cached)
-            assert [warning.category for warning in said] in ([], [RepairWarning]), place
+        try:
+            cached = CachedEncoder(HashEncoder(), path)
+        except CacheError:
+            assert place < 100  # the header no longer says that it is ours
+            assert path.read_bytes() == bad
+            continue
+        with cached:
+            _, seen = check_quietly(cached)
+            assert [warning.category for warning in seen] in ([], [RepairWarning]), place
             check_quietly(cached, TEXTS[:50])
 
 
@@ -198,58 +339,72 @@ def test_a_row_with_a_flipped_byte_is_a_miss_and_is_written_again(path):
         row = db.execute("SELECT value FROM vectors WHERE id = 5").fetchone()[0]
         db.execute("UPDATE vectors SET value = ? WHERE id = 5", (row[:20] + bytes([row[20] ^ 1]) + row[21:],))
         db.execute("UPDATE vectors SET value = (SELECT value FROM vectors WHERE id = 8) WHERE id = 7")
+        db.execute("UPDATE vectors SET value = 'a text' WHERE id = 9")
     db.close()
     with CachedEncoder(HashEncoder(), path) as cached:
-        assert check(cached) == 2
-        assert cached.inner.sent == [TEXTS[4], TEXTS[6]]
+        assert check(cached) == 3
+        assert cached.inner.sent == [TEXTS[4], TEXTS[6], TEXTS[8]]
         assert check(cached) == 0
 
 
-def test_two_encoders_of_one_process_agree_on_a_damaged_file(path):
+def test_two_encoders_of_one_process_agree_on_a_file_that_is_damaged_under_way(path):
     filled(path)
     made = [CachedEncoder(HashEncoder(), path) for _ in range(2)]
     for cached in made:
         assert check(cached) == 0
-    path.write_bytes(random.Random(1).randbytes(path.stat().st_size))  # under their hands, on the same inode
+    path.write_bytes(random.Random(1).randbytes(path.stat().st_size))  # on the same inode
     for cached in made:
         cached.store.store._db.execute("PRAGMA shrink_memory")  # what SQLite still holds of it is good
+    seen = [warning for cached in made for warning in check_quietly(cached, TEXTS[:50])[1]]
+    assert [warning.category for warning in seen] == [RepairWarning]
     for cached in made:
-        check_quietly(cached, TEXTS[:50])
-    assert len(kept(path)) == 1
-    for cached in made:
-        assert check_quietly(cached, TEXTS[:50])[0] == 0
         cached.close()
+    assert [file.name for file in path.parent.iterdir() if "corrupt" in file.name] == []
 
 
 HOLDER = """
 import sys
 from bge_integrations.cache import SQLiteStore
 store = SQLiteStore(sys.argv[1])
-store.get_many([b"x" * 20])
+store.put_many([(b"x" * 20, b"a row of the other process")])
 print("open", flush=True)
 sys.stdin.read()
+print(store.get_many([b"x" * 20]))
 """
 
 
-@posix
-def test_a_damaged_file_stays_while_another_process_has_it_open(path):
+def test_a_look_from_elsewhere_disturbs_no_process_that_has_the_file_open(path):
     filled(path)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout.readline() == "open\n"
-        with path.open("r+b") as file:
-            file.write(random.Random(1).randbytes(5000))
+        before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+        assert info(path)["vectors"] == len(TEXTS) + 1
         with CachedEncoder(HashEncoder(), path) as cached:
-            _, said = check_quietly(cached)
-        assert [warning.category for warning in said] == [RepairWarning]
-        assert kept(path) == []
-        holder.stdin.close()
-        holder.wait(30)
-    with CachedEncoder(HashEncoder(), path) as cached:
-        check_quietly(cached)
-        assert check(cached) == 0
-    assert len(kept(path)) == 1
+            assert check(cached) == 0
+        assert {file.name for file in path.parent.iterdir()} == set(before)
+        out, _ = holder.communicate("", timeout=60)
+    assert out == "[b'a row of the other process']\n"
+    check_file_counts(path, len(TEXTS) + 1)
+
+
+def check_file_counts(path, count):
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    assert info(path)["vectors"] == count
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before  # info writes nothing
+
+
+@posix
+def test_only_its_owner_can_read_a_new_cache(path):
+    before = os.umask(0)
+    try:
+        with CachedEncoder(HashEncoder(), path) as cached:
+            check(cached)
+            modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {path.name + ending: 0o600 for ending in ("", "-wal", "-shm")}
 
 
 class SmallDisk(SQLiteStore):
@@ -270,7 +425,6 @@ def test_a_full_disk_costs_hits_with_one_warning(path):
         assert 20 <= held < len(TEXTS)
         assert check(cached) == len(TEXTS) - held  # what was stored before is still used, and no second warning
     check_file(path)
-    assert kept(path) == []
 
 
 @pytest.fixture
@@ -332,18 +486,18 @@ def test_a_warning_that_is_made_an_error_reaches_the_caller(tmp_path):
             cached.encode(TEXTS, role="document")
 
 
-def child_of_fork(cached, texts):
-    os._exit(0 if check(cached, texts) == 0 and len(cached.inner.calls) == 0 else 1)
+def child_of_fork(cached, texts, new):
+    os._exit(0 if check(cached, texts) == new and check(cached, texts) == 0 else 1)
 
 
-def forked(cached, texts):
-    """Return a child's exit status, killing one that hangs."""
+def forked(cached, texts, new=0):
+    """Return the exit status of a child that expects so many misses, killing one that hangs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forking with threads
         pid = os.fork()
     if pid == 0:
         try:
-            child_of_fork(cached, texts)
+            child_of_fork(cached, texts, new)
         finally:
             os._exit(2)
     deadline = time.monotonic() + 30
@@ -384,6 +538,36 @@ def test_forks_while_another_thread_writes(path):
         going.set()
         thread.join()
     assert codes == [0] * 10
+
+
+@posix
+def test_forked_children_write_while_threads_of_the_parent_do(path, tmp_path):
+    paths = [path, tmp_path / "another.sqlite"]
+    made = [CachedEncoder(HashEncoder(batch=1), file) for file in paths for _ in range(2)]
+    ended = threading.Event()
+
+    def write(cached, number):
+        for count in range(3000):
+            if ended.is_set():
+                break
+            assert check(cached, [f"thread {number}, text {count}", TEXTS[0]]) in (1, 2)
+
+    with ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write, cached, number) for number, cached in enumerate(made)]
+        own = CachedEncoder(HashEncoder(batch=1), path)
+        texts = [[f"child {child}, text {i}" for i in range(3)] for child in range(10)]
+        codes = [forked(own, part, new=3) for part in texts]
+        ended.set()
+        for future in writing:
+            future.result(60)
+    assert codes == [0] * 10
+    assert check(own, [text for part in texts for text in part]) == 0
+    for cached in (*made, own):
+        cached.close()
+    for file in paths:
+        with sqlite3.connect(file) as db:
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        db.close()
 
 
 MOUNTS = """\

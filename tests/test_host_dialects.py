@@ -14,7 +14,7 @@ from bge_integrations import errors
 from bge_integrations.catalog import find_model
 from bge_integrations.catalog.records import Provider
 from bge_integrations.remote.engine import Endpoint, Limits, RemoteEngine
-from bge_integrations.remote.responses import wait_in
+from bge_integrations.remote.responses import refusal, wait_in
 from rig import Rig, cap, latency, ok, raw, rows, status
 
 CARD = find_model("bge-small")
@@ -307,6 +307,58 @@ def test_hostile_answers_are_typed_errors(engine_of, body, code):
         with pytest.raises(errors.HostError) as caught:
             engine_of(host, max_retries=1).encode(["a"], role="document")
         str(caught.value).encode()
+
+
+WRONG_IN_EVERY_ROW = {
+    "numbered from one": lambda i, row: {"index": i + 1, "embedding": row},
+    "truth values": lambda i, row: {"index": i > 0, "embedding": row},
+    "each number twice": lambda i, row: {"index": i // 2, "embedding": row},
+    "numbers as strings": lambda i, row: {"index": i, "embedding": [str(x) for x in row]},
+    "an object": lambda i, row: {"index": i, "embedding": {str(place): x for place, x in enumerate(row)}},
+    "zeros": lambda i, row: {"index": i, "embedding": [0.0] * len(row)},
+    "null": lambda i, row: {"index": i, "embedding": None},
+}
+
+
+@pytest.mark.parametrize("written", WRONG_IN_EVERY_ROW.values(), ids=WRONG_IN_EVERY_ROW)
+def test_what_is_wrong_in_every_row_is_not_searched_for_in_texts(engine_of, written):
+    def fault(exchange):
+        vectors = enumerate(row["embedding"] for row in exchange.rows())
+        exchange.send(json.dumps({"data": [written(i, row) for i, row in vectors]}).encode())
+
+    with Rig(default=fault) as host:
+        with pytest.raises(errors.BadAnswerError, match="it begins with"):
+            engine_of(host).encode(TEXTS, role="document")
+        assert len(host.sent) <= 3
+
+
+def test_an_argument_that_a_server_of_python_does_not_know_is_left_out(engine_of):
+    def fault(exchange):
+        if "encoding_format" in exchange.request.body:
+            message = "embed() got an unexpected keyword argument 'encoding_format'"
+            return exchange.send(json.dumps({"detail": message}).encode(), 500)
+        return ok(exchange)
+
+    with Rig(default=fault) as host:
+        engine = engine_of(host)
+        assert right(host, engine)
+        assert right(host, engine)
+        assert len(host.sent) == 3
+
+
+@pytest.mark.parametrize("unit", ["token", "limit_", "exceed ", "max ", "1", "retry ", "text a b c "])
+@pytest.mark.parametrize("code", [400, 429])
+def test_a_long_refusal_is_read_in_bounded_time(unit, code):
+    endpoint = Endpoint(provider=Provider(name="host"), base_url="http://127.0.0.1:1/v1", wire_model="m", key=no_key)
+
+    def work(size):
+        body = json.dumps({"error": unit * (size // len(unit))}).encode()
+        begin = time.process_time()
+        refusal(code, {}, body, endpoint)
+        return time.process_time() - begin
+
+    least = min(work(4_000) for _ in range(3))
+    assert min(work(60_000) for _ in range(3)) < 20 * least + 0.05
 
 
 NAMES = ["data", "embedding", "index", "error", "message", "code", "usage", "model", "detail"]

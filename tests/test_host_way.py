@@ -15,7 +15,7 @@ import numpy as np
 import openai
 import pytest
 
-from bge_integrations import errors
+from bge_integrations import errors, load_encoder
 from bge_integrations.catalog import find_model
 from bge_integrations.catalog.records import Provider
 from bge_integrations.remote.engine import Endpoint, Limits, RemoteEngine
@@ -75,7 +75,7 @@ def test_blanks_around_a_key_are_not_sent(engine_at, key):
 
 
 @pytest.mark.parametrize(
-    "letter", ["\n", "\r\n X-Other: 1", "\x00", "\x7f", "\u2028", "”", "ключ", "\ud800"], ids=ascii
+    "letter", ["\n", "\r\n X-Other: 1", "\x00", "\x7f", "\u2028", "”", "ключ", "\ud800", "ü", "\xa0"], ids=ascii
 )
 @pytest.mark.parametrize("where", ["key", "header", "changing key"])
 def test_what_no_header_can_carry_is_refused_and_not_shown(engine_at, caplog, letter, where):
@@ -172,16 +172,31 @@ def test_plain_http_that_is_allowed_is_warned_of_once(engine_at, request):
     engine_at(url, allow_http=True)
 
 
+def loaded_at(url):
+    return load_encoder("bge-small", base_url=url)
+
+
 BAD_URLS = ["http://127.0.0.1:abc/v1", "http://[::1/v1", "https://a.example:99999/v1", "http://127.0.0.1/v1\r\nX: 1",
             "https://", "ftp://a.example/v1", "https://user:hunter2@a.example:abc/v1"]  # fmt: skip
 
 
 @pytest.mark.parametrize("url", BAD_URLS)
-def test_malformed_addresses(engine_at, url):
+@pytest.mark.parametrize("through", ["engine", "load_encoder"])
+def test_malformed_addresses(engine_at, url, through):
+    if through == "load_encoder":
+        engine_at = loaded_at
     with pytest.raises(errors.ConfigError, match="base_url") as caught:
         engine_at(url)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["X A", "", "X-ü", "X:", "X-A\x7f", "X(A)", "Content-Length", "transfer-encoding", "TE"]
+)
+def test_what_is_no_name_of_a_header_or_frames_a_request_is_refused(engine_at, name):
+    with pytest.raises(errors.ConfigError, match="header"):
+        engine_at("https://models.example/v1", headers={name: "1"})
 
 
 # Proxies
@@ -268,7 +283,8 @@ def test_a_proxy_that_opens_no_tunnel_is_named(engine_at, monkeypatch, refusing_
 
 
 BROKEN = {
-    "HTTPS_PROXY": ["socks://p.example:1", "http://user:hunter2@p.example:abc", "http://[::1", "ftp://user:hunter2@p",
+    "HTTPS_PROXY": ["socks://p.example:1", "http://user:hunter2@p.example:99999",
+                    "http://user:hunter2@p.example:abc", "http://[::1", "ftp://user:hunter2@p",
                     "http://user:hunter2@p.example:1/\r\nX: 1"],
     "ALL_PROXY": ["socks://user:hunter2@p.example:1", "socks5://user:hunter2@p.example:1"],
     "SSL_CERT_FILE": ["/nowhere/hunter2.pem"],

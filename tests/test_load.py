@@ -403,7 +403,9 @@ def test_keywords_of_other_packages_get_a_hint(name, hint):
 
 @pytest.mark.parametrize("value", [{"a": 1}, {1: "a"}, [("a", CANARY)], "a: b", {"a": None}])
 def test_headers_of_the_wrong_type_are_refused_without_showing_them(value):
-    with pytest.raises(ConfigError, match=r"^headers must be a mapping of strings to strings") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^headers must be a mapping of strings to strings, not of (int|NoneType|str|type)"
+    ) as caught:
         load_encoder("bge-small", base_url=LOCAL, headers=value)
     assert CANARY not in str(caught.value)
 
@@ -489,7 +491,7 @@ def test_white_space_around_a_key_is_stripped(monkeypatch, space):
 @pytest.mark.parametrize("middle", ["\n", "\r", "\0", "\x7f", "键", "\u2011", "\ud800"], ids=ascii)
 def test_a_key_that_no_header_carries_is_refused_without_showing_it(monkeypatch, middle):
     bad = f"sk-{middle}{CANARY}"
-    with pytest.raises(ConfigError, match="api_key holds a control character or one outside Latin-1") as caught:
+    with pytest.raises(ConfigError, match="api_key holds a control character or one outside ASCII") as caught:
         load_encoder("bge-small", base_url=LOCAL, api_key=bad)
     assert CANARY not in everything(caught.value)
     if middle not in ("\0", "\ud800"):

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bge_integrations
 from bge_integrations import load_encoder
 from bge_integrations.bulk import embed_files
 from bge_integrations.cli import main
@@ -27,7 +28,7 @@ from bge_integrations.errors import ConfigError, HostUnavailableError, InputErro
 from bge_integrations.local.select import usable_cores
 from bge_integrations.ray import (
     BGEBatchEncoder,
-    RayEncoder,
+    RayShards,
     Workers,
     Written,
     embed_dataset,
@@ -56,6 +57,8 @@ pytestmark = [
 ]
 
 STORE = 100_000_000
+# Workers and drivers import this module, and the package from where it was imported here.
+PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), str(Path(bge_integrations.__file__).parents[1])])
 ROWS = 150
 
 
@@ -118,7 +121,7 @@ def cluster():
     # Unix sockets lie in it, so its name must be short.
     folder = tempfile.mkdtemp(prefix="bge-ray-")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", PYTHONPATH)
         patch.setenv("RAY_TMPDIR", folder)  # where the cluster's address is noted, in its folder "ray"
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_DEDUP_LOGS", "0")
@@ -343,7 +346,7 @@ def test_a_dataset_on_two_nodes_is_one_machines_and_is_embedded_once(cluster, tm
     check(folder, demo)
     assert parquet.read_schema(files(folder)[0]).names == ["id", "text", "n", "embedding"]
     files(folder)[0].unlink()
-    (folder / ".part-of-a-kill.partial").write_bytes(b"PAR1")
+    (folder / ".bge-of-a-kill.partial").write_bytes(b"PAR1")
     assert embed_dataset(dataset(), str(folder), model="demo", block_rows=50) == Written(50, 100, 3)
     check(folder, demo)
     with pytest.raises(SpaceMismatchError, match="another folder"):
@@ -373,9 +376,19 @@ def test_what_a_lost_machine_left_half_written_goes_and_whole_files_stay(tmp_pat
     place = Folder(str(tmp_path), "id", "embedding", HashEncoder().stamp())
     place.take()
     Writer(place)(vectors(0))
-    (tmp_path / ".part-of-a-lost-machine.parquet.partial").write_bytes(b"PAR1")
+    (tmp_path / ".bge-of-a-lost-machine.parquet.partial").write_bytes(b"PAR1")
+    old = f".part-{24 * 'a'}.parquet.{32 * 'b'}.partial"  # of version 0.1
+    (tmp_path / old).write_bytes(b"PAR1")
     assert place.clear() == [str(path) for path in files(tmp_path)]
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["film.partial", "part-1.parquet", "data.csv", ".part-of-mine.partial"])
+def test_a_folder_with_files_of_others_is_refused_and_stays_as_it_was(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match="did not write"):
+        find_finished(Folder(str(tmp_path), "id", "embedding", HashEncoder().stamp()))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
 def vectors(id: int):
@@ -458,7 +471,7 @@ DRIVER = """
 
 
 def start_driver(code: str, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -488,27 +501,49 @@ def test_a_dataset_whose_driver_is_killed_goes_on(cluster, tmp_path, diary):
     check(folder, HashEncoder())
 
 
-# The cluster as an encoder, and bge embed --on ray
+# Files on the cluster, and bge embed --on ray
 
 
-def test_the_cluster_is_an_encoder(cluster, demo):
-    texts = [f"text {i}" for i in range(50)]
+def columns():
+    from bge_integrations.bulk import Columns
+
+    return Columns(id="id", keep=("n",))
+
+
+def write_lines(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_files_on_the_cluster_are_those_of_one_machine(cluster, rows, tmp_path, demo):
     seen: list[int] = []
-    encoder = RayEncoder(load_encoder("demo"), batch=8)
-    vectors = encoder.encode(texts, role="query", on_batch=lambda rows, part: seen.extend(rows))
-    assert np.sum(vectors * demo.encode(texts, role="query"), axis=1).min() >= 0.99999
-    assert sorted(seen) == list(range(50))
-    assert encoder.usage.texts == 50
-    assert encoder.space == demo.space
-    with pytest.warns(UserWarning, match=r"1 text.*positions 20"):
-        encoder.encode([*texts[:20], "word " * 5000], role="document")
+    encoder = load_encoder("demo")
+    options = {"columns": columns(), "shard_rows": 40, "on_progress": lambda report: seen.append(report.embedded)}
+    report = embed_files(str(rows), tmp_path / "ray", encoder, on=RayShards, **options)
+    embed_files(str(rows), tmp_path / "one", demo, columns=columns(), shard_rows=40)
+    assert (report.rows, report.shards, seen[-1], encoder.usage.texts) == (ROWS, 4, ROWS, ROWS)
+    assert encoder.usage.tokens > 0
+    manifests = [(tmp_path / name / "manifest.jsonl").read_bytes() for name in ("ray", "one")]
+    assert manifests[0] == manifests[1]
+    check(tmp_path / "ray", demo)
 
 
-def test_its_errors_name_the_callers_positions(cluster):
-    encoder = RayEncoder(load_encoder("demo", truncate="error"), batch=4)
-    with pytest.raises(InputError, match="as it was given: 6") as caught:
-        encoder.encode([*"abcdef", "word " * 5000, "g"], role="document")
-    assert caught.value.positions == (6,)
+def test_long_texts_on_the_cluster_are_one_warning_here(cluster, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", ["word " * 5000 if i % 20 == 7 else f"text {i}" for i in range(60)])
+    with pytest.warns(UserWarning, match="3 of 60 texts are longer") as caught:
+        embed_files(source, tmp_path / "out", load_encoder("demo"), shard_rows=20, on=RayShards)
+    assert len(caught) == 1
+
+
+def test_rows_that_the_encoder_refuses_on_the_cluster_have_the_place_of_the_input(cluster, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", ["word " * 5000 if i == 26 else f"text {i}" for i in range(40)])
+    encoder = load_encoder("demo", truncate="error")
+    report = embed_files(source, tmp_path / "out", encoder, shard_rows=10, on=RayShards)
+    assert (report.rows, report.errors) == (40, 1)
+    assert json.loads((tmp_path / "out" / "errors.jsonl").read_text())["line"] == 27
+    with pytest.raises(InputError, match=r"line 27 of .*in.jsonl': longer than"):
+        embed_files(source, tmp_path / "stop", encoder, shard_rows=10, on=RayShards, on_error="stop")
+    assert len(files(tmp_path / "stop")) == 2
 
 
 class Alone:
@@ -524,15 +559,16 @@ class Alone:
         place.unlink()
 
 
-def test_all_calls_together_have_no_more_workers_than_were_asked_for(cluster, tmp_path, diary):
-    both = RayEncoder(Halting(diary, until=5), batch=5).submit([f"text {i}" for i in range(20)], role="document")
+def test_no_more_shards_at_a_time_than_workers_were_asked_for(cluster, rows, tmp_path, diary):
+    both, on = Halting(diary, until=5), partial(RayShards, workers=2)
+    job, outcome = in_background(lambda: embed_files(str(rows), tmp_path / "two", both, shard_rows=50, on=on))
     until(lambda: len(workers_in(diary)) == 2)  # so that two are ready
     go(tmp_path)
-    both.result(60)
-    encoder = RayEncoder(HashEncoder(before_batch=Alone(tmp_path / "busy")), batch=4, workers=1)
-    calls = [encoder.submit([f"{call} {i}" for i in range(16)], role="document") for call in range(2)]
-    assert [call.result(60).shape[0] for call in calls] == [16, 16]
-    assert pickle.loads(pickle.dumps(encoder)).workers == 1
+    job.join(60)
+    assert [report.rows for report in outcome] == [ROWS]
+    alone = HashEncoder(before_batch=Alone(tmp_path / "busy"))
+    report = embed_files(str(rows), tmp_path / "one", alone, shard_rows=30, on=partial(RayShards, workers=1))
+    assert report.rows == ROWS
 
 
 class Deadly:
@@ -541,17 +577,19 @@ class Deadly:
             os._exit(1)
 
 
-def test_a_text_that_ends_its_worker_does_not_do_so_for_ever(cluster, monkeypatch):
+def test_a_text_that_ends_its_worker_does_not_do_so_for_ever(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("bge_integrations.ray.cluster._ATTEMPTS", 1)
-    encoder = RayEncoder(HashEncoder(before_batch=Deadly()), batch=2, workers=1)
-    with pytest.raises(HostUnavailableError, match="texts 2 to 3") as caught:
-        encoder.encode(["one", "two", "poison", "three"], role="document")
-    assert (caught.value.finished, caught.value.unfinished) == ((0, 1), (2, 3))
+    source = write_lines(tmp_path / "in.jsonl", ["one", "two", "poison", "three"])
+    encoder, on = HashEncoder(before_batch=Deadly()), partial(RayShards, workers=1)
+    with pytest.raises(HostUnavailableError, match=r"lines 3 of .* to 4 of"):
+        embed_files(source, tmp_path / "out", encoder, shard_rows=2, on=on)
+    assert len(files(tmp_path / "out")) == 1
 
 
 def test_files_whose_worker_is_killed(cluster, rows, tmp_path, diary):
-    folder, encoder = tmp_path / "out", RayEncoder(Halting(diary, until=70), batch=10)
-    job, outcome = in_background(lambda: embed_files(str(rows), folder, encoder, columns=columns(), shard_rows=50))
+    folder, encoder = tmp_path / "out", Halting(diary, until=70)
+    options = {"columns": columns(), "shard_rows": 10, "on": RayShards}
+    job, outcome = in_background(lambda: embed_files(str(rows), folder, encoder, **options))
     until(lambda: len(texts_in(diary)) > 70)
     os.kill(workers_in(diary)[0], signal.SIGKILL)
     go(tmp_path)
@@ -561,8 +599,9 @@ def test_files_whose_worker_is_killed(cluster, rows, tmp_path, diary):
 
 
 def test_files_whose_node_is_lost(cluster, third_node, rows, tmp_path, diary):
-    folder, encoder = tmp_path / "out", RayEncoder(Halting(diary, until=70), batch=10)
-    job, outcome = in_background(lambda: embed_files(str(rows), folder, encoder, columns=columns(), shard_rows=50))
+    folder, encoder = tmp_path / "out", Halting(diary, until=70)
+    options = {"columns": columns(), "shard_rows": 10, "on": RayShards}
+    job, outcome = in_background(lambda: embed_files(str(rows), folder, encoder, **options))
     until(lambda: len(texts_in(diary)) > 70 and node_at_work(cluster, diary))
     cluster.remove_node(node_at_work(cluster, diary), allow_graceful=False)
     go(tmp_path)
@@ -571,22 +610,16 @@ def test_files_whose_node_is_lost(cluster, third_node, rows, tmp_path, diary):
     check(folder, HashEncoder())
 
 
-def columns():
-    from bge_integrations.bulk import Columns
-
-    return Columns(id="id", keep=("n",))
-
-
 FILES = """
     import sys
+    from functools import partial
     from pathlib import Path
     from test_ray import Halting, columns
     from bge_integrations.bulk import embed_files
-    from bge_integrations.ray import RayEncoder, connect
+    from bge_integrations.ray import RayShards
 
-    connect(sys.argv[1])
-    encoder = RayEncoder(Halting(Path(sys.argv[3]), at=90), batch=10)
-    embed_files(sys.argv[4], sys.argv[2], encoder, columns=columns(), shard_rows=30)
+    encoder, on = Halting(Path(sys.argv[3]), at=90), partial(RayShards, address=sys.argv[1])
+    embed_files(sys.argv[4], sys.argv[2], encoder, columns=columns(), shard_rows=30, on=on)
 """
 
 

@@ -27,6 +27,7 @@ from bge_integrations import errors
 from bge_integrations.catalog import find_model, find_provider
 from bge_integrations.catalog.records import Offer, Provider
 from bge_integrations.core.event_loop import BackgroundLoop
+from bge_integrations.environment import Key
 from bge_integrations.remote.engine import Endpoint, Limits, RemoteEngine
 from rig import (
     Rig,
@@ -73,9 +74,9 @@ class Canary:
 def engine_of():
     made = []
 
-    def make(host, *, provider=None, limits=None, **options):
+    def make(host, *, provider=None, limits=None, key=None, **options):
         provider = provider or Provider(name=f"127.0.0.1:{host.port}")
-        endpoint = Endpoint(provider=provider, base_url=host.url, wire_model="bge-small", key=Canary())
+        endpoint = Endpoint(provider=provider, base_url=host.url, wire_model="bge-small", key=key or Canary())
         limits = Limits(**{"timeout": 30.0, "backoff": 0.005, **(limits or {})})
         made.append(RemoteEngine(CARD, endpoint, limits=limits, **options))
         return made[-1]
@@ -354,9 +355,10 @@ def test_what_passes(engine_of, code):
 
 
 def test_a_refused_key_is_named_by_its_variables(engine_of):
+    key = Key("wrong", ("GIGAROUTER_API_KEY", "GR_KEY"), needed=True, host="gigarouter")
     with Rig(default=status(401)) as host:
         with pytest.raises(errors.AuthenticationError, match="GIGAROUTER_API_KEY or GR_KEY") as caught:
-            engine_of(host, provider=find_provider("gigarouter")).encode(["a"], role="document")
+            engine_of(host, provider=find_provider("gigarouter"), key=key).encode(["a"], role="document")
         assert caught.value.provider == "gigarouter"
 
 

@@ -121,7 +121,7 @@ class Slow:
         time.sleep(self.seconds)
         if any("panic" in text for text in texts):
             raise Panic("called `Option::unwrap()` on a `None` value")
-        return [type("Encoding", (), {"ids": list(text)}) for text in texts]
+        return [type("Encoding", (), {"ids": list(text), "overflowing": []}) for text in texts]
 
 
 class Panic(BaseException):

@@ -129,8 +129,8 @@ def test_another_model_of_the_catalogue_is_named():
         def _published(self, golden):
             return hash_vectors([golden.text], 384)[0]
 
-        def _work(self, texts, role, on_batch):
-            rows = super()._work(texts, role, on_batch)
+        def vectors(self, texts, role):
+            rows = super().vectors(texts, role)
             other = {golden.text: golden for golden in read_golden().vectors if golden.model == "BAAI/bge-small-en"}
             for row, text in zip(rows, texts, strict=True):
                 if text in other:

@@ -177,9 +177,9 @@ def _clean(secret: Secret, origin: str) -> str | None:
     kind = type(secret.get_secret_value()).__name__
     if kind not in ("str", "NoneType"):
         raise ConfigError(f"{origin} must be a string, not {kind}")
-    if any(not " " <= c <= "~" and not "\xa0" <= c <= "\xff" for c in (secret.get_secret_value() or "").strip()):
+    if any(not " " <= c <= "~" for c in (secret.get_secret_value() or "").strip()):
         raise ConfigError(
-            f"{origin} holds a control character or one outside Latin-1, which no HTTP header can carry: is it a key?"
+            f"{origin} holds a control character or one outside ASCII, which no HTTP header can carry: is it a key?"
         )
     return (secret.get_secret_value() or "").strip() or None
 

@@ -22,6 +22,7 @@ from .catalog.rerankers import (
 from .environment import Key, cache_folder, cache_path, hide_secrets, switched_on, variable
 from .errors import ConfigError, InstructionWarning, NotServedError, warn
 from .options import RERANKER_OPTIONS, Options, RerankerOptions, check_options
+from .remote.endpoint import split_url
 from .remote.rate_limit import PortableLimiter
 
 if TYPE_CHECKING:
@@ -130,8 +131,9 @@ def _plain_url(url: str) -> str:
     """Return a base URL without the endpoint that users copy with it; its query is kept.
 
     Raises:
-        ConfigError: the query holds a key, which would be shown wherever the address is.
+        ConfigError: it is no http(s) URL, or holds a password or a key, which would be shown with the address.
     """
+    split_url(url.strip())
     address, _, query = url.strip().partition("?")
     if "#" in url or any(word in name.lower() for name, _ in parse_qsl(query, True) for word in _SECRET_NAMES):
         raise ConfigError("base_url must not hold a key or a fragment: a key belongs in api_key= or headers=")

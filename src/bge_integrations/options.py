@@ -175,7 +175,7 @@ OPTIONS: dict[str, Option] = {
         Option("backend", str, "auto, torch, onnx or sentence-transformers"),
         Option("precision", str, "float32, bfloat16, float16 or int8 (another space)"),
         Option("trust_remote_code", bool, "run code that the model's repository carries"),
-        Option("cache", Any, "True for the user's cache, a path of an SQLite file, or a store", "patience"),
+        Option("cache", Any, "True for the user's cache, a path of an SQLite file, ':memory:', or a store", "patience"),
         Option("timeout", float, "seconds for a whole call to a host", "patience"),
         Option("read_timeout", float, "seconds without a byte of an answer (default: 60)", "patience"),
         Option("max_retries", int, "times that a failed request is sent again", "patience", least=0),
@@ -232,12 +232,15 @@ def check_options(options: Mapping[str, Any], known: Mapping[str, Option] = OPTI
     for name, value in options.items():
         option = known[name]
         if value is not None and not option.check(value):
-            shown = repr(value) if option.decides != "secret" else f"of type {_kind(value)}"
+            shown = repr(value) if option.decides != "secret" else _kind(value)
             raise ConfigError(f"{name} must be {option.wanted}, not {shown}")
 
 
 def _kind(value: Any) -> str:
-    return type(getattr(value, "get_secret_value", lambda: value)()).__name__
+    """Name a secret's type, or those of the values of a mapping, without showing them."""
+    if isinstance(value, Mapping):
+        return f"of {', '.join(sorted({type(one).__name__ for one in (*value, *value.values())}))}"
+    return f"of type {type(getattr(value, 'get_secret_value', lambda: value)()).__name__}"
 
 
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:

@@ -1,11 +1,12 @@
-"""Embed any number of rows into files, in bounded memory, so that a killed job goes on where it was."""
+"""Embed any number of rows into files, in bounded memory, so that a killed job is resumed."""
 
-from .into import Loaded, load_files
+from .estimate import Plan, plan_files
+from .folder import read_shards, stamp_of
+from .formats import Part
 from .job import Report, embed_files
-from .plan import Plan, plan_files
 from .rows import Columns
 from .search import Hit, encoder_of, search_files
-from .shards import Part, read_shards, stamp_of
+from .upload import Loaded, load_files, upload_files
 
 __all__ = [
     "Columns",
@@ -21,4 +22,5 @@ __all__ = [
     "read_shards",
     "search_files",
     "stamp_of",
+    "upload_files",
 ]

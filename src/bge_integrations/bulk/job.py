@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..core.encoder import Encoder
-from ..errors import BGEError, ConfigError, InputError, TruncationWarning
-from .embedding import Conveyor, Embedded, OnError, stopped_at
-from .layout import ENDINGS, Format, Layout, need_pyarrow
-from .manifest import Manifest
-from .readers import kept_kinds, read_rows
-from .rows import Columns, Row, Rules, Shard, cut_shards
-from .sources import STDIN, Tally, find_inputs, fingerprint
+from ..errors import BGEError, ConfigError, InputError, TruncationWarning, warn
+from .columns import kept_kinds
+from .folder import Manifest, Record, check_ours, read_manifest
+from .formats import FORMATS, Contents, Format, need_pyarrow
+from .pipeline import Embedded, EncoderShards, OnError, ShardEmbedder, embed_shards, stopped_at
+from .readers import read_rows
+from .rows import Columns, Row, RowParser, Shard, cut_shards
+from .sources import STDIN, TEXTS, BytesRead, find_inputs, fingerprint, input_kind
+from .splitting import TextSplitter, find_counter
 
 SHARD_ROWS = 10_000
 _HOPELESS = 100  # rows, none of them good, in the first shard: the wrong column
@@ -33,6 +37,7 @@ class Report:
         resumed: shards that were there already.
         resumed_rows: rows in them.
         cut: texts that were cut to what the model reads, where that is known, by this call.
+        repeated: rows whose id another row has, once all are read; a store keeps the last of them.
         embedded: rows embedded by this call.
         read: rows read from the inputs.
         bytes: size of the inputs; None where it is not known.
@@ -45,10 +50,11 @@ class Report:
     resumed: int = 0
     resumed_rows: int = 0
     cut: int = 0
+    repeated: int = 0
     embedded: int = 0
     read: int = 0
     bytes: int | None = None
-    tally: Tally = field(default_factory=Tally)
+    tally: BytesRead = field(default_factory=BytesRead)
 
     @property
     def total(self) -> int | None:
@@ -73,6 +79,7 @@ def embed_files(
     on_error: OnError = "record",
     on_shard: OnProgress | None = None,
     on_progress: OnProgress | None = None,
+    on: Callable[[Encoder], ShardEmbedder] = EncoderShards,
 ) -> Report:
     """Embed the rows of files as documents into shards; the same call again goes on where it was.
 
@@ -93,6 +100,8 @@ def embed_files(
         on_error: note rows that cannot be embedded in ``errors.jsonl``, or stop at the first.
         on_shard: called after each shard.
         on_progress: called as rows are finished, from the encoder's thread, and as finished shards are passed over.
+        on: makes what embeds the shards; ``partial(RayShards, workers=8)`` of ``bge_integrations.ray`` has it done by
+            a Ray cluster.
 
     Raises:
         ConfigError: an input cannot be read or has changed, another job's shards lie in the folder, another process is
@@ -103,10 +112,8 @@ def embed_files(
     """
     job = _Job(inputs, Path(folder), encoder, columns or Columns(), shard_rows, format, half, on_error)
     job.watch(on_shard, on_progress)
-    job.run()
-    if job.report.cut:
-        told = f"{job.report.cut} of {job.report.embedded} texts are longer than the {encoder.card.max_tokens} tokens"
-        warnings.warn(f"{told} that {encoder.card.id!r} reads: the rest was cut", TruncationWarning, stacklevel=2)
+    job.run(on)
+    job.warn()
     return job.report
 
 
@@ -123,48 +130,72 @@ class _Job:
         on_error: OnError,
     ) -> None:
         _check(shard_rows, format, on_error)
+        check_ours(folder)
         self.folder, self.encoder, self.on_error, self.shard_rows = folder, encoder, on_error, shard_rows
-        self.files = find_inputs(inputs, besides=folder)
+        self.format, self.files = format, find_inputs(inputs, besides=folder)
         self.inputs = fingerprint(self.files)
-        kinds = kept_kinds(self.files, columns) if format == "parquet" else (None,) * len(columns.keep)
-        self.rules = Rules(columns, kinds, blank=encoder.blank == "keep")
-        self.layout = Layout(columns, encoder.stamp(), format, half, kinds)
+        self.parser = self._make_parser(columns, read_manifest(folder))
+        named = columns.id is not None or self.parser.named
+        self.contents = Contents(columns, encoder.stamp(), half, self.parser.kinds, named)
         self.report = Report(bytes=None if STDIN in self.files else self.inputs["bytes"])
+        self._ids = array("q")
         self.watch(None, None)
+
+    def _make_parser(self, columns: Columns, record: Record | None) -> RowParser:
+        """Return what makes rows, in a folder of version 0.1 as that did: types as strings, text files whole."""
+        kinds = kept_kinds(self.files, columns, self.format)
+        blank, named = self.encoder.blank == "keep", any(input_kind(file) in TEXTS for file in self.files)
+        if record is not None and record.shards:
+            options = record.job.get("options", {})
+            old = options.get("kinds", ())
+            kinds = tuple(None if name is None else kind for name, kind in zip(old, kinds, strict=False)) or kinds
+            named = named and "split" in options
+        count = find_counter(self.encoder) if named else None
+        split = TextSplitter(count, self.encoder.card.max_tokens) if count else None
+        return RowParser(columns, kinds, blank=blank, split=split, named=named)
 
     def watch(self, on_shard: OnProgress | None, on_progress: OnProgress | None) -> None:
         self._on_shard, self._on_progress = on_shard, on_progress
 
     def described(self) -> dict[str, Any]:
         """Return all that decides the bytes of the shards."""
+        parser = self.parser
         options = {
-            "columns": vars(self.rules.columns),
-            "kinds": [kind and str(kind) for kind in self.rules.kinds],
-            "blank": self.rules.blank,
+            "columns": vars(parser.columns),
+            "kinds": [kind and str(kind) for kind in parser.kinds],
+            "blank": parser.blank,
             "shard_rows": self.shard_rows,
-            "format": self.layout.format,
-            "half": self.layout.half,
+            "format": self.format,
+            "half": self.contents.half,
         }
-        return {"inputs": self.inputs, "options": options, "stamp": self.layout.stamp}
+        if parser.named:
+            options["split"] = parser.split and parser.split.limit
+        return {"inputs": self.inputs, "options": options, "stamp": self.contents.stamp}
 
-    def run(self) -> None:
-        with _told(self.folder):
+    def run(self, on: Callable[[Encoder], ShardEmbedder]) -> None:
+        with _explain(self.folder):
             manifest = Manifest(self.folder, self.described())
-        with manifest, Conveyor(self.encoder, self.on_error, on_rows=self._embedded, on_long=self._long) as conveyor:
-            for done in conveyor.run(self._left(manifest)):
-                self._keep(manifest, done)
+        with manifest, on(self.encoder) as embedder:
+            with closing(embed_shards(self._left(manifest), embedder, self.on_error, self._embedded)) as done:
+                for shard, embedded in done:
+                    self._keep(manifest, Shard(shard.number, embedded.rows), embedded)
             self._check_unchanged()
-            with _told(self.folder):
+            self.report.repeated = len(self._ids) - len(np.unique(np.asarray(self._ids)))
+            with _explain(self.folder):
                 manifest.end()
 
-    def _keep(self, manifest: Manifest, done: Embedded) -> None:
-        shard, layout = done.shard, Layout(**{**vars(self.layout), "stamp": manifest.job["stamp"]})
-        with _told(self.folder):
-            size = layout.write(self.folder, shard.number, shard.good, done.vectors)
+    def _keep(self, manifest: Manifest, shard: Shard, embedded: Embedded) -> None:
+        writer, contents = FORMATS[self.format], replace(self.contents, stamp=manifest.job["stamp"])
+        path = self.folder / f"part-{shard.number:06}{writer.ending}"
+        dtype = np.float16 if contents.half else np.float32
+        with _explain(self.folder):
+            writer.write(path, shard.good, np.ascontiguousarray(embedded.vectors, dtype), contents)
             if shard.number >= len(manifest.shards):
-                line = {"file": layout.name(shard.number), "bytes": size, "digest": self._digests.pop(shard.number)}
+                digest = self._digests.pop(shard.number)
+                line = {"file": path.name, "bytes": path.stat().st_size, "digest": digest}
                 counts = {"rows": len(shard.good), "errors": len(shard.bad)}
                 manifest.finish({**line, **counts}, [row.error() for row in shard.bad])
+        self.report.cut += embedded.truncated
         self._count(manifest.shards[shard.number])
         if self._on_shard:
             self._on_shard(self.report)
@@ -196,9 +227,11 @@ class _Job:
             )
 
     def _rows(self) -> Iterator[Row]:
-        for row in read_rows(self.files, self.rules, self.report.tally):
+        for row in read_rows(self.files, self.parser, self.report.tally):
             if row.reason and self.on_error == "stop":
                 raise stopped_at(row)
+            if isinstance(row.id, str):
+                self._ids.append(hash(row.id))
             self.report.read += 1
             yield row
 
@@ -224,15 +257,18 @@ class _Job:
         if self._on_progress:
             self._on_progress(self.report)
 
-    def _long(self, texts: int) -> None:
-        self.report.cut += texts
+    def warn(self) -> None:
+        report, card = self.report, self.encoder.card
+        if report.cut:
+            told = f"{report.cut} of {report.embedded} texts are longer than the {card.max_tokens} tokens"
+            warn(f"{told} that {card.id!r} reads: the rest was truncated; split them to keep it", TruncationWarning)
 
 
 def _check(shard_rows: int, format: str, on_error: str) -> None:
     if shard_rows < 1:
         raise ConfigError(f"shard_rows must be at least 1, not {shard_rows}")
-    if format not in ENDINGS:
-        raise ConfigError(f"format must be one of {', '.join(ENDINGS)}, not {format!r}")
+    if format not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
     if on_error not in ("stop", "record"):
         raise ConfigError(f"on_error must be 'stop' or 'record', not {on_error!r}")
     if format == "parquet":
@@ -240,7 +276,7 @@ def _check(shard_rows: int, format: str, on_error: str) -> None:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _explain(folder: Path) -> Iterator[None]:
     """Turn an error of the file system into one that says what stays."""
     try:
         yield

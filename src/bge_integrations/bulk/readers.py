@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import BGEError, ConfigError
-from .layout import need_pyarrow
-from .rows import Columns, Row, Rules
-from .sources import LINES, TABLES, TEXTS, Tally, input_kind, open_input
+from .formats import need_pyarrow
+from .rows import ID, Columns, Row, RowParser
+from .sources import LINES, TABLES, TEXTS, BytesRead, input_kind, open_input
 
 ROW_BYTES = 1 << 24
 """A line or text file of more is not held in memory: it is a bad row."""
@@ -23,31 +23,40 @@ _TOO_LONG = f"longer than {ROW_BYTES >> 20} MiB"
 _NO_OBJECT = "not a JSON object"
 _BOM = b"\xef\xbb\xbf"
 _LAST = "\0the end\0"
-_CANNOT = (OSError, EOFError, ValueError, NotImplementedError, lzma.LZMAError, zlib.error, csv.Error)
+_CANNOT = (OSError, EOFError, ValueError, OverflowError, NotImplementedError, lzma.LZMAError, zlib.error, csv.Error)
 
 Fields = Mapping[str, Any] | str
 Numbered = Iterator[tuple[int, Fields]]
 
 
-def read_rows(files: Sequence[str], rules: Rules, tally: Tally | None = None) -> Iterator[Row]:
+def read_rows(files: Sequence[str], parser: RowParser, tally: BytesRead | None = None) -> Iterator[Row]:
     """Yield the rows of all files in order, those that cannot be embedded too.
 
     Raises:
         ConfigError: a file cannot be read, or has no such column.
     """
-    number, tally = 0, tally or Tally()
+    number, tally = 0, tally or BytesRead()
     for file in files:
-        try:
-            for line, fields in _READERS[input_kind(file)](file, rules.columns, tally):
-                yield rules.row(file, line, number, fields)
-                number += 1
-        except BGEError:
-            raise
-        except _CANNOT as error:
-            raise ConfigError(f"{file!r} cannot be read: {error}") from error
+        for line, fields in read_fields(file, parser, tally):
+            yield parser.row(file, line, number, fields)
+            number += 1
 
 
-def read_lines(stream: IO[bytes], tally: Tally, limit: int = ROW_BYTES) -> Iterator[bytes | None]:
+def read_fields(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
+    """Yield the fields of a file's rows with their line, or why there are none.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no such column.
+    """
+    try:
+        yield from _READERS[input_kind(file)](file, parser, tally)
+    except BGEError:
+        raise
+    except _CANNOT as error:
+        raise ConfigError(f"{file!r} cannot be read: {error}") from error
+
+
+def read_lines(stream: IO[bytes], tally: BytesRead, limit: int = ROW_BYTES) -> Iterator[bytes | None]:
     """Yield the lines of a stream without their newlines, and None for each that is longer than ``limit`` bytes."""
     rest, skipping, head = b"", False, _BOM
     while block := stream.read(_BLOCK):
@@ -67,8 +76,8 @@ def read_lines(stream: IO[bytes], tally: Tally, limit: int = ROW_BYTES) -> Itera
 # JSON lines
 
 
-def _jsonl(file: str, columns: Columns, tally: Tally) -> Numbered:
-    del columns
+def _jsonl(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
+    del parser
     with open_input(file, tally) as stream:
         for number, line in enumerate(read_lines(stream, tally), 1):
             if line is None:
@@ -104,7 +113,7 @@ def _loosely(line: bytes) -> Fields:
 # Tables of text
 
 
-def _csv(file: str, columns: Columns, tally: Tally) -> Numbered:
+def _csv(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
     csv.field_size_limit(max(csv.field_size_limit(), ROW_BYTES))
     with open_input(file, tally) as stream:
         lines = _Decoded(file, read_lines(stream, tally))
@@ -112,7 +121,7 @@ def _csv(file: str, columns: Columns, tally: Tally) -> Numbered:
         header = next(reader)
         if header == [_LAST]:
             return
-        _check_columns(file, header, columns)
+        check_columns(file, header, parser.columns)
         begins = reader.line_num + 1
         for cells in reader:
             if cells == [_LAST]:
@@ -155,27 +164,33 @@ def _cells(header: Sequence[str], cells: Sequence[str], *, broken: bool) -> Fiel
     return dict(zip(header, cells, strict=False))
 
 
-def _check_columns(file: str, present: Sequence[str], columns: Columns) -> None:
+def check_columns(file: str, present: list[str], columns: Columns) -> None:
+    """Refuse a table without the wanted columns, or with one of them twice.
+
+    Raises:
+        ConfigError: names the column.
+    """
     missing = [name for name in columns.wanted if name not in present]
     if missing:
         shown = ", ".join(present[:20]) + (", …" if len(present) > 20 else "")
         raise ConfigError(f"{file!r} has no column {missing[0]!r}; it has {shown}")
+    twice = [name for name in columns.wanted if present.count(name) > 1]
+    if twice:
+        raise ConfigError(f"{file!r} has more than one column {twice[0]!r}: rename one of them")
 
 
 # Parquet
 
 
-def _parquet(file: str, columns: Columns, tally: Tally) -> Numbered:
-    need_pyarrow()
-    import pyarrow.parquet as parquet
-
+def _parquet(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
+    parquet, wanted = need_pyarrow(), parser.columns.wanted
     # The buffer keeps whole columns of a large row group out of memory.
     with parquet.ParquetFile(file, buffer_size=_BLOCK) as opened:
-        _check_columns(file, opened.schema_arrow.names, columns)
+        check_columns(file, opened.schema_arrow.names, parser.columns)
         begin, bytes_per_row = 0, Path(file).stat().st_size / max(opened.metadata.num_rows, 1)
         size = max(1, min(1024, int(ROW_BYTES / max(bytes_per_row, 1))))
-        for batch in opened.iter_batches(batch_size=size, columns=columns.wanted):
-            values = [column.to_pylist() for column in batch.columns]
+        for batch in opened.iter_batches(batch_size=size, columns=wanted):
+            values = [_values(column) for column in batch.columns]
             for line, cells in enumerate(zip(*values, strict=True), begin + 1):
                 yield line, dict(zip(batch.schema.names, cells, strict=True))
             begin += batch.num_rows
@@ -183,61 +198,43 @@ def _parquet(file: str, columns: Columns, tally: Tally) -> Numbered:
             tally.settle()
 
 
-def kept_kinds(files: Sequence[str], columns: Columns) -> tuple[Any, ...]:
-    """Return the Arrow type that each kept column has in all files, or None where it is kept as strings.
+def _values(column: Any) -> list[Any]:
+    """Return Python's values of an Arrow column; of nanoseconds, which Python's own types do not hold, the count."""
+    import pyarrow as pa
 
-    Raises:
-        ConfigError: a Parquet file cannot be read.
-    """
-    if not columns.keep or any(input_kind(file) != ".parquet" for file in files):
-        return (None,) * len(columns.keep)
-    schemas = [_schema(file) for file in files]
-    for file, schema in zip(files, schemas, strict=True):
-        _check_columns(file, schema.names, columns)
-    return tuple(_common([schema.field(name).type for schema in schemas]) for name in columns.keep)
-
-
-def _schema(file: str) -> Any:
-    need_pyarrow()
-    import pyarrow.parquet as parquet
-
-    try:
-        return parquet.read_schema(file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file!r} cannot be read: {error}") from error
-
-
-def _common(kinds: Sequence[Any]) -> Any:
-    import pyarrow.types as types
-
-    first = kinds[0]
-    simple = (types.is_boolean, types.is_integer, types.is_floating, types.is_decimal, types.is_date, types.is_binary)
-    exact = types.is_timestamp(first) and first.unit != "ns"  # Python's own datetime ends at microseconds
-    return first if all(kind == first for kind in kinds) and (exact or any(is_(first) for is_ in simple)) else None
+    nanoseconds = getattr(column.type, "unit", "") == "ns"
+    values: list[Any] = (column.cast(pa.int64()) if nanoseconds else column).to_pylist()
+    return values
 
 
 # Text files
 
 
-def _text(file: str, columns: Columns, tally: Tally) -> Numbered:
+def _text(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
     with open_input(file, tally) as stream:
         raw = stream.read(ROW_BYTES + 1)
-    yield 1, _content(raw.removeprefix(_BOM), file, columns)
+    if len(raw) > ROW_BYTES:
+        yield 1, _TOO_LONG
+    elif b"\0" in raw:
+        yield 1, "holds NUL bytes: not text"
+    else:
+        try:
+            text = raw.removeprefix(_BOM).decode()
+        except UnicodeDecodeError:
+            yield 1, "not UTF-8"
+        else:
+            yield from _parts(file, text, parser)
     tally.settle()
 
 
-def _content(raw: bytes, file: str, columns: Columns) -> Fields:
-    if len(raw) > ROW_BYTES:
-        return _TOO_LONG
-    if b"\0" in raw:
-        return "holds NUL bytes: not text"
-    try:
-        return {"path": file, columns.text: raw.decode()}
-    except UnicodeDecodeError:
-        return "not UTF-8"
+def _parts(file: str, text: str, parser: RowParser) -> Numbered:
+    parts = parser.split(text) if parser.split and text.strip() else [text]
+    for number, part in enumerate(parts, 1):
+        name = file if number == 1 else f"{file}#{number}"
+        yield number, {"path": file, parser.columns.text: part, ID: name}
 
 
-_READERS: dict[str, Callable[[str, Columns, Tally], Numbered]] = {
+_READERS: dict[str, Callable[[str, RowParser, BytesRead], Numbered]] = {
     **dict.fromkeys(LINES, _jsonl),
     **dict.fromkeys(TABLES, _csv),
     ".parquet": _parquet,

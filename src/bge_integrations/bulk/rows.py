@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from .splitting import TextSplitter
 
 RESERVED = ("id", "text", "embedding")
+ID = "\0id"
+"""A field that text files give each part: its path, and behind the first part the part's number."""
+JSON = "json"
+"""The kind of a kept column whose values stay as they are in JSON."""
 SHARD_CHARACTERS = 64_000_000
 """A shard of long texts ends before it has ``shard_rows`` of them, so that memory stays bounded."""
 
@@ -45,7 +50,7 @@ class Row(NamedTuple):
         line: where in it: a line; a row of Parquet; 1 for a text file.
         id: from the column of ids, or the number of the row in the whole input.
         text: empty where there is a reason.
-        kept: a value for each kept column: a string, unless the column keeps its Arrow type.
+        kept: a value for each kept column.
         reason: why it cannot be embedded.
     """
 
@@ -62,18 +67,22 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How fields become a row.
+class RowParser:
+    """Makes rows of fields.
 
     Attributes:
         columns: which fields.
-        kinds: the Arrow type of each kept column; None for a string.
+        kinds: of each kept column, its Arrow type, or ``JSON`` for values as they are; None for a string.
         blank: whether blank texts are embedded.
+        split: returns the parts of a text file, each a row.
+        named: whether ids are strings: of a text file its path, of other rows their number.
     """
 
     columns: Columns
     kinds: tuple[Any, ...] = ()
     blank: bool = False
+    split: TextSplitter | None = None
+    named: bool = False
 
     def row(self, source: str, line: int, number: int, fields: Mapping[str, Any] | str) -> Row:
         """Return the row; ``fields`` that are a string are the reason why there are none."""
@@ -82,9 +91,10 @@ class Rules:
             return Row(source, line, number, "", reason=fields)
         text = fields.get(columns.text)
         reason = "" if type(text) is str and text.strip() else self._wrong(text)
-        name: str | int = number
-        if columns.id is not None:
-            found = fields.get(columns.id)
+        name: str | int = str(number) if self.named else number
+        column = ID if self.named and ID in fields and columns.id in (None, "path") else columns.id
+        if column is not None:
+            found = fields.get(column)
             if isinstance(found, (str, int)) and not isinstance(found, bool) and found != "":
                 name = str(found)
             else:
@@ -136,17 +146,13 @@ class Shard:
         return [row for row in self.rows if row.reason]
 
     def digest(self) -> str:
-        """Return a digest of all that the shard is made of."""
-        return digest_rows(self.rows)
+        """Return a digest of ids, texts, kept values and reasons."""
+        import orjson
 
-
-def digest_rows(rows: Sequence[Row]) -> str:
-    """Return a digest of ids, texts, kept values and reasons."""
-    import orjson
-
-    columns = [[row.id for row in rows], [row.text for row in rows], [row.reason for row in rows]]
-    kept = [row.kept for row in rows]
-    return hashlib.sha256(orjson.dumps([columns, kept], default=str, option=orjson.OPT_NON_STR_KEYS)).hexdigest()
+        rows = self.rows
+        columns = [[row.id for row in rows], [row.text for row in rows], [row.reason for row in rows]]
+        kept = [row.kept for row in rows]
+        return hashlib.sha256(orjson.dumps([columns, kept], default=str, option=orjson.OPT_NON_STR_KEYS)).hexdigest()
 
 
 def cut_shards(rows: Iterable[Row], size: int, characters: int = SHARD_CHARACTERS) -> Iterator[Shard]:

@@ -17,8 +17,8 @@ from ..core.encoder import Encoder, Vectors
 from ..errors import ConfigError, UnknownModelError
 from ..load import Options, load_encoder
 from ..stamps.stamp import check_stamp
-from .pieces import read_pieces
-from .shards import shard_files, stamp_of
+from .folder import shard_files, stamp_of
+from .formats import read_part
 
 _PIECE = 2048
 _Best: TypeAlias = tuple[Any, Any]
@@ -132,7 +132,7 @@ def _search(files: Sequence[Path], queries: Vectors, k: int) -> list[list[Hit]]:
     row, starts = 0, []
     for path in files if len(queries) else ():
         starts.append(row)
-        for piece in read_pieces(path, _PIECE, rows=False):
+        for piece in read_part(path, _PIECE, rows=False):
             if len(piece.vectors):
                 scores, numbers = nearest(queries, piece.vectors, min(k, len(piece.vectors)))
                 best = _merged(best, (scores, numbers + row), k)
@@ -179,7 +179,7 @@ def _rows(files: Sequence[Path], starts: Sequence[int], wanted: set[int]) -> dic
 
 def _rows_of(path: Path, start: int, wanted: set[int]) -> dict[int, tuple[Any, str, dict[str, Any]]]:
     found = {}
-    for piece in read_pieces(path, _PIECE, vectors=False):
+    for piece in read_part(path, _PIECE, vectors=False):
         for i, (name, text) in enumerate(zip(piece.ids, piece.texts, strict=True)):
             if start + i in wanted:
                 found[start + i] = (name, text, {column: values[i] for column, values in piece.kept.items()})

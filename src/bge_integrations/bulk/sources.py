@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import ConfigError, MissingExtraError
+from ..errors import ConfigError
+from ..extras import require
 
 STDIN = "-"
 LINES, TABLES, TEXTS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".txt", ".md", ".rst")
@@ -27,7 +28,7 @@ _END = 65536
 
 
 @dataclass
-class Tally:
+class BytesRead:
     """How many bytes of the inputs, before they are unpacked, have become rows.
 
     Attributes:
@@ -51,10 +52,10 @@ def find_inputs(inputs: str | Sequence[str], besides: Path | None = None) -> lis
         besides: a folder whose files are passed over where a folder or a glob contains it.
 
     Raises:
-        ConfigError: nothing is there, or a file is of no known kind.
+        ConfigError: nothing is there, a file is of no known kind, or one that was named is in ``besides``.
     """
-    given = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-    files = list(dict.fromkeys(file for name in given for file in _expand(os.fspath(name), besides)))
+    names = [os.fspath(inputs)] if isinstance(inputs, (str, os.PathLike)) else [os.fspath(name) for name in inputs]
+    files = list(dict.fromkeys(file for name in names for file in _expand(name, besides)))
     if not files:
         raise ConfigError("no input: name files, globs or folders, or - for standard input")
     for file in files:
@@ -62,19 +63,23 @@ def find_inputs(inputs: str | Sequence[str], besides: Path | None = None) -> lis
     return files
 
 
-def _expand(given: str, besides: Path | None) -> list[str]:
-    path = Path(given)
-    if given == STDIN or path.is_file():
-        return [given]
+def _expand(name: str, besides: Path | None) -> list[str]:
+    path = Path(name)
+    if name == STDIN:
+        return [name]
+    if path.is_file():
+        if _is_inside(name, besides):
+            raise ConfigError(f"the input {name!r} lies in the output folder {str(besides)!r}: name another folder")
+        return [name]
     if path.is_dir():
         found = [str(file) for file in sorted(path.rglob("*")) if _is_known(file) and _is_visible(file, path)]
     elif path.exists():
-        raise ConfigError(f"{given!r} is not a file: pipe it into standard input, named -")
+        raise ConfigError(f"{name!r} is not a file: pipe it into standard input, named -")
     else:
-        found = [name for name in sorted(glob.glob(given, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
-    found = [name for name in found if not _is_inside(name, besides)]
+        found = [file for file in sorted(glob.glob(name, recursive=True)) if Path(file).is_file()]  # noqa: PTH207
+    found = [file for file in found if not _is_inside(file, besides)]
     if not found:
-        raise ConfigError(f"no input at {given!r}; read are {_known()}")
+        raise ConfigError(f"no input at {name!r}; read are {_known()}")
     return found
 
 
@@ -87,7 +92,14 @@ def _is_visible(file: Path, folder: Path) -> bool:
 
 
 def _is_inside(name: str, folder: Path | None) -> bool:
-    return folder is not None and folder.resolve() in Path(name).resolve().parents
+    if folder is None or not folder.is_dir():
+        return False
+    path, about = Path(name), Path(name).stat()
+    if folder.resolve() in path.resolve().parents:
+        return True
+    # A hard link has a path of its own.
+    others = folder.iterdir() if about.st_nlink > 1 else ()
+    return any((other.lstat().st_dev, other.lstat().st_ino) == (about.st_dev, about.st_ino) for other in others)
 
 
 def _known() -> str:
@@ -117,7 +129,7 @@ def input_kind(file: str) -> str:
 
 
 @contextmanager
-def open_input(file: str, tally: Tally) -> Iterator[IO[bytes]]:
+def open_input(file: str, tally: BytesRead) -> Iterator[IO[bytes]]:
     """Open a file for its bytes, unpacked.
 
     Raises:
@@ -134,7 +146,7 @@ def open_input(file: str, tally: Tally) -> Iterator[IO[bytes]]:
 class _Counted(io.FileIO):
     """A file that tells how much of it was taken from the disk."""
 
-    def __init__(self, file: str, tally: Tally) -> None:
+    def __init__(self, file: str, tally: BytesRead) -> None:
         super().__init__(file)
         self._tally = tally
 
@@ -150,10 +162,7 @@ def _unpacked(raw: IO[bytes], packing: str) -> Any:
 
 
 def _zstd(raw: IO[bytes]) -> Any:
-    try:
-        import pyarrow
-    except ImportError:
-        raise MissingExtraError(".zst needs pyarrow: pip install 'bge-integrations[bulk]'") from None
+    pyarrow = require("pyarrow", extra="bulk", purpose=".zst")
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
 
 

@@ -23,10 +23,12 @@ _COMMANDS = {
     "embed": "embed the rows of files into shards; a killed job is resumed",
     "search": "search the shards of a folder, exactly",
     "rerank": "order passages by how well they answer a question",
-    "load": "put the shards of a folder into a vector store, with their stamp",
+    "upload": "upload the shards of a folder into a vector store, with their stamp",
     "cache": "inspect, prune or clear the cache of vectors",
     "export": "write an ONNX file from a torch model",
 }
+
+_ALIASES = {"upload": ["load"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +68,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--verbose", action="store_true", help="log what is done, and show tracebacks")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in _COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, aliases=_ALIASES.get(name, []))
         module = import_module(f".{name}", __package__)
         module.add_arguments(command)
         command.set_defaults(run=module.run)

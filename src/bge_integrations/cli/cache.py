@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..environment import cache_path
+from ..errors import CacheError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,8 @@ def run(parsed: argparse.Namespace) -> int:
         )
     else:
         result = cache.info(path)
+        if not result["exists"]:
+            raise CacheError(f"no cache at {result['path']!r}: pass --path, or set BGE_CACHE")
     for name, value in result.items():
         print(f"{name:16} {value}")
     return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .embed_progress import watch
@@ -43,7 +44,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         "--on", choices=("here", "ray"), default="here", help="embed on this machine, or on Ray's workers"
     )
     group.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: RAY_ADDRESS, or a new one)")
-    group.add_argument("--workers", type=int, metavar="N", help="batches at a time on Ray (default: what has room)")
+    group.add_argument("--workers", type=int, metavar="N", help="shards at a time on Ray (default: what has room)")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -53,27 +54,26 @@ def run(parsed: argparse.Namespace) -> int:
     columns = Columns(parsed.text, parsed.id, tuple(parsed.keep))
     with make_encoder(parsed, show_progress=False) as encoder:
         if parsed.dry_run:
-            _show_plan(plan_files(parsed.inputs, encoder, columns=columns))
+            _show_plan(plan_files(parsed.inputs, encoder, columns=columns), encoder)
             return 0
-        encoder = _place(parsed, encoder)
-        report = _embed(parsed, encoder, columns)
+        report = _embed(parsed, encoder, columns, _place(parsed))
         _show_report(report, encoder, parsed.out)
     return int(report.rows > 0 and report.errors == report.rows)
 
 
-def _place(parsed: argparse.Namespace, encoder: Encoder) -> Encoder:
+def _place(parsed: argparse.Namespace) -> dict[str, Any]:
     if parsed.on == "here":
         if parsed.address or parsed.workers:
             raise ConfigError("--address and --workers are for --on ray")
-        return encoder
+        return {}
     if parsed.api_key:
         raise ConfigError("--api-key does not travel: set the host's variable in the environment of Ray's workers")
-    from ..ray import spread
+    from ..ray import RayShards
 
-    return spread(encoder, parsed.address, workers=parsed.workers)
+    return {"on": partial(RayShards, address=parsed.address, workers=parsed.workers)}
 
 
-def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns) -> Report:
+def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns, place: dict[str, Any]) -> Report:
     from ..bulk import embed_files
 
     with watch(encoder) as (on_shard, on_progress):
@@ -88,17 +88,19 @@ def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns) -> Re
             on_error=parsed.on_error,
             on_shard=on_shard,
             on_progress=on_progress,
+            **place,
         )
 
 
-def _show_plan(plan: Plan) -> None:
+def _show_plan(plan: Plan, encoder: Encoder) -> None:
     _print("rows", f"{plan.rows:,}")
     _print("bad rows", f"{plan.errors:,}")
     _print("characters", f"{plan.characters:,}")
     _print("tokens", _or_unknown(plan.tokens, ",", "the model's tokenizer is not here: --tokenizer"))
     _print("cut texts", _or_unknown(plan.cut, ",", "the model's tokenizer is not here: --tokenizer"))
     _print("seconds", f"{_or_unknown(plan.seconds, ',.0f')} ({plan.how})")
-    _print("cost in $", _or_unknown(plan.usd, ".4f", "no price is known"))
+    why = "no price is known" if encoder.price is None else "the tokens are not counted: --tokenizer"
+    _print("cost in $", _or_unknown(plan.usd, ".4f", why))
 
 
 def _or_unknown(value: float | None, shown: str, why: str = "") -> str:
@@ -111,6 +113,8 @@ def _show_report(report: Report, encoder: Encoder, folder: str) -> None:
     _print("rows", f"{report.rows:,}")
     _print("bad rows", f"{report.errors:,}" + (f" (see {folder}/errors.jsonl)" if report.errors else ""))
     _print("shards", f"{report.shards:,}" + (f" ({report.resumed:,} were there)" if report.resumed else ""))
+    if report.repeated:
+        _print("repeated", f"{report.repeated:,} rows have the id of another row; a store keeps the last of them")
     usage = encoder.usage
     if usage.tokens:
         _print("tokens", f"{usage.tokens:,}")

@@ -62,19 +62,19 @@ def _read(parsed: argparse.Namespace) -> Iterator[_Passage]:
         ConfigError: a file cannot be read, or one of its rows has no passage.
     """
     from ..bulk.readers import read_rows
-    from ..bulk.rows import Columns, Rules
+    from ..bulk.rows import Columns, RowParser
     from ..bulk.sources import STDIN, find_inputs
 
-    rules = Rules(Columns(parsed.text, parsed.id), blank=True)
+    parser = RowParser(Columns(parsed.text, parsed.id), blank=True)
     for name in parsed.inputs or [STDIN]:
         if name == STDIN:
-            yield from _lines(rules)
+            yield from _lines(parser)
             continue
-        for row in read_rows(find_inputs(name), rules):
+        for row in read_rows(find_inputs(name), parser):
             yield _passage(row, parsed.id)
 
 
-def _lines(rules: Any) -> Iterator[_Passage]:
+def _lines(parser: Any) -> Iterator[_Passage]:
     """Yield the lines of standard input: objects where they are JSON objects, else passages as they are."""
     for number, line in enumerate(sys.stdin, 1):
         text = line.rstrip("\r\n")
@@ -86,7 +86,7 @@ def _lines(rules: Any) -> Iterator[_Passage]:
             fields = json.loads(text)
         except ValueError:
             fields = "not JSON"
-        yield _passage(rules.row("-", number, number, fields), rules.columns.id)
+        yield _passage(parser.row("-", number, number, fields), parser.columns.id)
 
 
 def _passage(row: Any, id_column: str | None) -> _Passage:

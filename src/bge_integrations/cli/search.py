@@ -48,7 +48,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 def tell_unfinished(folder: str) -> None:
     """Say that a job has not come to its end, so that missing rows are no riddle."""
-    from ..bulk.pieces import is_finished
+    from ..bulk.folder import is_finished
 
     if not is_finished(folder):
         print(f"bge: the job of {folder!r} is not finished: only its finished shards are used", file=sys.stderr)

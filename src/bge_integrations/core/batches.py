@@ -169,9 +169,9 @@ class Collector(Stream):
         return self.future.done()
 
     def on_cancel(self, stop: Callable[[], object]) -> None:
-        """Have ``stop`` called if the caller cancels the future."""
+        """Have ``stop`` called if the caller cancels the future or its ``on_batch`` fails."""
         self._stops.append(stop)
-        if self.future.cancelled():
+        if self.cancelled:
             stop()
 
     def put(self, batch: Batch) -> None:
@@ -185,8 +185,9 @@ class Collector(Stream):
             try:
                 self._on_batch(batch.positions, batch.rows)
             except BaseException as error:  # noqa: BLE001 - whatever the caller's function raises belongs to the caller
+                stops = self._stops[:]  # ending the call forgets them
                 self.fail(error)
-                _stop_all(self._stops)
+                _stop_all(stops)
             finally:
                 delivering.engine = outer
 
@@ -256,5 +257,9 @@ def _stop_if_cancelled(stops: list[Callable[[], object]], future: Future[Rows]) 
 
 
 def _stop_all(stops: list[Callable[[], object]]) -> None:
-    while stops:
-        stops.pop()()
+    while True:
+        try:
+            stop = stops.pop()
+        except IndexError:  # all called, or forgotten meanwhile by the thread that ended the call
+            return
+        stop()

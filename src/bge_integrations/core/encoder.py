@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from ..catalog.records import ModelCard, Role
 from ..errors import BGEError, ConfigError, TruncationWarning, shorten, warn
@@ -23,7 +23,21 @@ from .outputs import Dense, Output, Vectors
 from .tracing import span
 from .usage import Usage
 
-__all__ = ["Batch", "Blank", "Encoder", "OnBatch", "Relay", "Role", "Stream", "Truncate", "Usage", "Vectors", "stream"]
+__all__ = [
+    "Batch",
+    "Blank",
+    "Encoder",
+    "HoldsEncoder",
+    "OnBatch",
+    "Relay",
+    "Role",
+    "Stream",
+    "Truncate",
+    "Usage",
+    "Vectors",
+    "held_encoder",
+    "stream",
+]
 
 
 class Encoder(ABC):
@@ -245,6 +259,20 @@ class Encoder(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class HoldsEncoder(Protocol):
+    """An adapter of a framework."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that does the work."""
+        ...
+
+
+def held_encoder(holder: Encoder | HoldsEncoder) -> Encoder:
+    """Return the encoder itself, or the one that an adapter holds."""
+    return holder if isinstance(holder, Encoder) else holder.encoder
 
 
 def _length(texts: object) -> int | None:

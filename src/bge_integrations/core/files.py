@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all, and the kind of disk that they lie on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-__all__ = ["PARTIAL", "write_atomic"]
+__all__ = ["PARTIAL", "filesystem", "network_filesystem", "write_atomic"]
 
 PARTIAL = ".bge-"
 """Every temporary file of this package begins with this, so that no other file is taken for one."""
@@ -36,3 +36,27 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+_NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "afs", "lustre")
+
+
+def network_filesystem(path: Path) -> str | None:
+    """Return the kind of network filesystem that a path lies on, where that is known (Linux)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
+    except OSError:
+        return None
+    kind = filesystem(os.path.realpath(path.parent), mounts)
+    return kind if kind.startswith(_NETWORK) else None
+
+
+def filesystem(folder: str, mounts: str) -> str:
+    """Return the kind of filesystem of a folder, by the text of ``/proc/self/mountinfo``."""
+    best, kind = "", ""
+    for mount in mounts.splitlines():
+        fields, _, rest = mount.partition(" - ")
+        point = fields.split()[4].replace("\\040", " ").rstrip("/") + "/"
+        if f"{folder}/".startswith(point) and len(point) >= len(best):
+            best, kind = point, rest.split()[0]
+    return kind

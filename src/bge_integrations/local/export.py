@@ -7,21 +7,20 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..catalog.records import ModelCard, RerankerCard
-from ..errors import MissingExtraError, ModelLoadError
+from ..errors import ModelLoadError
+from ..extras import require_all
 from .architecture import read_architecture
 from .files import ONNX_FILE, get_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NEEDS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 _COMPANIONS = ("*.json", "*.txt", "*.model", "1_Pooling/*", "2_Normalize/*")
 _INLINE = 1_800_000_000  # bytes of weights; protobuf ends at 2 GB, beyond that they lie beside the graph
 
@@ -40,12 +39,7 @@ def export_onnx(card: ModelCard, output: Path) -> Path:
         MissingExtraError: torch, transformers, onnx, onnxscript or onnxruntime is not installed.
         ModelLoadError: another architecture, or the written graph does not compute what torch computes.
     """
-    missing = [name for name in _NEEDS if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f"writing an ONNX file needs {', '.join(missing)}: "
-            'pip install "bge-integrations[local,onnx]" onnx onnxscript'
-        )
+    require_all({"export": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")}, purpose="an ONNX export")
     folder = get_folder(card, ["torch"])
     shape, reason = read_architecture(folder, card)
     if shape is None:

@@ -15,6 +15,7 @@ from typing import Any
 from ..catalog.local_folder import describe_contents, is_lfs_pointer, pooling_of
 from ..catalog.records import ModelCard
 from ..errors import BGEWarning, ConfigError, MissingExtraError, ModelLoadError, warn
+from ..extras import install_line
 from .architecture import Architecture, modules_reason, other_task, read_architecture
 from .files import Weights, find_onnx, has_weights
 
@@ -94,9 +95,8 @@ def usable_weights(settings: Settings, device: str) -> list[Weights]:
     usable = [kind for kind in wanted if find_spec(needs[kind]) is not None]
     if not usable:
         extra = "onnx" if onnx else "local"
-        raise MissingExtraError(
-            f'{settings.card.id!r} on this machine needs {needs[wanted[-1]]}: pip install "bge-integrations[{extra}]"'
-        )
+        need = needs[wanted[-1]]
+        raise MissingExtraError(f"{settings.card.id!r} on this machine needs {need}: {install_line(extra)}")
     return usable
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Unpack, overload
 
 from ..core.encoder import Encoder
 from ..errors import ConfigError
-from ..load import Options, engine_of
+from ..load import Options
 from .batch import BGEBatchEncoder
 from .cluster import need_ray, nodes
 from .files import Finished, Folder, Writer, find_finished
@@ -121,8 +121,9 @@ def embed_dataset(
     batches = BGEBatchEncoder(
         model, role="document", text=text, embedding=embedding, errors=errors, encoder=encoder, **options
     )
-    local = not hasattr(engine_of(batches.encoder), "endpoint")
-    crew = plan_workers(nodes(), local=local, workers=workers, num_cpus=num_cpus, num_gpus=num_gpus)
+    crew = plan_workers(
+        nodes(), local=not batches.encoder.remote, workers=workers, num_cpus=num_cpus, num_gpus=num_gpus
+    )
     if folder is None:
         return _embedded(ds, batches, block_rows, crew)
     place = Folder(folder, id=id, embedding=embedding, stamp=batches.encoder.stamp())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,13 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.files import PARTIAL
 from ..errors import ConfigError, SpaceMismatchError
 from ..stamps.slots import KEY
 
 __all__ = ["Finished", "Folder", "Writer", "find_finished"]
 
-_PARTIAL = ".partial"
 _OWNER = ".job"
+_FILE = re.compile(r"part-[0-9a-f]{24}\.parquet")
+# Version 0.1 named unfinished files so.
+_OLD_PARTIAL = re.compile(r"\.part-[0-9a-f]{24}\.parquet\.[0-9a-f]{32}\.partial")
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,17 @@ class Folder:
     job: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def take(self) -> None:
-        """Make the folder this job's: what workers of a killed one still have in hand must not follow."""
+        """Make the folder this job's: what workers of a killed one still have in hand must not follow.
+
+        Raises:
+            ConfigError: the folder has files that are not of such a job; nothing was touched.
+        """
         system, path = self.open()
+        foreign = [name for name in self._names(system, path) if not _is_ours(name)]
+        if foreign:
+            raise ConfigError(
+                f"{self.path!r} holds {foreign[0]!r}, which embed_dataset did not write: name a new or empty folder"
+            )
         system.create_dir(path, recursive=True)
         with system.open_output_stream(f"{path}/{_OWNER}") as file:
             file.write(self.job.encode())
@@ -50,16 +63,18 @@ class Folder:
                 raise ConfigError(f"another job has taken over {self.path!r}: this one ends here")
 
     def clear(self) -> list[str]:
-        """Take away what a kill or a lost machine left half written, and return the files that are whole, sorted."""
+        """Remove what a kill or a lost machine left half written, and return the files that are whole, sorted."""
+        system, path = self.open()
+        names = self._names(system, path)
+        for name in names:
+            if _is_partial(name):
+                system.delete_file(f"{path}/{name}")
+        return [f"{path}/{name}" for name in names if _FILE.fullmatch(name)]
+
+    def _names(self, system: Any, path: str) -> list[str]:
         from pyarrow import fs
 
-        system, path = self.open()
-        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        names = sorted(about.path for about in found if about.is_file)
-        for name in names:
-            if name.endswith(_PARTIAL):
-                system.delete_file(name)
-        return [name for name in names if name.endswith(".parquet")]
+        return sorted(about.base_name for about in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
     def open(self) -> tuple[Any, str]:
         """Return the file system and the path in it."""
@@ -71,6 +86,14 @@ class Folder:
             system, path = fs.FileSystem.from_uri(self.path)
             return system, path
         return fs.LocalFileSystem(), str(Path(self.path).absolute())
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(PARTIAL) or bool(_OLD_PARTIAL.fullmatch(name))
+
+
+def _is_ours(name: str) -> bool:
+    return name == _OWNER or _is_partial(name) or bool(_FILE.fullmatch(name))
 
 
 class Finished:
@@ -160,7 +183,7 @@ def _write_whole(table: Any, folder: Folder, name: str) -> None:
     system, path = folder.open()
     # An object store shows a file when its upload is finished; a disk shows it from the first byte on.
     disk = isinstance(system, fs.LocalFileSystem)
-    first = f"{path}/.{name}.{uuid.uuid4().hex}{_PARTIAL}" if disk else f"{path}/{name}"
+    first = f"{path}/{PARTIAL}{uuid.uuid4().hex}-{name}.partial" if disk else f"{path}/{name}"
     if not disk:
         folder.check()
     parquet.write_table(table, first, filesystem=system, compression="zstd", version="2.6", use_dictionary=False)

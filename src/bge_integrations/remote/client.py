@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from ..errors import ConfigError, MissingExtraError
+from ..errors import ConfigError
+from ..extras import require
 from .endpoint import Endpoint, Limits
 
 __all__ = ["open_client"]
@@ -26,13 +27,12 @@ def open_client(endpoint: Endpoint, limits: Limits) -> tuple[Any, Any, dict[str,
         ConfigError: the environment's proxies or certificates cannot be used.
         MissingExtraError: the SDK is not installed.
     """
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingExtraError("remote hosts need the openai package: pip install openai") from error
+    openai = require("openai", install="openai", purpose="a remote host")
     timeout = openai.Timeout(limits.read_timeout, connect=limits.connect_timeout, pool=None)
     failure: Exception | None = None
     try:
+        if not endpoint.on_this_machine:
+            _ = [urlsplit(url).port for url in getproxies().values()]  # aiohttp finds a bad port with each request
         http_client = _http_client(openai, timeout, trust_env=not endpoint.on_this_machine)
     except Exception as error:  # noqa: BLE001 - whatever the HTTP library makes of the environment
         failure = error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from ..errors import BGEWarning, ConfigError, InsecureHostError, warn
 
 __all__ = ["Endpoint", "Limits", "SecretHeaders", "is_loopback", "split_url"]
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_FRAMING = ("connection", "content-length", "te", "trailer", "transfer-encoding", "upgrade")
 _WARNED: set[str] = set()  # hosts that plain http was allowed for
 
 
@@ -131,8 +134,10 @@ class SecretHeaders(Mapping[str, str]):
         for name, value in headers.items():
             if not isinstance(name, str) or not isinstance(value, str):
                 raise ConfigError(f"headers must map strings to strings; that of {name!r} is {type(value).__name__}")
-            if not name.isascii() or not name or any(letter in name for letter in " \t\r\n:"):
+            if not _HEADER_NAME.fullmatch(name):
                 raise ConfigError(f"{name!r} is no name of a header")
+            if name.lower() in _FRAMING:
+                raise ConfigError(f"the header {name!r} says where a request ends, and is set by the HTTP client alone")
             _check_header(f"the value of the header {name!r}", value)
         self._values: dict[str, str | None] = {name: value.strip() for name, value in headers.items()}
 
@@ -167,9 +172,10 @@ def _without_values(names: tuple[str, ...]) -> SecretHeaders:
 
 def _check_header(what: str, value: str) -> None:
     # HTTP libraries quote the whole value where they refuse one: https://github.com/python-hyper/h11/issues/113
-    if not all(" " <= letter <= "~" or "\xa0" <= letter <= "\xff" or letter == "\t" for letter in value):
+    # The SDK encodes headers as ASCII: https://github.com/openai/openai-python/blob/v2.0.0/src/openai/_base_client.py
+    if not all(" " <= letter <= "~" or letter == "\t" for letter in value):
         raise ConfigError(
-            f"{what} holds a line break, another control character or a letter that is not Latin: a header cannot "
+            f"{what} holds a line break, another control character or a letter that is not ASCII: a header cannot "
             "carry it; was it copied or read with something else around it?"
         )
 

@@ -18,7 +18,7 @@ from ..errors import (
     DeadlineError,
     HostError,
     HostUnavailableError,
-    InputError,
+    TextError,
 )
 from .call import Call, Deadline
 from .endpoint import Endpoint, Limits
@@ -34,6 +34,9 @@ __all__ = ["Endpoint", "Limits", "RemoteEngine"]
 HEALTH_SECONDS = 5.0
 
 _SLICE = 1024  # texts that are tokenised between two looks at the clock
+
+
+_PACES = ("requests_per_minute", "tokens_per_minute", "max_inputs")
 
 
 class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # properties for attributes
@@ -87,6 +90,7 @@ class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # prop
             "host": urlsplit(self.endpoint.base_url).hostname,
             "base_url": self.endpoint.address,
             "wire_model": self.endpoint.wire_model,
+            **{name: pace for name in _PACES if (pace := getattr(self.limits, name))},
             **({"max_inputs": session.limits.inputs, "base64": session.base64} if session else {}),
         }
 
@@ -189,17 +193,10 @@ def _cut(cutter: TextTokenizer, texts: list[str], start: int, room: int) -> tupl
     """Truncate one slice of the texts.
 
     Raises:
-        InputError: the tokenizer fails at a text; its own words, which may quote the text, are left out.
+        TextError: the tokenizer fails at a text.
     """
     part = texts[start : start + _SLICE]
     try:
         return cutter.cut(part, room)
-    except BaseException as error:
-        # A panic in Rust is a BaseException. Which text is it?
-        for i, text in enumerate(part, start):
-            try:
-                cutter.cut([text], room)
-            except BaseException:  # noqa: BLE001
-                kind = type(error).__name__
-                raise InputError(f"text {i} cannot be tokenised ({kind}): remove it", positions=[i]) from None
-        raise
+    except TextError as error:
+        raise error.at(range(start, start + len(part))) from None

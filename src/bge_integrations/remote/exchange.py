@@ -11,6 +11,7 @@ from ..errors import (
     BadAnswerError,
     BGEError,
     HostError,
+    HostUnavailableError,
     RepairWarning,
     RequestRefusedError,
     TooLargeError,
@@ -29,6 +30,7 @@ _FORMAT_REFUSED = re.compile(
     r"(field|param|argument|input|propert|key)",
     re.IGNORECASE,
 )
+_FORMAT_UNKNOWN = re.compile(r"encoding_format")  # a server of Python answers 500 to an argument that it does not know
 
 
 class Exchange:
@@ -64,8 +66,11 @@ class Exchange:
         encoding = "base64" if self._session.base64 else "float"
         try:
             vectors, counted, packed = await self._request(texts, encoding)
-        except (BadAnswerError, RequestRefusedError) as error:
-            refused = isinstance(error, RequestRefusedError) and _FORMAT_REFUSED.search(error.message)
+        except (BadAnswerError, RequestRefusedError, HostUnavailableError) as error:
+            words = _FORMAT_UNKNOWN if isinstance(error, HostUnavailableError) else _FORMAT_REFUSED
+            refused = not isinstance(error, BadAnswerError) and words.search(error.message)
+            if isinstance(error, HostUnavailableError) and not refused:
+                raise
             if isinstance(error, TooLargeError) or not self._protocol.encodings or self._session.no_format:
                 raise
             if not (self._session.base64 or refused):
@@ -82,7 +87,7 @@ class Exchange:
         encoding = "float" if self._session.base64 else None
         try:
             answer = await self._request(texts, encoding)
-        except (BadAnswerError, RequestRefusedError):
+        except (BadAnswerError, RequestRefusedError, HostUnavailableError):
             raise error from None  # it was not the encoding
         self._session.base64, self._session.no_format = False, encoding is None
         return answer

@@ -30,7 +30,8 @@ _SIZE = re.compile(
     r"(larger|longer|greater|more) than|less than|at most|out of memory|physical batch|context[ _](length|window|size)|"
     r"batch[ _-]?size|(exceed|limit|max)\w*\W+(\w+\W+){0,6}?(token|length|size|batch|input|item|text|char|context)|"
     r"(token|length|size|batch|input|item|text|char)\w*\W+(\w+\W+){0,6}?(exceed|limit|maximum|at most)|"
-    r"zu (lang|groß|viele)|trop (long|grand|de )|demasiad[oa]s?|muy larg[oa]|"
+    r"or (fewer|less)|out of range|(length|size|count|number)\W+(\w+\W+){0,4}?should be|memory slot for batch|"
+    r"zu (lang|groß|viele)|trop (long|grand|d['’e])|слишком|demasiad[oa]s?|muy larg[oa]|"
     r"过长|過長|太长|太長|过大|過大|太大|过多|過多|太多|超长|超長|超出|超过|超過|不能大于|不得大于|不能多于|最多|最大|上限|"
     r"長すぎ|大きすぎ|多すぎ|너무|초과",
     re.IGNORECASE,
@@ -51,8 +52,8 @@ _LONGEST_WAIT = 1e7  # seconds
 
 _UNITS = {"ms": 0.001, "m": 60.0, "h": 3600.0, "毫": 0.001, "分": 60.0, "小": 3600.0}
 _SPAN = (
-    r"(\d+(?:\.\d+)?) ?(milliseconds?|ms|minutes?|mins?|m(?![a-z])|hours?|h(?![a-z])|seconds?|secs?|s(?![a-z])|"
-    r"毫秒|秒|分钟|小时)"
+    r"(?<!\d)(\d{1,9}(?:\.\d{1,9})?) ?(milliseconds?|ms|minutes?|mins?|m(?![a-z])|hours?|h(?![a-z])|seconds?|secs?|"
+    r"s(?![a-z])|毫秒|秒|分钟|小时)"
 )
 _WAIT = re.compile(
     rf"(?:retry|try again|wait|available|reset|重试|重試|等待)[^0-9]{{0,30}}(?:{_SPAN})(?: ?{_SPAN})?|{_SPAN} ?后",
@@ -66,8 +67,10 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endp
     whole = message_in(answer) or body[:4000].decode("utf-8", "replace")
     excerpt = quote(whole.encode("utf-8", "replace"), endpoint)
     wait = retry_after(headers, answer)
+    # Time to search a text for words grows with its square: 64 kB of hostile ones held the event loop for 12 s.
+    whole = whole if len(whole) <= 4000 else f"{whole[:2000]} … {whole[-2000:]}"
     if wait is None and status in (429, 503):
-        wait = wait_in(f"{whole[:4000]} {body[:4000].decode('utf-8', 'replace')}")
+        wait = wait_in(f"{whole} {body[:4000].decode('utf-8', 'replace')}")
     kind, advice = _kind(status, whole, _codes(answer), headers, endpoint)
     if kind is TooLargeError:
         # Whether all texts together are too long, rather than too many.
@@ -107,7 +110,10 @@ def _is_about_size(status: int, message: str) -> bool:
 
 
 def _about_keys(endpoint: Endpoint) -> str:
-    return f"; {endpoint.key.advice}" if isinstance(endpoint.key, Key) else "; is the key right?"
+    if isinstance(endpoint.key, Key):
+        return f"; {endpoint.key.advice}"
+    names = " or ".join(endpoint.provider.key_env) or "BGE_API_KEY"
+    return f"; is the key right? It is read from {names}"
 
 
 def _about_paths(endpoint: Endpoint, message: str) -> str:

@@ -140,6 +140,8 @@ def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:
         return check_vectors(rows, count=len(embeddings), dimensions=dimensions)
     except BadAnswerError as error:
         error.retryable = not _of_another_model(embeddings, dimensions)
+        if len(error.positions) == len(embeddings) > 1:
+            error.positions = ()  # every row is wrong: it is the host's way of writing, and no text to be searched for
         raise
 
 

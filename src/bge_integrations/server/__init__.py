@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.encoder import Encoder
 from ..core.reranker import Reranker
-from ..errors import MissingExtraError
+from ..extras import require
 from .limits import LIMITS, Limits
 
 __all__ = ["Limits", "background", "create_app", "serve"]
@@ -151,9 +151,5 @@ def background(
 
 
 def _check_extra() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(f"the server needs {error.name}: pip install 'bge-integrations[server]'") from error
+    for package in ("fastapi", "prometheus_client", "uvicorn"):
+        require(package, extra="server", purpose="the server")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.encoder import Encoder, HoldsEncoder, held_encoder
 from ..errors import ConfigError, SpaceMismatchError
 from .slots import KEY, find_slot
 
@@ -16,14 +17,17 @@ _DOCUMENTS = ("model", "revision", "dimensions", "pooling", "variant")
 _STAMPED = (*_DOCUMENTS, "query_instruction")
 
 
-def stamp_store(store: Any, encoder: Any, *, replace: bool = False) -> dict[str, Any]:
+Stamped = Encoder | HoldsEncoder | Mapping[str, Any]
+
+
+def stamp_store(store: Any, encoder: Stamped, *, replace: bool = False) -> dict[str, Any]:
     """Write the encoder's stamp into a vector store.
 
     Args:
         store: of LangChain or LlamaIndex over Chroma, Qdrant, pgvector or LanceDB; a Chroma collection or LanceDB
             table; or the folder in which a FAISS index was saved (the stamp becomes a file beside it). Collection and
             table have to exist: LlamaIndex makes some at the first ``add``.
-        encoder: an encoder, or an adapter of LangChain or LlamaIndex that holds one.
+        encoder: an encoder, an adapter of LangChain or LlamaIndex that holds one, or a stamp.
         replace: overwrite the stamp of another space, once the documents are embedded anew.
 
     Returns:
@@ -58,12 +62,12 @@ def stamp_store(store: Any, encoder: Any, *, replace: bool = False) -> dict[str,
     return stamp
 
 
-def check_store(store: Any, encoder: Any) -> dict[str, Any]:
+def check_store(store: Any, encoder: Stamped) -> dict[str, Any]:
     """Refuse an encoder whose vectors do not belong into a store.
 
     Args:
         store: as ``stamp_store`` takes it.
-        encoder: an encoder, or an adapter of LangChain or LlamaIndex that holds one.
+        encoder: an encoder, an adapter of LangChain or LlamaIndex that holds one, or a stamp.
 
     Returns:
         The store's stamp.
@@ -83,7 +87,7 @@ def check_store(store: Any, encoder: Any) -> dict[str, Any]:
     return written
 
 
-def check_stamp(written: Mapping[str, Any], encoder: Any) -> None:
+def check_stamp(written: Mapping[str, Any], encoder: Stamped) -> None:
     """Refuse an encoder whose vectors do not belong to those that a stamp was written for.
 
     Args:
@@ -107,10 +111,8 @@ def read_stamp(store: Any) -> dict[str, Any]:
     return _parse(find_slot(store).read())
 
 
-def _stamp(encoder: Any) -> dict[str, Any]:
-    held = getattr(encoder, "encoder", encoder)
-    stamp: dict[str, Any] = held.stamp()
-    return stamp
+def _stamp(encoder: Stamped) -> dict[str, Any]:
+    return dict(encoder) if isinstance(encoder, Mapping) else held_encoder(encoder).stamp()
 
 
 def _parse(line: str | None) -> dict[str, Any]:

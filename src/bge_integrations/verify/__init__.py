@@ -18,9 +18,8 @@ from typing import Any, cast
 import numpy as np
 
 from ..catalog.golden import ACCEPTED, VERDICTS
-from ..core.encoder import Encoder, Vectors
+from ..core.encoder import Encoder, HoldsEncoder, Vectors, held_encoder
 from ..errors import BadAnswerError, BGEError, BGEWarning, ConfigError
-from ..load import engine_of
 from ..local.engine import LocalEngine
 from ..options import Pooling
 from ..remote.engine import RemoteEngine
@@ -58,7 +57,7 @@ _ORDER: tuple[Outcome, ...] = ("not checked", *VERDICTS[:2], "same model in anot
 
 
 def verify(
-    encoder: Any,
+    encoder: Encoder | HoldsEncoder,
     reference: Any = None,
     golden: str | os.PathLike[str] | None = None,
     *,
@@ -110,7 +109,7 @@ def verify(
     return replace(report, behaviour=(*scores, *seen))
 
 
-def pin(encoder: Any, path: str | os.PathLike[str]) -> int:
+def pin(encoder: Encoder | HoldsEncoder, path: str | os.PathLike[str]) -> int:
     """Record a host's answers of today as golden values; ``verify(..., golden=path)`` tells later what changed.
 
     Returns:
@@ -127,12 +126,12 @@ def pin(encoder: Any, path: str | os.PathLike[str]) -> int:
     return len(probes)
 
 
-def _engine(encoder: Any) -> Encoder:
-    return engine_of(getattr(encoder, "encoder", encoder))
+def _engine(encoder: Encoder | HoldsEncoder) -> Encoder:
+    return held_encoder(encoder).engine
 
 
 def _host(encoder: Encoder) -> str:
-    return str(getattr(getattr(encoder, "endpoint", None), "base_url", "this machine"))
+    return encoder.base_url or "this machine"
 
 
 def _wire(encoder: Encoder) -> Wire | Direct:
@@ -141,14 +140,13 @@ def _wire(encoder: Encoder) -> Wire | Direct:
 
 def _counter(encoder: Encoder | None) -> CountTokens | None:
     """Return what counts tokens as the encoder's model does, or None where its tokenizer is not here."""
-    cutter = getattr(encoder, "cutter", None)
-    count: CountTokens | None = getattr(encoder, "count_tokens", None) or getattr(cutter, "count", None)
-    if count is not None:
-        try:
-            count(["a"])
-        except BGEError:
-            return None
-    return count
+    if encoder is None:
+        return None
+    try:
+        encoder.count_tokens(["a"])
+    except BGEError:
+        return None
+    return encoder.count_tokens
 
 
 def _with_golden(report: Report, encoder: Encoder, results: Sequence[GoldenResult], *, alone: bool) -> Report:

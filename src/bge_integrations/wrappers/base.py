@@ -1,4 +1,4 @@
-"""What every encoder around another encoder shares: it is the inner one in all that decides the vectors."""
+"""Base class of encoders around an encoder: forwards card, space and usage."""
 
 from __future__ import annotations
 

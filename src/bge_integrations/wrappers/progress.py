@@ -1,4 +1,4 @@
-"""One progress bar per call, with the right total, moved as batches are finished."""
+"""One progress bar per call, updated as batches are finished."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.encoder import Batch, Encoder, Relay, Role, Stream
 from ..errors import MissingExtraError
+from ..extras import require
 from .base import Wrapper
 
 __all__ = ["ProgressEncoder", "in_notebook"]
@@ -16,7 +17,7 @@ _PATIENCE = 2.0  # seconds of work before a bar that nobody asked for appears in
 
 
 class ProgressEncoder(Wrapper):
-    """An encoder around another one that shows how far a call has come, in a terminal or a notebook.
+    """An encoder around another one that shows a progress bar, in a terminal or a notebook.
 
     Args:
         inner: the encoder that does the work.
@@ -39,25 +40,25 @@ class ProgressEncoder(Wrapper):
         if len(texts) < 2 or not (in_notebook() if self.show is None else self.show):
             self.inner.batches(texts, role, stream)
             return
-        shown = _Shown(stream, len(texts), patience=0.0 if self.show else _PATIENCE, leave=self.leave)
+        relay = _BarRelay(stream, len(texts), patience=0.0 if self.show else _PATIENCE, leave=self.leave)
         try:
-            self.inner.batches(texts, role, shown)
+            self.inner.batches(texts, role, relay)
         except BaseException:
-            shown.close()
+            relay.close()
             raise
 
 
-class _Shown(Relay):
-    """A stream with a bar, which appears once ``patience`` is over; without tqdm, none that nobody asked for."""
+class _BarRelay(Relay):
+    """A stream with a bar that appears after ``patience`` seconds; no bar without tqdm."""
 
     def __init__(self, outer: Stream, total: int, *, patience: float, leave: bool) -> None:
         super().__init__(outer)
         self._total, self._patience, self._leave = total, patience, leave
         self._done, self._began, self._closed = 0, time.time(), False
-        self._bar = None if patience else self._made()
+        self._bar = None if patience else self._new_bar()
         self.on_cancel(self.close)
 
-    def _made(self) -> Any:
+    def _new_bar(self) -> Any:
         try:
             bar = _tqdm()(
                 total=self._total,
@@ -78,7 +79,7 @@ class _Shown(Relay):
         if self._bar is not None and not self._closed:
             self._bar.update(len(batch.positions))
         elif not self._closed and self._done < self._total and time.time() - self._began > self._patience:
-            self._bar = self._made()
+            self._bar = self._new_bar()
         super().put(batch)
 
     def finish(self) -> None:
@@ -97,17 +98,11 @@ class _Shown(Relay):
 
 
 def in_notebook() -> bool:
-    """Tell whether this program is a notebook's kernel, which is where a bar is a picture and not lines in a log."""
+    """Return whether this program is a notebook's kernel, where a bar is a widget and not lines in a log."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(shell).__mro__)
 
 
 def _tqdm() -> Any:
-    try:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingExtraError(
-            'show_progress=True needs tqdm: pip install "bge-integrations[cli]", or pass show_progress=None'
-        ) from error
-    return tqdm
+    return require("tqdm.auto", extra="cli", purpose="show_progress=True").tqdm

@@ -1,4 +1,4 @@
-"""An encoder that asks its host for one published vector before it trusts it with the first real text."""
+"""The first-use check: ask a host for one published vector before it gets the first real text."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def _today() -> str:
 
 
 class VerifiedEncoder(Wrapper):
-    """Refuses a host that does not give the model's published vector.
+    """Refuses a host whose answer differs from the model's published vector.
 
-    One text goes to the host before the first real request; that it passed is remembered for the day, per host,
-    name at the host, and space of the vectors.
+    One text is sent before the first real request. A pass is remembered for the day, per host, the model's name there,
+    and the space of the vectors.
 
     Args:
         inner: the encoder of the host.
-        host: where it is, for the memory and the message.
-        memory: JSON file that remembers; ``None`` for this object alone.
+        host: its address, for the memory and the message.
+        memory: JSON file of passed checks; ``None`` for this object alone.
         today: the day, as text.
     """
 
@@ -110,7 +110,12 @@ class VerifiedEncoder(Wrapper):
                 self._finish(passed=True)
                 verdict.set_result(None)
 
-        self.inner.submit([golden.text], role=golden.role).add_done_callback(judge_answer)
+        try:
+            answer = self.inner.submit([golden.text], role=golden.role)
+        except BaseException:
+            self._probe = None  # nothing was begun that could end it
+            raise
+        answer.add_done_callback(judge_answer)
         return verdict
 
     def _finish(self, *, passed: bool) -> None:
@@ -145,7 +150,7 @@ class VerifiedEncoder(Wrapper):
 
 
 def probe_of(card: ModelCard) -> Golden | None:
-    """Return the published vector that tells most about a model, or None where there is none for its pooling."""
+    """Return the published vector with the most known values, or None where there is none for the model's pooling."""
     catalogued = next((known for known in MODELS if known.id == card.id), None)
     if catalogued is None or catalogued.pooling != card.pooling:
         return None
@@ -158,18 +163,18 @@ def check_probe(golden: Golden, answer: Vectors, host: str, variant: str = "") -
     Raises:
         SpaceMismatchError: says the verdict and the cosine.
     """
-    found = judge(golden, answer[0])
-    lower = found.verdict == "same model at lower precision"
-    if found.verdict == "same space" or (lower and (variant == "int8" or found.cosine >= ACCEPTED)):
-        return found
-    reason = "it looks like a coarser copy of that model, which is a space of its own" if lower else found.verdict
+    judgement = judge(golden, answer[0])
+    lower = judgement.verdict == "same model at lower precision"
+    if judgement.verdict == "same space" or (lower and (variant == "int8" or judgement.cosine >= ACCEPTED)):
+        return judgement
+    reason = "it looks like a coarser copy of that model, which is a space of its own" if lower else judgement.verdict
     raise SpaceMismatchError(
-        f"{host} does not serve {golden.model!r} in its own vector space: {reason} (cosine {found.cosine:.4f} to the "
-        f"published vector of {golden.text!r}); `bge verify --against local` finds out what differs. "
+        f"{host} does not serve {golden.model!r} in its own vector space: {reason} (cosine {judgement.cosine:.4f} to "
+        f"the published vector of {golden.text!r}); `bge verify --against local` finds out what differs. "
         "None of your texts was sent",
         model=golden.model,
-        verdict=found.verdict,
-        cosine=found.cosine,
+        verdict=judgement.verdict,
+        cosine=judgement.cosine,
     )
 
 

@@ -88,10 +88,9 @@ def open_session(path: Path, threads: int, *, int8: bool) -> Any:
 
 def _quantised(path: Path, folder: Path) -> Path:
     """Write the graph with 8-bit weights and return where."""
-    try:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as error:
-        raise MissingExtraError("precision='int8' needs onnx to rewrite the graph: pip install onnx") from error
+    require("onnx", install="onnx", purpose="precision='int8', which rewrites the graph,")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
     target = folder / "model.onnx"
     logging.root.addFilter(_not_about_preprocessing)
     try:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ...catalog.records import ModelCard
 from ...core.tokenizer import Tokens
-from ...errors import MissingExtraError, ModelLoadError
+from ...errors import ModelLoadError
+from ...extras import require
 from ..architecture import brief, foreign_code
 from ..select import Choice
 from .base import Backend
@@ -74,16 +75,11 @@ class SentenceTransformerBackend(Backend):
 
 
 def _load(folder: Path, choice: Choice, code: bool) -> Any:
-    try:
-        import torch
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtraError(
-            f'{choice.model!r} needs sentence-transformers: pip install "bge-integrations[local]"'
-        ) from error
+    torch = require("torch", extra="local", purpose=repr(choice.model))
+    sentence_transformers = require("sentence_transformers", extra="local", purpose=repr(choice.model))
     try:
         with _without_bar():
-            return SentenceTransformer(
+            return sentence_transformers.SentenceTransformer(
                 str(folder),
                 device=choice.device,
                 trust_remote_code=code,

@@ -56,7 +56,9 @@ def order_of(indices: list[Any]) -> Sequence[int] | None:
         numbers = [0 if index is None else number for index, number in zip(indices, numbers, strict=True)]
     if set(numbers) != set(range(count)):
         raise BadAnswerError(
-            f"the rows' indices are not 0 to {count - 1} once each", positions=range(count), retryable=True
+            # No text in particular leads to wrong numbers, so that none is searched for.
+            f"the rows' indices are not 0 to {count - 1} once each",
+            retryable=True,
         )
     order = [0] * count
     for place, number in enumerate(numbers):

@@ -1,4 +1,4 @@
-"""A role-aware cache around any encoder: crash-safe, shared between processes, never in the way."""
+"""A role-aware cache around any encoder: crash-safe, and shared between processes."""
 
 from .admin import clear, info, prune
 from .encoder import CachedEncoder

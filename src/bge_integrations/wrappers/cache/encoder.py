@@ -1,4 +1,4 @@
-"""An encoder that remembers: texts it has seen in the same role and space are not embedded again."""
+"""The cache around an encoder: a text is embedded once per role and space."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,65 +17,68 @@ from ...core.encoder import Batch, Encoder, Relay, Role, Stream
 from ...errors import BGEError
 from ..base import Wrapper
 from .rows import keyer, pack, unpack
-from .stores import Store, TolerantStore, as_store
+from .stores import CircuitBreaker, Store, as_store
 
 __all__ = ["CachedEncoder"]
 
 
 class CachedEncoder(Wrapper):
-    """An encoder around another one, with a memory that survives kills and is shared between processes.
+    """A cache around an encoder; an SQLite file survives kills and is shared between processes.
 
     Each batch is committed as it is finished. A query and a document never share a row; nor do two models, revisions,
-    poolings or instructions. Hosts of the same space do. A store that fails costs hits, not the job.
+    poolings or instructions. Hosts of the same space do. A store that fails causes cache misses and one warning; calls
+    succeed without it.
 
     Args:
-        inner: the encoder that embeds what is not remembered.
-        store: path of an SQLite file, a ``Store``, a ``ByteStore`` of LangChain or a ``BaseKVStore`` of LlamaIndex.
-        max_bytes: of an SQLite file; least recently used rows go first.
+        inner: the encoder that embeds what is not cached.
+        store: path of an SQLite file, ``":memory:"``, a ``Store``, a ``ByteStore`` of LangChain or a ``BaseKVStore``
+            of LlamaIndex.
+        max_bytes: size limit of a file or of memory; least recently used rows are deleted first.
 
     Raises:
+        CacheError: at the path is something else than a cache of this package.
         ConfigError: ``store`` is none of these.
     """
 
     def __init__(self, inner: Encoder, store: Store | str | Path | Any, *, max_bytes: int | None = None) -> None:
         super().__init__(inner)
-        self.store = TolerantStore(as_store(store, max_bytes=max_bytes))
+        self.store = CircuitBreaker(as_store(store, max_bytes=max_bytes))
         self._reset()
 
     def _reset(self) -> None:
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._own_thread: set[int] = set()
-        self._waiting: deque[tuple[bytes, bytes]] = deque()
+        self._queue: deque[tuple[bytes, bytes]] = deque()
 
     def describe(self) -> dict[str, Any]:
         """Return how the inner encoder works, and where the cache is."""
         return {**self.inner.describe(), "cache": repr(self.store.store)}
 
     def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
-        """Begin to look texts up and to embed those that are not there; returns at once."""
-        self.run(stream, contextvars.copy_context().run, self._look_up, texts, role, stream)
+        """Begin to look texts up and to embed those that are not cached; return at once."""
+        self.run(stream.fail, contextvars.copy_context().run, self._look_up, texts, role, stream)
 
     def close(self) -> None:
-        """Close the inner encoder, write what is finished, and close the store; a later call opens them again."""
+        """Close the inner encoder, write finished rows, and close the store; a later call opens them again."""
         self.inner.close()
         pool, self._pool = self._pool, None
         if pool is not None and self._pid == os.getpid():
             pool.shutdown(wait=threading.get_ident() not in self._own_thread)
         self.store.close()
 
-    def run(self, stream: Stream, work: Callable[..., Any], *args: Any) -> None:
-        """Run work on the cache's own thread, in the order of asking; what it raises fails the stream.
+    def run(self, fail: Callable[[BaseException], object], work: Callable[..., object], *args: Any) -> None:
+        """Run work on the cache's own thread, first in, first out; pass what it raises to ``fail``.
 
         Raises:
-            BGEError: the thread cannot be started.
+            BGEError: the thread cannot be started, or the interpreter is shutting down.
         """
 
         def guarded() -> None:
             try:
                 work(*args)
             except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who waits
-                stream.fail(error)
+                fail(error)
 
         if self._pid != os.getpid():
             self._reset()
@@ -86,7 +90,10 @@ class CachedEncoder(Wrapper):
                 self._pool.submit(guarded)
             except RuntimeError as error:
                 self._pool = None
-                raise BGEError(f"the cache's thread cannot be started ({error}): call again") from error
+                raise BGEError(
+                    f"no thread for the cache ({error}): raise the limit of processes (ulimit -u, pids.max) and call "
+                    "again, or encode before the interpreter shuts down"
+                ) from error
 
     def _look_up(self, texts: list[str], role: Role, stream: Stream) -> None:
         if stream.cancelled:
@@ -115,12 +122,16 @@ class CachedEncoder(Wrapper):
             self.store.settle()
 
     def keep(self, rows: list[tuple[bytes, bytes]]) -> None:
-        """Have rows written by the next flush."""
-        self._waiting.extend(rows)
+        """Queue rows for the next flush."""
+        self._queue.extend(rows)
 
     def flush(self) -> None:
-        """Commit every row that waits, of all calls, in one transaction."""
-        if rows := [self._waiting.popleft() for _ in range(len(self._waiting))]:
+        """Commit the queued rows of all calls in one transaction."""
+        rows = []
+        with suppress(IndexError):
+            while True:
+                rows.append(self._queue.popleft())
+        if rows:
             self.store.put_many(rows)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,11 +143,12 @@ class CachedEncoder(Wrapper):
 
 
 class _Misses(Relay):
-    """Stores the rows of texts that were not in the cache, and passes them on to all positions of each text."""
+    """Stores the rows of cache misses and passes each on to all positions of its text."""
 
     def __init__(self, cache: CachedEncoder, outer: Stream, places: dict[bytes, list[int]]) -> None:
         super().__init__(outer)
         self._cache, self._keys, self._places = cache, list(places), list(places.values())
+        self._not_stored: list[BaseException] = []
 
     def put(self, batch: Batch) -> None:
         truncated = set(batch.truncated)
@@ -146,17 +158,26 @@ class _Misses(Relay):
                 for i, row in zip(batch.positions, batch.rows, strict=True)
             ]
         )
-        self._cache.run(self.outer, self._cache.flush)
+        with suppress(BGEError):  # without a thread, rows wait until the end
+            self._cache.run(self._not_stored.append, self._cache.flush)
         self.outer.put(batch.at(self._places))
 
     def finish(self) -> None:
-        # After the last flush: a caller that has its vectors finds them stored.
-        self._cache.run(self.outer, self._end)
-
-    def _end(self) -> None:
-        self.outer.finish()
-        self._cache.store.settle()
+        self._end(lambda: self.outer.fail(self._not_stored[0]) if self._not_stored else self.outer.finish())
 
     def fail(self, error: BaseException) -> None:
         placed = error.at(self._places) if isinstance(error, BGEError) else error
-        self._cache.run(self.outer, self.outer.fail, placed)
+        self._end(lambda: self.outer.fail(placed))
+
+    def _end(self, end: Callable[[], object]) -> None:
+        # After the last flush, so that a caller who has its vectors finds them stored; and on the cache's thread, so
+        # that the outer stream never ends on one thread while another is putting a batch into it.
+        def ending() -> None:
+            self._cache.flush()
+            end()
+            self._cache.store.settle()
+
+        try:
+            self._cache.run(self.outer.fail, ending)
+        except BGEError:
+            ending()

@@ -16,7 +16,7 @@ from ...core.checks import refuse_truncation
 from ...core.reranker import Pair, Placed, Reranker
 from ...errors import BGEError
 from .rows import pack, unpack
-from .stores import Store, TolerantStore, as_store
+from .stores import Store, CircuitBreaker, as_store
 
 __all__ = ["CachedReranker"]
 
@@ -54,7 +54,7 @@ class CachedReranker(Reranker):
 
     def __init__(self, inner: Reranker, store: Store | str | Path | Any, *, max_bytes: int | None = None) -> None:
         self.inner = inner
-        self.store = TolerantStore(as_store(store, max_bytes=max_bytes))
+        self.store = CircuitBreaker(as_store(store, max_bytes=max_bytes))
         self._reset()
 
     def _reset(self) -> None:

@@ -1,4 +1,4 @@
-"""What is stored: a key that says what a row depends on, and a row that proves itself whole."""
+"""The format of the cache: keys that hash all that a row depends on, and rows with a checksum."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEY_BYTES = 20
 
 
 def keyer(encoder: Encoder, role: Role) -> Callable[[str], bytes]:
-    """Return what turns a text into its key: a hash of space, role, effective instruction and text.
+    """Return a function from text to key: a hash of space, role, effective instruction and text.
 
     The host is not in it, so that vectors of one space are shared; a document's key has no instruction in it.
 
@@ -57,7 +57,7 @@ def _checksum(facts: bytes, key: bytes, numbers: bytes | memoryview) -> int:
 
 @dataclass(frozen=True)
 class Hits:
-    """What came out of a store.
+    """Intact rows of a store.
 
     Attributes:
         indices: which of the keys that were looked up.
@@ -71,14 +71,14 @@ class Hits:
 
 
 def unpack(keys: Sequence[bytes], stored: Sequence[bytes | None], output: Output) -> Hits:
-    """Return the rows that are whole; any other counts as not there."""
-    indices = [i for i, row in enumerate(stored) if row is not None and _whole(keys[i], row, output)]
+    """Return the intact rows; any other counts as missing."""
+    indices = [i for i, row in enumerate(stored) if row is not None and _is_intact(keys[i], row, output)]
     good = [row for i in indices if (row := stored[i]) is not None]
     rows = output.unpack([memoryview(row)[_HEAD:] for row in good])
     return Hits(indices, rows, [i for i, row in zip(indices, good, strict=True) if row[4]])
 
 
-def _whole(key: bytes, row: bytes, output: Output) -> bool:
+def _is_intact(key: bytes, row: bytes, output: Output) -> bool:
     if not row.startswith(_MAGIC) or not output.fits(len(row) - _HEAD):
         return False
     (stated,) = _SUM.unpack_from(row, _FACTS.size)

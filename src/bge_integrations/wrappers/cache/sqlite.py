@@ -1,4 +1,4 @@
-"""Rows in an SQLite file that many processes share and that any of them may be killed over."""
+"""Rows in an SQLite file that many processes share; any of them may be killed at any time."""
 
 from __future__ import annotations
 
@@ -8,71 +8,100 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from .place import abandon, inode, network_filesystem, set_aside, stores_held
-from .tables import bytes_used, count_rows, delete, prepare, shrink, transaction
+from ...core.files import network_filesystem
+from ...environment import expand_user
+from ...errors import CacheError
+from .database import bytes_used, connect, create, inode, prepare, read, refuse_foreign, shrink, transaction
 
-__all__ = ["SQLiteStore"]
+__all__ = ["MEMORY", "SQLiteStore"]
 
-_CHUNK = 900  # SQLite before 3.32 takes at most 999 variables
+MEMORY = ":memory:"  # no file, as everywhere in SQLite
+
+T = TypeVar("T")
+_KEYS_PER_QUERY = 900  # SQLite before 3.32 takes at most 999 variables
 _TOUCH_AFTER = 60  # seconds; a row's time of use is no finer than this, so that hot rows cost no writes
+# What lies outside the file and may pass; any other code of SQLite's means that the file is damaged.
+_OUTSIDE = {
+    sqlite3.SQLITE_BUSY: "another process is writing to it, try again",
+    sqlite3.SQLITE_LOCKED: "another process is writing to it, try again",
+    sqlite3.SQLITE_FULL: "free some disk space",
+    sqlite3.SQLITE_CANTOPEN: "check that the file and its folder can be read and written",
+    sqlite3.SQLITE_IOERR: "check the disk",
+    sqlite3.SQLITE_NOMEM: "free some memory",
+    sqlite3.SQLITE_PERM: "check the file's permissions",
+    sqlite3.SQLITE_READONLY: "check that the file and its folder can be written",
+    sqlite3.SQLITE_PROTOCOL: "check that the disk supports file locks",
+}
+
+_stores: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
+_damaged: dict[Path, tuple[tuple[int, int] | None, str]] = {}  # so that all encoders of a process agree
 
 
 class SQLiteStore:
-    """Keys and rows in one file. Opened at first use; reopened after fork, pickling, ``close``, and a lost file.
+    """Keys and rows in one file, opened at first use; reopened after a fork, pickling, ``close``, or its deletion.
+
+    A file that is not a cache of this package is never opened for writing. A damaged one is left as it is, and not
+    used again in this process until it has been deleted.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is made. A new file can be read by its owner alone.
         max_bytes: least recently used rows go when the rows take more than this.
         busy_timeout: seconds to wait for another process that writes.
+
+    Raises:
+        CacheError: there is something else at ``path``.
     """
 
     def __init__(self, path: str | Path, *, max_bytes: int | None = None, busy_timeout: float = 10.0) -> None:
-        self.path = Path(path).expanduser().absolute()
+        if str(path) == MEMORY:
+            raise CacheError(f"{MEMORY!r} names no file: pass it as cache=, or a path here")
+        self.path = expand_user(path).absolute()
         self.max_bytes = max_bytes
         self.busy_timeout = busy_timeout
         self._reset()
+        with suppress(sqlite3.Error, ValueError):  # what cannot be read now may be readable at first use
+            refuse_foreign(self.path)
 
     def _reset(self) -> None:
         self.lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
-        self._end: Callable[[], Any] | None = None
+        self._end: weakref.finalize[..., Any] | None = None
         self._seen: set[int] = set()
-        stores_held.add(self)
+        with _forking:
+            _stores.add(self)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the row of each key, or None where there is none.
 
         Raises:
-            sqlite3.Error: the file cannot be read.
-            OSError: the file was damaged and has been set aside, or its folder cannot be made.
+            CacheError: the file is not ours, is damaged, or cannot be read.
         """
-        with self._using() as db:
-            stale, found = int(time.time()) - _TOUCH_AFTER, {}
-            for first in range(0, len(keys), _CHUNK):
-                part = keys[first : first + _CHUNK]
+        with self.using() as db:
+            stale, rows = int(time.time()) - _TOUCH_AFTER, {}
+            for first in range(0, len(keys), _KEYS_PER_QUERY):
+                part = keys[first : first + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(part))
-                rows = db.execute(
+                for key, value, number, used in db.execute(
                     f"SELECT key, value, id, used FROM vectors LEFT JOIN uses USING (id) WHERE key IN ({marks})", part
-                )
-                for key, value, number, used in rows:
-                    found[key] = value
-                    if used is None or used < stale:
+                ):
+                    if isinstance(value, bytes):  # in a damaged file, anything
+                        rows[key] = value
+                    if not isinstance(used, int) or used < stale:
                         self._seen.add(number)
-            return [found.get(key) for key in keys]
+            return [rows.get(key) for key in keys]
 
     def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
         """Store rows in one transaction, in place of those that were there, and make room where a bound is set.
 
         Raises:
-            sqlite3.Error: the file cannot be written, or the disk is full.
-            OSError: as ``get_many``.
+            CacheError: as ``get_many``; or the file cannot be written, or the disk is full.
         """
-        with self._using() as db:
+        with self.using() as db:
             now = int(time.time())
             with transaction(db):
                 # Rows that are replaced get new numbers, so their old uses go first.
@@ -95,14 +124,13 @@ class SQLiteStore:
         """Write down which rows were used; called when nobody waits.
 
         Raises:
-            sqlite3.Error: the file cannot be written.
+            CacheError: as ``put_many``.
         """
-        if not self._seen:
-            return
-        with self._using() as db:
-            seen, self._seen, now = self._seen, set(), int(time.time())
-            with transaction(db):
-                db.executemany("UPDATE uses SET used = ? WHERE id = ?", [(now, number) for number in seen])
+        if self._seen:
+            with self.using() as db:
+                seen, self._seen, now = self._seen, set(), int(time.time())
+                with transaction(db):
+                    db.executemany("UPDATE uses SET used = ? WHERE id = ?", [(now, number) for number in seen])
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -110,86 +138,77 @@ class SQLiteStore:
             self.disconnect()
 
     def disconnect(self) -> None:
-        """Let go of the connection."""
+        """Close the connection; the caller holds the lock."""
         self._db = None
         if self._end is not None:
-            self._end()
+            with suppress(sqlite3.Error):
+                self._end()
 
     @contextmanager
-    def _using(self) -> Iterator[sqlite3.Connection]:
-        with self.lock:
-            try:
-                yield self._opened()
-            except sqlite3.DatabaseError as error:
-                if _damaged(error):
-                    raise set_aside(self, str(error)) from error
-                self.disconnect()
-                raise
+    def using(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection, under the lock.
 
-    def renew(self) -> None:
-        """Start anew in a forked process, where the parent's connection must neither be used nor closed."""
-        self.disconnect()
-        self._reset()
+        Raises:
+            CacheError: whatever SQLite raises meanwhile.
+        """
+        with self.lock, self._explained():
+            yield self._opened()
+
+    def read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what ``ask`` reads from the file, which is not opened for writing.
+
+        Raises:
+            CacheError: the file is not there, is not ours, is damaged, or cannot be read.
+        """
+        with self.lock, self._explained():
+            refuse_foreign(self.path)
+            return read(self.path, ask)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except CacheError:
+            self.disconnect()
+            raise
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: SQLite quotes a schema that is no UTF-8
+            self.disconnect()
+            raise self._typed(error) from error
+
+    def _typed(self, error: Exception) -> CacheError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _OUTSIDE or isinstance(error, (OSError, sqlite3.ProgrammingError)):
+            advice = _OUTSIDE.get(code, "check that the file and its folder can be read and written")
+            return CacheError(f"the cache {str(self.path)!r} cannot be used ({error}): {advice}")
+        message = f"the cache {str(self.path)!r} is damaged ({error}): delete it, if nothing else needs it"
+        _damaged[self.path] = inode(self.path), message
+        return CacheError(message)
 
     def _opened(self) -> sqlite3.Connection:
-        if self._db is not None and self._inode == inode(self.path):
+        here = inode(self.path)
+        # The finalizer also runs when the interpreter ends, and the connection is closed then.
+        if self._db is not None and self._end is not None and self._end.alive and self._inode == here:
             return self._db
         self.disconnect()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if here is not None and _damaged.get(self.path, (None, ""))[0] == here:
+            raise CacheError(_damaged[self.path][1])
         if kind := network_filesystem(self.path):
-            raise OSError(f"it lies on {kind}, where SQLite cannot share a file between processes")
+            raise CacheError(
+                f"the cache {str(self.path)!r} lies on {kind}, where SQLite cannot share a file between processes: "
+                "pass a path on a local disk"
+            )
+        refuse_foreign(self.path)
+        create(self.path)
+        _damaged.pop(self.path, None)
         db = self.connect()
-        try:
-            prepare(db)
-        except BaseException:
-            db.close()
-            raise
+        self._end = weakref.finalize(self, db.close)
+        prepare(db, self.path)
         self._db, self._inode = db, inode(self.path)
-        self._end = weakref.finalize(self, _close, db, os.getpid(), self.path, self._inode)
         return db
 
     def connect(self) -> sqlite3.Connection:
         """Return a connection that another thread may close."""
-        return sqlite3.connect(
-            self.path, timeout=self.busy_timeout, isolation_level=None, check_same_thread=False, cached_statements=64
-        )
-
-    def info(self) -> dict[str, Any]:
-        """Return what the file holds.
-
-        Raises:
-            sqlite3.Error: the file cannot be read.
-        """
-        with self._using() as db:
-            sizes = db.execute("SELECT length(value), count(*) FROM vectors GROUP BY 1 ORDER BY 1").fetchall()
-            oldest, newest = db.execute("SELECT min(used), max(used) FROM uses").fetchone()
-            return {
-                "vectors": sum(count for _, count in sizes),
-                "by_dimensions": {(size - 16) // 4: count for size, count in sizes},
-                "bytes_used": bytes_used(db),
-                "oldest_use": oldest,
-                "newest_use": newest,
-            }
-
-    def prune(self, *, max_bytes: int | None = None, older_than: float | None = None) -> int:
-        """Delete rows not used for ``older_than`` seconds, then least recently used ones down to ``max_bytes``.
-
-        Returns:
-            How many rows went; the room that they took is given back to the disk.
-
-        Raises:
-            sqlite3.Error: the file cannot be written.
-        """
-        with self._using() as db:
-            before = count_rows(db)
-            if older_than is not None:
-                with transaction(db):
-                    delete(db, "used < ?", time.time() - older_than)
-            if max_bytes is not None:
-                shrink(db, max_bytes)
-            db.executescript("PRAGMA incremental_vacuum")  # execute() would step once, and free one page
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            return before - count_rows(db)
+        return connect(self.path, "mode=rw", self.busy_timeout)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "max_bytes": self.max_bytes, "busy_timeout": self.busy_timeout}
@@ -202,15 +221,25 @@ class SQLiteStore:
         return f"SQLiteStore({str(self.path)!r})"
 
 
-def _close(db: sqlite3.Connection, pid: int, path: Path, opened: tuple[int, int] | None) -> None:
-    if pid != os.getpid() or opened != inode(path):
-        # The parent's, or to a file that is gone: closing would unlink the -wal file by name, which is another's now.
-        abandon(db)
-    else:
-        db.close()
+# A connection must not reach a forked child, not even to be closed there, and a lock that another thread holds would
+# stay held (https://sqlite.org/howtocorrupt.html, 2.6): before a fork all files are closed, to be opened at next use.
+_forking = threading.Lock()
+_locked: list[SQLiteStore] = []
 
 
-def _damaged(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    lost = str(error).startswith(("unsupported file format", "no such table", "no such column"))
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or (code == sqlite3.SQLITE_ERROR and lost)
+def _before_fork() -> None:
+    _forking.acquire()
+    for store in list(_stores):
+        store.lock.acquire()
+        _locked.append(store)
+        store.disconnect()
+
+
+def _after_fork() -> None:
+    while _locked:
+        _locked.pop().lock.release()
+    _forking.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import time
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ...core.event_loop import BackgroundLoop
-from ...errors import ConfigError, RepairWarning
-from .place import SetAsideError
-from .sqlite import SQLiteStore
+from ...core.lock import Lock
+from ...errors import BGEError, ConfigError, RepairWarning
+from .sqlite import MEMORY, SQLiteStore
 
-__all__ = ["ByteStoreRows", "KVStoreRows", "Store", "TolerantStore", "as_store"]
+__all__ = ["ByteStoreRows", "CircuitBreaker", "KVStoreRows", "MemoryStore", "Store", "as_store"]
 
 _PAUSE = 60.0  # seconds before a store that failed is tried again
+_warned: set[str] = set()  # errors of this package, which name their file: one warning for all encoders of a process
 
 
 @runtime_checkable
@@ -33,13 +36,14 @@ class Store(Protocol):
 
 
 def as_store(store: object, *, max_bytes: int | None = None) -> Store:
-    """Return a store for a path, a ``Store``, LangChain's ``ByteStore`` or LlamaIndex's ``BaseKVStore``.
+    """Return a store for a path, ``":memory:"``, a ``Store``, a ``ByteStore`` or a ``BaseKVStore``.
 
     Raises:
-        ConfigError: it is none of these, or a bound is asked for that only an SQLite file can keep.
+        CacheError: at the path is a file that is not ours.
+        ConfigError: it is none of these, or a bound is asked for that a store of the user's cannot keep.
     """
     if isinstance(store, (str, Path)):
-        return SQLiteStore(store, max_bytes=max_bytes)
+        return MemoryStore(max_bytes=max_bytes) if str(store) == MEMORY else SQLiteStore(store, max_bytes=max_bytes)
     if max_bytes is not None:
         raise ConfigError("max_bytes bounds an SQLite file; a store of your own has its own bounds")
     if isinstance(store, Store):
@@ -51,6 +55,48 @@ def as_store(store: object, *, max_bytes: int | None = None) -> Store:
     raise ConfigError(
         f"cache= takes a path, a ByteStore of LangChain or a KVStore of LlamaIndex, not {type(store).__name__}"
     )
+
+
+class MemoryStore:
+    """Rows in the memory of this process; ``close``, pickling and copying leave an empty one.
+
+    Args:
+        max_bytes: least recently used rows go when the rows take more than this.
+    """
+
+    def __init__(self, *, max_bytes: int | None = None) -> None:
+        self.max_bytes = max_bytes
+        self._lock = Lock()
+        self.close()
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the row of each key, or None where there is none."""
+        with self._lock:
+            for key in keys:
+                if key in self._rows:
+                    self._rows.move_to_end(key)
+            return [self._rows.get(key) for key in keys]
+
+    def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store rows, and make room where a bound is set."""
+        with self._lock:
+            for key, row in pairs:
+                self._used += len(row) - len(self._rows.pop(key, b""))
+                self._rows[key] = row
+            while self.max_bytes is not None and self._used > self.max_bytes:
+                self._used -= len(self._rows.popitem(last=False)[1])
+
+    def close(self) -> None:
+        """Forget all rows."""
+        with self._lock:
+            self._rows: OrderedDict[bytes, bytes] = OrderedDict()
+            self._used = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(MemoryStore, max_bytes=self.max_bytes), ()
+
+    def __repr__(self) -> str:
+        return "MemoryStore()"
 
 
 class _Foreign:
@@ -123,13 +169,16 @@ def _name(key: bytes) -> str:
     return f"bge-{key.hex()}"
 
 
-class TolerantStore:
-    """A store whose failures cost hits and not the job: one warning, then a pause before it is tried again."""
+class CircuitBreaker:
+    """A store around another one whose failures become cache misses: one warning, and no call for 60 s after an error.
+
+    Reading and writing fail apart, since a full disk can still be read.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._warned = False
-        self._paused = {"read": 0.0, "write": 0.0}
+        self._open_until = {"read": 0.0, "write": 0.0}
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the row of each key; None for all where the store fails."""
@@ -153,25 +202,25 @@ class TolerantStore:
             self._try("write", close)
 
     def _try(self, what: str, work: Callable[[], Any]) -> Any:
-        if time.monotonic() < self._paused[what]:
+        if time.monotonic() < self._open_until[what]:
             return None
         try:
             return work()
         except Exception as error:  # noqa: BLE001 - whatever a user's store raises must not end the job
-            if not isinstance(error, SetAsideError):
-                self._paused[what] = time.monotonic() + _PAUSE
+            self._open_until[what] = time.monotonic() + _PAUSE
             self._warn(error)
             return None
 
     def _warn(self, error: Exception) -> None:
-        if self._warned:
+        if self._warned or str(error) in _warned:
             return
         self._warned = True
-        warnings.warn(
-            f"the cache {self.store!r} cannot be used, texts are embedded without it: {error or type(error).__name__}",
-            RepairWarning,
-            stacklevel=2,
-        )
+        if isinstance(error, BGEError):
+            _warned.add(str(error))
+            text = f"{error}; texts are embedded without a cache"
+        else:
+            text = f"the cache {self.store!r} fails, and texts are embedded without it: {error or type(error).__name__}"
+        warnings.warn(text, RepairWarning, stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"store": self.store}

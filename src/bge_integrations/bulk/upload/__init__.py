@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from ...errors import BGEError, ConfigError
 from ...stamps.slots import find_slot
 from ...stamps.stamp import check_store, read_stamp, stamp_store
-from ..pieces import read_pieces
-from ..shards import Part, shard_files, stamp_of
+from ..folder import shard_files, stamp_of
+from ..formats import Part, read_part
 from .target import Batch, Place, Store, Target
 
-__all__ = ["Into", "Loaded", "load_files"]
+__all__ = ["Into", "Loaded", "load_files", "upload_files"]
 
 Into = Literal["qdrant", "chroma", "lancedb", "pgvector", "faiss"]
 _MODULES: dict[str, str] = {
@@ -31,7 +31,7 @@ _MODULES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """What loading has come to.
+    """The result of an upload.
 
     Attributes:
         rows: rows that were written.
@@ -48,7 +48,7 @@ class Loaded:
     opens: str
 
 
-def load_files(
+def upload_files(
     folder: str | Path,
     into: Into,
     *,
@@ -62,7 +62,7 @@ def load_files(
     """Write the rows of shards into a vector store, with their stamp; nothing is embedded again.
 
     Rows are laid out as LangChain's store classes expect by default: the text, the vector, and as metadata the row's
-    ``id`` and its kept columns. A row whose id is there already is replaced, so the same call again doubles nothing.
+    ``id`` and its kept columns. A row whose id is there already is replaced, so the same call again is idempotent.
 
     Args:
         folder: of ``embed_files``.
@@ -84,7 +84,7 @@ def load_files(
         MissingExtraError: the store's package is not installed.
 
     Example:
-        >>> load_files("out/", "qdrant", url="http://localhost:6333", collection="wiki")  # doctest: +SKIP
+        >>> upload_files("out/", "qdrant", url="http://localhost:6333", collection="wiki")  # doctest: +SKIP
     """
     stamp, files = stamp_of(folder), shard_files(folder)
     store = _store(into)
@@ -116,16 +116,6 @@ def _check_place(into: str, store: Store, place: Place) -> None:
         raise ConfigError(f"{into} wants one of {', '.join(store.TAKES)}, not {' and '.join(given) or 'none'}")
 
 
-class _Held:
-    """A stamp, where one is expected that has it."""
-
-    def __init__(self, stamp: dict[str, Any]) -> None:
-        self._stamp = stamp
-
-    def stamp(self) -> dict[str, Any]:
-        return self._stamp
-
-
 def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]:
     written = read_stamp(target.stamped)
     if not written:
@@ -135,14 +125,14 @@ def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]
                 f"{name!r} holds {rows} rows without a stamp, so nobody knows of which space they are: name another "
                 "collection; or, where you know, stamp_store(store, encoder) says so"
             )
-        return stamp_store(find_slot(target.stamped), _Held(stamp))
+        return stamp_store(find_slot(target.stamped), stamp)
     # No instruction goes into documents, so the store may keep its own.
-    return check_store(target.stamped, _Held({**stamp, "query_instruction": written.get("query_instruction")}))
+    return check_store(target.stamped, {**stamp, "query_instruction": written.get("query_instruction")})
 
 
 def _batches(files: Sequence[Path], size: int) -> Iterator[Batch]:
     for path in files:
-        for part in read_pieces(path, size):
+        for part in read_part(path, size):
             yield Batch(_each_once(part))
 
 
@@ -171,3 +161,7 @@ def _said(into: str, place: Place, rows: Callable[[], int]) -> Iterator[None]:
         raise ConfigError(
             f"{into} {place.collection!r} after {rows()} rows: {told[:500]}; the same call again doubles no row"
         ) from error
+
+
+load_files = upload_files
+"""The first name of ``upload_files``."""

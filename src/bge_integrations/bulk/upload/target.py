@@ -1,4 +1,4 @@
-"""What every store is to the loader: somewhere that takes batches of rows, twice the same without doubling them."""
+"""The interface of a vector store to an upload: idempotent upserts in batches."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import ConfigError, MissingExtraError
-from ..shards import Part
+from ...errors import ConfigError
+from ..formats import Part
 
 
 @dataclass(frozen=True)
@@ -97,18 +96,6 @@ class Store(Protocol):
     def how_to_open(self, place: Place, model: str) -> str:
         """Return Python that opens the collection."""
         ...
-
-
-def need(module: str, packages: str) -> Any:
-    """Import a module of an optional package.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError:
-        raise MissingExtraError(f"this needs {module.partition('.')[0]}: pip install {packages}") from None
 
 
 def check_dimensions(found: int | None, place: Place) -> None:

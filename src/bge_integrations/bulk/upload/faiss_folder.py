@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ...core.files import PARTIAL
 from ...errors import ConfigError
-from .target import Batch, Place, check_dimensions, need
+from ...extras import require
+from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 10_000
 TAKES = ("path",)
@@ -52,15 +55,27 @@ class _Target:
             self.ids = [key for key in self.ids if key not in replaced]
 
     def save(self, name: str) -> None:
-        import faiss
-        from langchain_community.docstore.in_memory import InMemoryDocstore
 
         index, texts = self.stamped / f"{name}.faiss", self.stamped / f"{name}.pkl"
-        faiss.write_index(self.index, f"{index}.partial")
-        with Path(f"{texts}.partial").open("wb") as file:
+        for path, write in ((index, self._write_index), (texts, self._write_texts)):
+            # A name that nobody can have put there before, as a file or as a link.
+            partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}-{path.name}")
+            try:
+                write(partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def _write_index(self, path: Path) -> None:
+        import faiss
+
+        faiss.write_index(self.index, str(path))
+
+    def _write_texts(self, path: Path) -> None:
+        from langchain_community.docstore.in_memory import InMemoryDocstore
+
+        with path.open("xb") as file:
             pickle.dump((InMemoryDocstore(self.documents), dict(enumerate(self.ids))), file)
-        for path in (index, texts):
-            Path(f"{path}.partial").replace(path)
 
 
 @contextmanager
@@ -71,11 +86,11 @@ def open_target(place: Place) -> Iterator[_Target]:
         MissingExtraError: there is no FAISS or langchain-community.
         ConfigError: the folder's index cannot be read, or is of another size.
     """
-    faiss = need("faiss", "faiss-cpu langchain-community")
-    need("langchain_community.docstore.in_memory", "langchain-community")
+    faiss = require("faiss", install="faiss-cpu langchain-community", purpose="the upload")
+    require("langchain_community.docstore.in_memory", install="langchain-community", purpose="the upload")
     folder = Path(str(place.path))
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / f"{place.collection}.faiss").exists():
+    if any((folder / f"{place.collection}.{ending}").exists() for ending in ("faiss", "pkl")):
         target = _read(faiss, folder, place)
     else:
         target = _Target(folder, faiss.IndexFlatL2(place.dimensions), {}, [])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.encoder import Encoder
-from ..errors import ConfigError
-from ..load import engine_of
 from .readers import read_rows
-from .rows import Columns, Rules, cut_shards
+from .rows import Columns, RowParser, cut_shards
 from .sources import find_inputs
+from .splitting import TextSplitter, find_counter
 
 _SAMPLE = 256
 _SAMPLE_SECONDS = 3.0
+_MAX_INPUTS = 64  # texts of a request, where nothing else is known
 
 
 @dataclass
@@ -52,9 +52,10 @@ def plan_files(inputs: str | Sequence[str], encoder: Encoder, *, columns: Column
     Raises:
         ConfigError: an input cannot be read.
     """
-    count, plan, sample = _counter(encoder), Plan(), _Sample()
-    rules = Rules(columns or Columns(), blank=encoder.blank == "keep")
-    for shard in cut_shards(read_rows(find_inputs(inputs), rules), 1000):
+    count, plan, sample = find_counter(encoder), Plan(), _Sample()
+    split = TextSplitter(count, encoder.card.max_tokens) if count else None
+    parser = RowParser(columns or Columns(), blank=encoder.blank == "keep", split=split)
+    for shard in cut_shards(read_rows(find_inputs(inputs), parser), 1000):
         texts = [row.text for row in shard.good]
         plan.rows, plan.errors = plan.rows + len(shard.rows), plan.errors + len(shard.bad)
         plan.characters += sum(map(len, texts))
@@ -63,17 +64,9 @@ def plan_files(inputs: str | Sequence[str], encoder: Encoder, *, columns: Column
     if count is None:
         plan.tokens = plan.cut = None
     _add_time(plan, encoder, sample.texts)
-    price = _price(encoder)
-    plan.usd = price * plan.tokens / 1e6 if price is not None and plan.tokens is not None else None
+    if encoder.price is not None and plan.tokens is not None:
+        plan.usd = encoder.price * plan.tokens / 1e6
     return plan
-
-
-def _counter(encoder: Encoder) -> Callable[[Sequence[str]], list[int]] | None:
-    try:
-        encoder.count_tokens([])
-    except ConfigError:
-        return None
-    return encoder.count_tokens
 
 
 def _add_tokens(plan: Plan, count: Callable[[Sequence[str]], list[int]] | None, texts: list[str], limit: int) -> None:
@@ -101,26 +94,24 @@ class _Sample:
 
 
 def _add_time(plan: Plan, encoder: Encoder, sample: Sequence[str]) -> None:
-    engine = engine_of(encoder)
-    limits = getattr(engine, "limits", None)
-    if limits is not None:
-        plan.seconds, plan.how = _paced(plan, limits)
+    if encoder.remote:
+        plan.seconds, plan.how = _paced(plan, encoder.describe())
     elif not sample:
         plan.seconds, plan.how = 0.0, "nothing to embed"
     else:
-        rate, texts = _measured(engine, sample)
+        rate, texts = _measured(encoder.engine, sample)
         plan.seconds = (plan.characters / rate) if rate else None
         plan.how = f"from {texts} texts of it, embedded on this machine"
 
 
-def _paced(plan: Plan, limits: Any) -> tuple[float | None, str]:
+def _paced(plan: Plan, host: Mapping[str, Any]) -> tuple[float | None, str]:
     good = plan.rows - plan.errors
-    requests = -(-good // (limits.max_inputs or 64))
     times = []
-    if limits.requests_per_minute:
-        times.append(requests / limits.requests_per_minute * 60)
-    if limits.tokens_per_minute and plan.tokens is not None:
-        times.append(plan.tokens / limits.tokens_per_minute * 60)
+    if "requests_per_minute" in host:
+        requests = -(-good // host.get("max_inputs", _MAX_INPUTS))
+        times.append(requests / host["requests_per_minute"] * 60)
+    if "tokens_per_minute" in host and plan.tokens is not None:
+        times.append(plan.tokens / host["tokens_per_minute"] * 60)
     if not times:
         return None, "the host's speed is not known before it is asked"
     return max(times), "at the pace that was set; the host may be slower"
@@ -138,9 +129,3 @@ def _measured(engine: Encoder, sample: Sequence[str]) -> tuple[float, int]:
         spent += time.perf_counter() - began
         done, size = done + len(part), size + sum(map(len, part))
     return size / spent, done
-
-
-def _price(encoder: Encoder) -> float | None:
-    endpoint = getattr(engine_of(encoder), "endpoint", None)
-    offer = endpoint and endpoint.provider.offer(encoder.card.id)
-    return offer.usd_per_million_tokens if offer else None

@@ -1,4 +1,4 @@
-"""``bge load``: the shards of a folder into a vector store."""
+"""``bge upload`` (also ``bge load``): the shards of a folder into a vector store."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _STORES = ("qdrant", "chroma", "lancedb", "pgvector", "faiss")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``bge load``."""
+    """Add the arguments of ``bge upload``."""
     parser.epilog = (
         "Rows are laid out for LangChain's store classes. LlamaIndex reads Chroma's as it is, Qdrant's with "
         "text_key='page_content', LanceDB's with doc_id_key='id', pgvector's and FAISS's not. A row whose id is there "
-        "already is replaced: loading again doubles nothing."
+        "already is replaced: uploading again doubles nothing."
     )
     parser.add_argument("folder", metavar="FOLDER", help="of bge embed")
     parser.add_argument("--into", required=True, choices=_STORES, help="the kind of store")
@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Load, and print what it came to and how to open it."""
-    from ..bulk.into import load_files
+    """Upload, and print what it came to and how to open it."""
+    from ..bulk.upload import upload_files
 
     keys = keys_from(parsed.key_env)
     tell_unfinished(parsed.folder)
-    loaded = load_files(
+    uploaded = upload_files(
         parsed.folder,
         parsed.into,
         collection=parsed.collection,
@@ -43,8 +43,8 @@ def run(parsed: argparse.Namespace) -> int:
         key=keys[0] if keys else None,
         on_batch=_telling(),
     )
-    print(f"{loaded.rows} rows written, {loaded.total} in {loaded.collection!r}; stamp {loaded.stamp['space']}")
-    print(loaded.opens)
+    print(f"{uploaded.rows} rows written, {uploaded.total} in {uploaded.collection!r}; stamp {uploaded.stamp['space']}")
+    print(uploaded.opens)
     return 0
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
+from ...extras import require
 from ...stamps.slots import comment_slot
-from .target import Batch, Place, check_dimensions, need
+from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 2000
 TAKES = ("url", "client")
@@ -70,8 +71,8 @@ def open_target(place: Place) -> Iterator[_Target]:
         MissingExtraError: there is no SQLAlchemy or psycopg.
         ConfigError: the table has vectors of another size.
     """
-    sqlalchemy = need("sqlalchemy", "sqlalchemy 'psycopg[binary]'")
-    need("psycopg", "sqlalchemy 'psycopg[binary]'")
+    sqlalchemy = require("sqlalchemy", install="sqlalchemy 'psycopg[binary]'", purpose="the upload")
+    require("psycopg", install="sqlalchemy 'psycopg[binary]'", purpose="the upload")
     engine = place.ready(lambda: sqlalchemy.create_engine(_url(place)))
     try:
         target = _Target(engine, place)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from .target import Batch, Place, check_dimensions, need
+from ...extras import require
+from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 1000
 TAKES = ("url", "path", "client")
@@ -48,7 +49,7 @@ def open_target(place: Place) -> Iterator[_Target]:
         MissingExtraError: there is no chromadb.
         ConfigError: the collection has vectors of another size.
     """
-    chroma = need("chromadb", "chromadb")
+    chroma = require("chromadb", install="chromadb", purpose="the upload")
     client = place.ready(lambda: _client(chroma, place))
     collection = client.get_or_create_collection(
         place.collection, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}

@@ -8,8 +8,9 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from ...errors import ConfigError
+from ...extras import require
 from ...stamps.slots import qdrant_slot
-from .target import Batch, Place, check_dimensions, need
+from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 256
 TAKES = ("url", "path", "client")
@@ -61,7 +62,7 @@ def open_target(place: Place) -> Iterator[_Target]:
         MissingExtraError: there is no qdrant-client.
         ConfigError: the collection has another layout.
     """
-    qdrant = need("qdrant_client", "qdrant-client")
+    qdrant = require("qdrant_client", install="qdrant-client", purpose="the upload")
     given = {"path": place.path} if place.path else {"url": place.url, "api_key": place.key}
     client = place.ready(lambda: qdrant.QdrantClient(**given))
     try:

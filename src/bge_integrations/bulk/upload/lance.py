@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ..pieces import kept_kinds
-from ..shards import Part
-from .target import Batch, Place, check_dimensions, need
+from ...extras import require
+from ..formats import Part, column_types
+from .target import Batch, Place, check_dimensions
 
 # A commit is a version and some files of its own, so few and large ones.
 BATCH_ROWS = 10_000
@@ -58,7 +58,7 @@ def open_target(place: Place) -> Iterator[_Target]:
         MissingExtraError: there is no lancedb.
         ConfigError: the table has vectors of another size.
     """
-    lancedb = need("lancedb", "lancedb")
+    lancedb = require("lancedb", install="lancedb", purpose="the upload")
     given = {"api_key": place.key} if place.key else {}
     connection = place.ready(lambda: lancedb.connect(place.path or place.url, **given))
     table = _table(connection, place)
@@ -71,7 +71,7 @@ def _table(connection: Any, place: Place) -> Any:
         return connection.open_table(place.collection)
     except (ValueError, FileNotFoundError):  # so it is told that there is none
         none = Batch(Part([], [], np.empty((0, place.dimensions), np.float32), {}))
-        return connection.create_table(place.collection, schema=_layout(none, kept_kinds(place.shard)).schema)
+        return connection.create_table(place.collection, schema=_layout(none, column_types(place.shard)).schema)
 
 
 def how_to_open(place: Place, model: str) -> str:

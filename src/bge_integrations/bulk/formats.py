@@ -1,0 +1,277 @@
+"""The three formats of shards, one class each: written whole or not at all, read back in pieces."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from ..core.encoder import Vectors
+from ..core.files import PARTIAL
+from ..errors import ConfigError
+from ..extras import require
+from ..stamps.slots import KEY
+from .rows import Columns, Row
+
+__all__ = [
+    "FORMATS",
+    "ROWS",
+    "Contents",
+    "Format",
+    "Part",
+    "column_types",
+    "need_pyarrow",
+    "parquet_stamp",
+    "read_part",
+]
+
+Format = Literal["parquet", "numpy", "jsonl"]
+ROWS = ".rows.jsonl"  # beside an .npy file: all that is not a vector
+_NAMES = ("id", "text", "embedding")
+_NONE = np.empty((0, 0), np.float32)
+
+
+class Part(NamedTuple):
+    """Rows of one shard that were read: ``for ids, texts, vectors, kept in read_shards(folder)``.
+
+    Attributes:
+        ids: strings, or row numbers where the job named no column of ids.
+        texts: what was embedded.
+        vectors: float32, shape (n, dimensions), rows of length 1 (of float16 precision where the shard has that).
+        kept: the values of each kept column.
+    """
+
+    ids: list[Any]
+    texts: list[str]
+    vectors: Vectors
+    kept: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What shards are made of.
+
+    Attributes:
+        columns: names of text, id and kept columns in the input.
+        stamp: of the encoder.
+        half: float16 instead of float32.
+        kinds: the Arrow type of each kept column; None for a string.
+        named: whether ids are strings; else numbers of rows.
+    """
+
+    columns: Columns
+    stamp: dict[str, Any]
+    half: bool = False
+    kinds: tuple[Any, ...] = ()
+    named: bool = False
+
+
+class ShardFormat(ABC):
+    """How shards are written and read; the same rows and vectors give the same bytes."""
+
+    ending: ClassVar[str]
+
+    @abstractmethod
+    def write(self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents) -> None:
+        """Write a shard; ``vectors`` have the type that they get in the file.
+
+        Raises:
+            OSError: the disk is full; nothing of the shard stays.
+        """
+
+    @abstractmethod
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool) -> Iterator[Part]:
+        """Yield a shard in pieces of at most ``size`` rows, of which only what is wanted is read."""
+
+
+class _Parquet(ShardFormat):
+    ending = ".parquet"
+
+    def write(self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents) -> None:
+        parquet = need_pyarrow()
+        # Numbers do not shrink (a tenth, for twice the time), and nobody asks for the least of them.
+        counted = ["id", *contents.columns.keep]
+        squeezed = dict.fromkeys(("text", *counted), "zstd") | {"embedding.list.element": "none"}
+        options = {"compression": squeezed, "write_statistics": counted, "use_dictionary": False, "version": "2.6"}
+        table = _table(rows, vectors, contents)
+        _write_whole(path, lambda file: parquet.write_table(table, file, **options))
+
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool) -> Iterator[Part]:
+        parquet = need_pyarrow()
+        with parquet.ParquetFile(path, memory_map=True) as file:
+            names = [name for name in file.schema_arrow.names if (vectors if name == "embedding" else rows)]
+            for batch in file.iter_batches(batch_size=size, columns=names):
+                columns = {name: batch.column(name) for name in names}
+                numbers = _numbers(columns.pop("embedding")) if vectors else _NONE
+                yield _part({name: column.to_pylist() for name, column in columns.items()}, numbers)
+
+
+def _table(rows: Sequence[Row], vectors: Any, contents: Contents) -> Any:
+    import pyarrow as pa
+
+    element = pa.field("element", pa.float16() if contents.half else pa.float32(), nullable=False)
+    numbers = pa.list_(element, int(vectors.shape[1]))
+    keep = contents.columns.keep
+    fields = [
+        pa.field("id", pa.string() if contents.named else pa.int64(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        *(pa.field(name, contents.kinds[i] or pa.string()) for i, name in enumerate(keep)),
+        pa.field("embedding", numbers, nullable=False),
+    ]
+    plain = [[row.id for row in rows], [row.text for row in rows]]
+    plain += [[row.kept[i] for row in rows] for i in range(len(keep))]
+    arrays = [pa.array(values, field.type) for values, field in zip(plain, fields, strict=False)]
+    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=numbers))
+    return pa.table(arrays, pa.schema(fields, {KEY: json.dumps(contents.stamp, sort_keys=True)}))
+
+
+def _numbers(column: Any) -> Vectors:
+    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return flat.reshape(len(column), -1) if len(column) else _NONE
+
+
+class _Numpy(ShardFormat):
+    ending = ".npy"
+
+    def write(self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents) -> None:
+        keep = contents.columns.keep
+        _write_whole(path.with_suffix(ROWS), lambda file: file.writelines(_line(row, keep) for row in rows))
+        _write_whole(path, lambda file: np.save(file, vectors))
+
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool) -> Iterator[Part]:
+        numbers = np.load(path, mmap_mode="r")
+        lines = _lines(path.with_suffix(ROWS)) if rows else iter(())
+        for first in range(0, len(numbers), size):
+            part = numbers[first : first + size]
+            yield _part(_columns(list(islice(lines, len(part)))), np.asarray(part, np.float32) if vectors else _NONE)
+
+
+class _JsonLines(ShardFormat):
+    ending = ".jsonl"
+
+    def write(self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents) -> None:
+        keep, plain = contents.columns.keep, vectors.astype(np.float32, copy=False)
+        _write_whole(path, lambda file: file.writelines(_line(row, keep, plain[i]) for i, row in enumerate(rows)))
+
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool) -> Iterator[Part]:
+        lines = _lines(path)
+        while part := list(islice(lines, size)):
+            numbers = [row.pop("embedding") for row in part]
+            yield _part(_columns(part if rows else []), np.array(numbers, np.float32) if vectors else _NONE)
+
+
+def _line(row: Row, keep: Sequence[str], vector: Any = None) -> bytes:
+    import orjson
+
+    fields = {"id": row.id, "text": row.text, **dict(zip(keep, row.kept, strict=True))}
+    if vector is not None:
+        fields["embedding"] = vector
+    return orjson.dumps(fields, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    import orjson
+
+    with path.open("rb") as file:
+        for line in file:
+            yield orjson.loads(line)
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+
+
+def _part(columns: dict[str, list[Any]], vectors: Vectors) -> Part:
+    kept = {name: values for name, values in columns.items() if name not in _NAMES}
+    return Part(columns.get("id", []), columns.get("text", []), vectors, kept)
+
+
+FORMATS: dict[Format, ShardFormat] = {"parquet": _Parquet(), "numpy": _Numpy(), "jsonl": _JsonLines()}
+
+
+def read_part(path: Path, size: int, *, rows: bool = True, vectors: bool = True) -> Iterator[Part]:
+    """Yield a shard in pieces of at most ``size`` rows, so that one of any size needs little memory.
+
+    Args:
+        path: of the shard.
+        size: rows per piece.
+        rows: read ids, texts and kept columns; else they are empty.
+        vectors: read vectors; else their shape is (0, 0).
+
+    Raises:
+        ConfigError: the shard cannot be read.
+        MissingExtraError: it is Parquet and pyarrow is not installed.
+    """
+    reader = next(each for each in FORMATS.values() if each.ending == path.suffix)
+    try:
+        yield from reader.read(path, size, rows=rows, vectors=vectors)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def column_types(path: Path) -> dict[str, Any]:
+    """Return the Arrow types of a shard's ids and kept columns; where its format has none, those of its first rows.
+
+    Raises:
+        ConfigError: the shard cannot be read.
+    """
+    parquet = need_pyarrow()
+    import pyarrow as pa
+
+    if path.suffix == ".parquet":
+        return {field.name: field.type for field in parquet.read_schema(path) if field.name not in _NAMES[1:]}
+    part = next(read_part(path, 1000, vectors=False), Part([], [], _NONE, {}))
+    kinds = {name: pa.array(values).type for name, values in {"id": part.ids, **part.kept}.items()}
+    return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in kinds.items()}
+
+
+def parquet_stamp(path: Path) -> dict[str, Any] | None:
+    """Return the stamp in a Parquet file's schema, or None."""
+    line = (need_pyarrow().read_schema(path).metadata or {}).get(KEY.encode())
+    return dict(json.loads(line)) if line else None
+
+
+def need_pyarrow() -> Any:
+    """Return ``pyarrow.parquet``.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
+    return require("pyarrow.parquet", extra="bulk", purpose="Parquet")
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a name of its own, and rename it when all of it is on the disk."""
+    partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}-{path.name}.partial")
+    try:
+        with partial.open("xb") as file:  # "x" follows no link
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,225 @@
+"""Shards through an encoder: one at work and one ready behind it, in order; refused rows become bad rows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.encoder import Encoder, Vectors
+from ..errors import BadAnswerError, BGEError, HostError, InputError, TooLargeError
+from .rows import Row, Shard
+
+__all__ = ["Embedded", "EncoderShards", "OnError", "ShardEmbedder", "embed_shards", "stopped_at"]
+
+OnError = Literal["stop", "record"]
+OnRows = Callable[[int], None]
+# A host that refuses row after row has a fault of its own: so many more rows may be refused than were embedded.
+_REFUSED = 8
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A shard's rows with the vectors of the good ones; rows that the encoder refused have a reason now."""
+
+    rows: list[Row]
+    vectors: Vectors
+    truncated: int = 0
+
+
+class ShardEmbedder(ABC):
+    """Embeds whole shards, several at a time from threads; use as a context manager.
+
+    Attributes:
+        lanes: shards that keep it busy.
+    """
+
+    lanes: int = 1
+
+    @abstractmethod
+    def embed(self, rows: list[Row], on_error: OnError, on_rows: OnRows) -> Embedded:
+        """Embed the good rows of a shard; ``on_rows`` hears how many were finished.
+
+        Raises:
+            BGEError: the host failed, or a row was refused and ``on_error="stop"``.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Have the calls under way end with an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def embed_shards(
+    shards: Iterator[Shard], embedder: ShardEmbedder, on_error: OnError, on_rows: OnRows
+) -> Generator[tuple[Shard, Embedded]]:
+    """Yield embedded shards in order.
+
+    Raises:
+        BGEError: of reading or embedding; shards before it were yielded.
+    """
+    ahead = embedder.lanes + max(1, embedder.lanes // 2)
+    begun: deque[tuple[Shard, Future[Embedded]]] = deque()
+    failure: BGEError | None = None
+    with ThreadPoolExecutor(embedder.lanes, thread_name_prefix="bge-bulk") as pool:
+        try:
+            while failure is None:
+                try:
+                    shard = next(shards, None)
+                except BGEError as error:  # what was begun is paid for
+                    failure = error
+                    break
+                if shard is None:
+                    break
+                begun.append((shard, pool.submit(embedder.embed, list(shard.rows), on_error, on_rows)))
+                if len(begun) >= ahead:
+                    yield _first(begun)
+            while begun:
+                yield _first(begun)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if begun:
+                embedder.stop()
+    if failure is not None:
+        raise failure
+
+
+def _first(begun: deque[tuple[Shard, Future[Embedded]]]) -> tuple[Shard, Embedded]:
+    shard, future = begun[0]
+    embedded = future.result()
+    begun.popleft()
+    return shard, embedded
+
+
+class EncoderShards(ShardEmbedder):
+    """Embeds shards by an encoder of this process.
+
+    One shard at a time goes into an engine on this machine, so that its batches, and with them the last bits of its
+    vectors, depend on nothing but the shard. A host gets the next shard while the last requests of one are under way;
+    the encoder itself bounds the requests in flight.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.lanes = encoder, 2 if encoder.remote else 1
+        self._calls: set[Future[Vectors]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._answered = 0
+
+    def embed(self, rows: list[Row], on_error: OnError, on_rows: OnRows) -> Embedded:
+        """Embed the good rows; as long as the encoder refuses some of them, set these aside and send the rest.
+
+        Raises:
+            BGEError: the host failed, or a row was refused and ``on_error="stop"``.
+        """
+        began = time.perf_counter()
+        try:
+            shard = _Shard(rows, self.encoder.card.dimensions)
+            refused = 0
+            while left := shard.left():
+                try:
+                    self._call(shard, left, on_rows)
+                except (InputError, HostError) as error:
+                    refused += isinstance(error, HostError)
+                    bad = self._refused(error, refused)
+                    if not bad or on_error == "stop":
+                        raise _placed(error, [rows[i] for i in left]) from None
+                    for i in bad:
+                        rows[left[i]] = rows[left[i]]._replace(text="", reason=error.message)
+            return shard.embedded()
+        finally:
+            self.encoder.usage.add(seconds=time.perf_counter() - began)
+
+    def _call(self, shard: _Shard, left: list[int], on_rows: OnRows) -> None:
+        places = np.array(left)
+
+        def keep(positions: Sequence[int], part: Vectors) -> None:
+            shard.put(places[list(positions)], part)
+            self._answered += len(positions)
+            on_rows(len(positions))
+
+        with self._lock:
+            if self._stopped:
+                raise BGEError("the job was stopped")
+            call = self.encoder.submit(
+                [shard.rows[i].text for i in left], role="document", on_batch=keep, on_truncated=shard.count_truncated
+            )
+            self._calls.add(call)
+        try:
+            call.result()
+        finally:
+            self._calls.discard(call)
+
+    def _refused(self, error: InputError | HostError, refused: int) -> tuple[int, ...]:
+        """Return the positions that an error is about; none where it is about the host."""
+        if isinstance(error, InputError):
+            return error.positions
+        about_text = isinstance(error, TooLargeError) or (
+            self._answered and (isinstance(error, BadAnswerError) or error.status == 500)
+        )
+        alone = len(error.positions) == 1 and refused <= _REFUSED + self._answered
+        return error.positions if about_text and alone else ()
+
+    def stop(self) -> None:
+        """Cancel the calls under way."""
+        with self._lock:
+            self._stopped = True
+        for call in tuple(self._calls):
+            call.cancel()
+
+
+class _Shard:
+    """What is known of a shard under way; what was finished when a call fails is not sent again."""
+
+    def __init__(self, rows: list[Row], dimensions: int) -> None:
+        self.rows = rows
+        self.vectors = np.empty((len(rows), dimensions), np.float32)
+        self.done = np.zeros(len(rows), bool)
+        self.truncated = 0
+
+    def left(self) -> list[int]:
+        return [i for i, row in enumerate(self.rows) if not (row.reason or self.done[i])]
+
+    def put(self, places: NDArray[Any], part: Vectors) -> None:
+        self.vectors[places], self.done[places] = part, True
+
+    def count_truncated(self, positions: Sequence[int]) -> None:
+        self.truncated += len(positions)
+
+    def embedded(self) -> Embedded:
+        vectors = self.vectors if self.done.all() else self.vectors[self.done]
+        return Embedded(self.rows, vectors, self.truncated)
+
+
+def _placed(error: InputError | HostError, rows: Sequence[Row]) -> BGEError:
+    """Return the error with the row's place in the input instead of its position in a call that the user did not make.
+
+    Args:
+        error: its positions are those in ``rows``.
+        rows: whose texts were sent.
+    """
+    if not error.positions:
+        return error
+    row = rows[error.positions[0]]
+    if isinstance(error, InputError):
+        return stopped_at(row._replace(reason=error.message))
+    placed = error.at([()] * len(rows))
+    return placed.add(f" (line {row.line} of {row.source!r})") if len(error.positions) == 1 else placed
+
+
+def stopped_at(row: Row) -> InputError:
+    """Return the error of a row that stops a job."""
+    return InputError(f"line {row.line} of {row.source!r}: {row.reason}; on_error='record' goes on without such rows")
