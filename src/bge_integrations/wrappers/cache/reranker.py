@@ -16,7 +16,7 @@ from ...core.checks import refuse_truncation
 from ...core.reranker import Pair, Placed, Reranker
 from ...errors import BGEError
 from .rows import pack, unpack
-from .stores import Store, CircuitBreaker, as_store
+from .stores import CircuitBreaker, Store, as_store
 
 __all__ = ["CachedReranker"]
 
