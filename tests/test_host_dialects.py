@@ -120,6 +120,12 @@ TOO_MUCH = {
     "Azure": (429, {"error": {"code": "rate_limit_exceeded", "message": "Request too large for m on tokens per min"}}),
     "Japanese": (422, {"message": "入力が長すぎます"}),
     "French": (406, {"message": "Votre requête est trop longue"}),
+    "French, elided": (400, {"message": "trop d'éléments dans input"}),
+    "Russian": (400, {"message": "Слишком много текстов"}),
+    "or fewer": (422, {"detail": "input must hold 8 items or fewer"}),
+    "out of range": (400, {"message": "value is out of range: inputs"}),
+    "length should be": (422, {"detail": "length of input should be 1 to 8"}),
+    "memory slot": (500, {"error": "failed to find a memory slot for batch of size 1024"}),
 }  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def embed_files(
     on_progress: OnProgress | None = None,
     on: Callable[[Encoder], ShardEmbedder] = EncoderShards,
 ) -> Report:
-    """Embed the rows of files as documents into shards; the same call again goes on where it was.
+    """Embed the rows of files as documents into shards; the same call again resumes.
 
     Killed at any moment and called again, on the same machine, the folder ends with the bytes of an undisturbed run.
     At most three shards of rows and their vectors are in memory. Rows are not compared: one that stands twice in the
@@ -92,8 +92,8 @@ def embed_files(
             ``"-"`` for JSON lines on standard input. A text file is one row with the fields text and path.
         folder: of the shards ``part-000000.parquet``, ``manifest.jsonl`` and ``errors.jsonl``.
         encoder: what embeds; its stamp goes into each shard's schema.
-        columns: which columns are text, id and kept. Kept values become strings (JSON where they are none), unless all
-            inputs are Parquet and agree on a simple type.
+        columns: which columns are text, id and kept. Kept numbers and booleans keep their type where all inputs agree;
+            other values become strings (JSON where they are none).
         shard_rows: rows of the input per shard; fewer where they come to 64 million characters.
         format: ``"numpy"`` writes ``.npy`` with a ``.rows.jsonl`` beside it, ``"jsonl"`` a line for each row.
         half: float16 instead of float32.

@@ -1,4 +1,4 @@
-"""A Ray dataset in, the same with vectors out, block by block, so that a killed job goes on where it was."""
+"""A Ray dataset in, the same with vectors out, block by block, so that a killed job resumes."""
 
 from __future__ import annotations
 

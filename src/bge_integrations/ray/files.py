@@ -52,7 +52,7 @@ class Folder:
             file.write(self.job.encode())
 
     def check(self) -> None:
-        """Refuse to go on where another job has taken the folder.
+        """Refuse to continue where another job has taken the folder.
 
         Raises:
             ConfigError: it has.
