@@ -208,7 +208,7 @@ def test_the_role_must_be_said(encoder):
 
 
 @pytest.mark.parametrize(("texts", "positions"), [
-    ("a bare string", ()), (None, ()), (5, ()), (b"bytes", ()),
+    ("a bare string", ()), (None, ()), (5, ()), (b"bytes", ()), ({"a"}, ()), (frozenset("a"), ()),
     (["a", None], (1,)), (["a", 5, "b", 1.5], (1, 3)), ([b"a"], (0,)), ([["a"]], (0,)),
 ])  # fmt: skip
 async def test_what_is_no_text_is_a_type_error_before_anything_is_sent(encoder, texts, positions):

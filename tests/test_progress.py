@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from bge_integrations.cache import CachedEncoder
 from bge_integrations.cli import main
-from bge_integrations.errors import HostError
+from bge_integrations.errors import HostError, ReadOnlyError
 from bge_integrations.wrappers import progress
 from bge_integrations.wrappers.progress import ProgressEncoder, in_notebook
 from encoders import HashEncoder
@@ -219,3 +219,9 @@ def test_without_tqdm_only_an_explicit_wish_is_refused(request):
         check=False,
     )
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("name", ["query_instruction", "truncate", "card"])
+def test_what_a_wrapper_forwards_cannot_be_assigned(name):
+    with pytest.raises(ReadOnlyError, match=f"{name}.*load_encoder"):
+        setattr(ProgressEncoder(HashEncoder(), False), name, None)

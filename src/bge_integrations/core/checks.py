@@ -33,11 +33,14 @@ def check_texts(texts: Sequence[str], *, blank: Blank = "error") -> list[str]:
         InputTypeError: a bare string where a list belongs, or an item that is not a string.
         InputError: a blank text where ``blank="error"``.
     """
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable) or _is_table(texts):
+    if isinstance(texts, (str, bytes, Mapping, set, frozenset)) or not isinstance(texts, Iterable) or _is_table(texts):
         hint = (
             ": iterating over it gives names, not texts; pass a column, such as df['text']" if _is_table(texts) else ""
         )
         hint = ": pass its values" if isinstance(texts, Mapping) else hint
+        hint = (
+            ": it has no order, in which the vectors could be returned" if isinstance(texts, (set, frozenset)) else hint
+        )
         raise InputTypeError(f"texts must be a list of strings, not {type(texts).__name__}{hint}")
     checked = list(texts)
     wrong = [i for i, text in enumerate(checked) if not isinstance(text, str)]

@@ -7,13 +7,18 @@ from typing import Any
 
 from ..core.encoder import Encoder
 from ..core.outputs import Output
+from ..errors import ReadOnlyError
 
 __all__ = ["Wrapper"]
 
 
 def _inner(name: str) -> Any:
     """Return a property that reads ``inner``'s attribute each time, since engines learn some of theirs late."""
-    return property(lambda self: getattr(self.inner, name))
+
+    def refuse(_: Encoder, __: object) -> None:
+        raise ReadOnlyError(f"{name} cannot change any more: load_encoder makes another encoder")
+
+    return property(lambda self: getattr(self.inner, name), refuse)
 
 
 class Wrapper(Encoder):
