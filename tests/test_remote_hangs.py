@@ -117,7 +117,7 @@ class Slow:
     def num_special_tokens_to_add(self, is_pair):
         return 2
 
-    def encode_batch_fast(self, texts):
+    def encode_batch_fast(self, texts, **_):
         time.sleep(self.seconds)
         if any("panic" in text for text in texts):
             raise Panic("called `Option::unwrap()` on a `None` value")

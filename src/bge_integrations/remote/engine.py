@@ -110,7 +110,7 @@ class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # prop
             MissingKeyError: the host needs a key and none was found.
         """
         self.format(texts[:1], role)
-        self.launch(self._send(texts, role, stream), stream)
+        self.launch(partial(self._send, texts, role, stream), stream)
 
     def post(self, texts: list[str], *, encoding: str | None = "float") -> bytes:
         """Send documents in one request as they are, once, and return the body of the answer, unread.

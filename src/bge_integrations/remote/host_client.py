@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from ..core.batches import Stream
 from ..core.event_loop import BackgroundLoop
 from ..core.tokenizer import TextTokenizer, find_tokenizer
 from ..core.usage import Usage
-from ..errors import BGEError, ConfigError, HostError, HostUnavailableError, MissingKeyError
+from ..errors import BGEError, HostError, HostUnavailableError, MissingKeyError
 from .endpoint import Endpoint, Limits
 from .host import HostSession
 from .rate_limit import PortableLimiter
@@ -94,26 +94,22 @@ class HostClient:
             self._cutter, self._looked = find_tokenizer(self.card, self.tokenizer), True
         return self._cutter
 
-    def launch(self, work: Coroutine[Any, Any, None], stream: Stream) -> None:
-        """Run ``work``, which puts batches into ``stream``, on the client's loop, and return at once.
+    def launch(self, work: Callable[[], Awaitable[None]], stream: Stream) -> None:
+        """Run ``work``, which begins to put batches into ``stream``, on the client's loop, and return at once.
 
         Raises:
             MissingKeyError: the host needs a key and none was found; nothing was begun.
             ConfigError: the key cannot be sent.
         """
-        try:
-            if not self.endpoint.key_changes:
-                self.endpoint.secret()
-        except ConfigError:
-            work.close()
-            raise
+        if not self.endpoint.key_changes:
+            self.endpoint.secret()
         task = self._loop.run(self._guarded(work, stream))
         stream.on_cancel(task.cancel)
         task.add_done_callback(partial(self._fail_unless_run, stream))
 
-    async def _guarded(self, work: Coroutine[Any, Any, None], stream: Stream) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[None]], stream: Stream) -> None:
         try:
-            await work
+            await work()
         except asyncio.CancelledError:
             stream.fail(self._complete(_closed()))
             raise

@@ -107,7 +107,7 @@ class RemoteReranker(HostClient, Reranker):  # type: ignore[misc, override]  # p
             MissingKeyError: the host needs a key and none was found.
             ConfigError: the key cannot be sent.
         """
-        self.launch(self._send(pairs, stream), stream)
+        self.launch(partial(self._send, pairs, stream), stream)
 
     def raw_scores(self, query: str, passages: list[str]) -> list[float]:
         """Return a host's scores of one request as they came, on whatever scale, once and unjudged.
