@@ -34,6 +34,7 @@ def bge(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_everything_typed_arrives(rows, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--text", "body", "--id", "key", "--keep", "n", "--format", "numpy", "--half", "--shard-rows", "40"]
@@ -50,6 +51,7 @@ def test_everything_typed_arrives(rows, tmp_path, capsys):
     assert "(3 were there)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_and_writes_nothing(rows, tmp_path, capsys):
     assert bge("embed", rows, "-o", tmp_path / "out", "--model", "demo", "--text", "body", "--dry-run") == 0
     told = capsys.readouterr().out

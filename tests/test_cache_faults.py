@@ -83,6 +83,7 @@ def write_on(path, seed, log):
     cached.close()
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.timeout(90)
 def test_writers_killed_at_any_moment_lose_nothing_that_was_returned(path, clean, tmp_path):

@@ -21,6 +21,7 @@ from bge_integrations.errors import ModelLoadError
 from bge_integrations.local.engine import LocalEngine
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::bge_integrations.errors.BGEWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -17,6 +17,8 @@ from bge_integrations.remote.engine import Endpoint, Limits, RemoteEngine
 from bge_integrations.remote.responses import refusal, wait_in
 from rig import Rig, cap, latency, ok, raw, rows, status
 
+pytestmark = pytest.mark.slow
+
 CARD = find_model("bge-small")
 TEXTS = [f"text number {i}" for i in range(16)]
 

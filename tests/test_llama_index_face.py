@@ -392,6 +392,7 @@ def test_it_is_a_base_embedding_with_all_of_its_fields(face):
 # ---- saved and loaded
 
 
+@pytest.mark.slow
 def test_to_dict_and_back_is_the_same_model_in_the_same_space():
     face = BGEEmbedding(
         "demo", query_instruction="find: ", truncate="error", device="cpu", timeout=9, embed_batch_size=5
@@ -467,6 +468,7 @@ def test_it_is_pickled_and_copied(face):
         assert twin.to_dict() == face.to_dict()
 
 
+@pytest.mark.slow
 def test_its_cache_and_fields_travel_and_its_handlers_stay():
     store = SimpleKVStore()
     handler = LlamaDebugHandler(print_trace_on_end=False)

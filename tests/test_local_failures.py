@@ -18,6 +18,8 @@ from bge_integrations.errors import BadAnswerError, BGEError, ConfigError, Model
 from bge_integrations.local.engine import LocalEngine
 from test_local import stall
 
+pytestmark = pytest.mark.slow
+
 PREAMBLE = f"""
 import sys
 sys.path.insert(0, {str(Path(models.__file__).parent)!r})

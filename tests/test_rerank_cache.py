@@ -10,6 +10,8 @@ from bge_integrations import errors, load_encoder, load_reranker
 from bge_integrations.cache import SQLiteStore
 from rerank_host import RerankServer
 
+pytestmark = pytest.mark.slow
+
 QUERY = "which fruit is red?"
 PASSAGES = ["an apple", "a plum", "", "a pear", "an apple"]
 

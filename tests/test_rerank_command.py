@@ -13,6 +13,8 @@ from bge_integrations import load_reranker
 from bge_integrations.cli import main
 from rerank_host import RerankServer
 
+pytestmark = pytest.mark.slow
+
 QUERY = "which fruit is red?"
 PASSAGES = ["an apple", "a plum", "a pear"]
 

@@ -18,6 +18,8 @@ from bge_integrations import errors, load_encoder, load_reranker
 from bge_integrations.core.pairs import SECOND, PairTokenizer, longest_first
 from bge_integrations.core.reranker import Pair
 
+pytestmark = pytest.mark.slow
+
 QUERY = "What is the capital of France?"
 PASSAGES = [text for text in models.TEXTS if len(text) < 1200] + ["", "   ", "Paris", "[SEP] </s> in a text"]
 

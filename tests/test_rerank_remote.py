@@ -382,6 +382,7 @@ def test_an_embedding_model_at_a_tei_is_refused():
         TELLS["tei"] = told
 
 
+@pytest.mark.slow
 def test_pairs_are_truncated_here_where_the_tokenizer_is():
     folder = models.reranker("xlm-roberta")
     from bge_integrations.core.pairs import PairTokenizer

@@ -11,6 +11,8 @@ from bge_integrations import errors, load_reranker
 from bge_integrations.server import Limits, background
 from serving import ServedEncoder
 
+pytestmark = pytest.mark.slow
+
 QUERY = "What is the capital of France?"
 PASSAGES = ["Paris is the capital of France.", "A plum", "", "Rome is old", "A plum"]
 

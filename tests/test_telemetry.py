@@ -167,6 +167,7 @@ def test_seconds_count_failed_calls_too():
     assert isinstance(encoder.usage, Usage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_reranking_is_a_span_too(exporter, how):
     with load_reranker(models.reranker("bert")) as reranker:

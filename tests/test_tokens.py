@@ -154,6 +154,7 @@ def test_it_is_found_in_the_models_folder_and_in_the_hubs_cache_without_a_networ
     assert find_tokenizer(replace(card, folder=str(tmp_path))) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("most", [16, 100])
 def test_only_an_end_of_a_huge_text_is_read_and_its_ids_are_those_of_the_whole(file, side, most):
