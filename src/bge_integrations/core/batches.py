@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -14,6 +17,7 @@ import numpy as np
 
 from ..errors import BGEError, HostError, shorten
 from .outputs import Output, Rows, Vectors
+from .tracing import Described, span
 from .usage import Usage
 
 __all__ = ["Batch", "Collector", "OnBatch", "OnTruncated", "Relay", "Stream", "delivering"]
@@ -121,7 +125,7 @@ class Relay(Stream):
         self.outer.fail(error)
 
 
-class Computes(Protocol):
+class Computes(Described, Protocol):
     """What a collector asks of its encoder."""
 
     usage: Usage
@@ -143,6 +147,44 @@ class _Delivering(threading.local):
 
 
 delivering = _Delivering()  # the engine whose thread is in a caller's on_batch
+
+
+def refuse_endless_wait(encoder: Computes) -> None:
+    """Refuse a call whose end could never come.
+
+    Raises:
+        BGEError: called from ``on_batch`` of the same engine, or while the interpreter ends.
+    """
+    # Its own thread would have to finish the batch in hand first, or is frozen already.
+    if delivering.engine is encoder.engine:
+        raise BGEError("encode() inside on_batch would wait for itself: use submit(), or call it afterwards")
+    if sys.is_finalizing():
+        raise BGEError("the interpreter is shutting down: encode before that")
+
+
+@contextmanager
+def waited_for(
+    encoder: Computes, begin: Callable[[], Collector], role: str, count: int | None, operation: str = "embeddings"
+) -> Iterator[Collector]:
+    """Begin a call that the enclosed code waits for; cancel it where the waiting ends early; count seconds and tokens.
+
+    Raises:
+        BGEError: the wait would be endless.
+    """
+    refuse_endless_wait(encoder)
+    began = time.perf_counter()
+    try:
+        with span(encoder, role, count, operation=operation) as set_tokens:
+            call = begin()
+            try:
+                yield call
+            except BaseException:
+                call.future.cancel()
+                raise
+            finally:
+                set_tokens(call.tokens)
+    finally:
+        encoder.usage.add(seconds=time.perf_counter() - began)
 
 
 class Collector(Stream):

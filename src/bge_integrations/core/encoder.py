@@ -7,20 +7,18 @@ users call (``encode``, ``aencode``, ``submit``) is derived here, once, from the
 from __future__ import annotations
 
 import asyncio
-import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol, Self
 
 from ..catalog.records import ModelCard, Role
-from ..errors import BGEError, ConfigError, TruncationWarning, shorten, warn
-from .batches import Batch, Collector, OnBatch, OnTruncated, Relay, Stream, delivering
+from ..errors import ConfigError, TruncationWarning, shorten, warn
+from .batches import Batch, Collector, OnBatch, OnTruncated, Relay, Stream, waited_for
 from .checks import Blank, Truncate, check_role, check_texts
 from .outputs import Dense, Output, Vectors
-from .tracing import span
 from .usage import Usage
 
 __all__ = [
@@ -193,20 +191,8 @@ class Encoder(ABC):
             HostError: the host failed; says what was finished.
             BGEError: called from ``on_batch`` of the same encoder, or while the interpreter ends.
         """
-        self._refuse_endless_wait()
-        began = time.perf_counter()
-        try:
-            with span(self, role, _length(texts)) as set_tokens:
-                call = self._begin(texts, role, on_batch)
-                try:
-                    vectors = call.future.result()
-                except BaseException:
-                    call.future.cancel()
-                    raise
-                finally:
-                    set_tokens(call.tokens)
-        finally:
-            self.usage.add(seconds=time.perf_counter() - began)
+        with waited_for(self, partial(self._begin, texts, role, on_batch), role, _length(texts)) as call:
+            vectors = call.future.result()
         self._warn_truncated(call.truncated)
         return vectors
 
@@ -222,17 +208,8 @@ class Encoder(ABC):
             asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigError("aencode needs asyncio's event loop: under trio, run encode in a thread") from None
-        self._refuse_endless_wait()
-        began = time.perf_counter()
-        try:
-            with span(self, role, _length(texts)) as set_tokens:
-                call = self._begin(texts, role, on_batch)
-                try:
-                    vectors = await asyncio.wrap_future(call.future)
-                finally:
-                    set_tokens(call.tokens)
-        finally:
-            self.usage.add(seconds=time.perf_counter() - began)
+        with waited_for(self, partial(self._begin, texts, role, on_batch), role, _length(texts)) as call:
+            vectors = await asyncio.wrap_future(call.future)
         self._warn_truncated(call.truncated)
         return vectors
 
@@ -243,13 +220,6 @@ class Encoder(ABC):
                 f"reads (positions {shorten(sorted(positions))}): the rest was truncated; split them to keep it",
                 TruncationWarning,
             )
-
-    def _refuse_endless_wait(self) -> None:
-        # Its own thread would have to finish the batch in hand first, or is frozen already.
-        if delivering.engine is self.engine:
-            raise BGEError("encode() inside on_batch would wait for itself: use submit(), or call it afterwards")
-        if sys.is_finalizing():
-            raise BGEError("the interpreter is shutting down: encode before that")
 
     def close(self) -> None:  # noqa: B027 - having nothing to close is the common case
         """Release threads, connections and models; a later call makes them anew."""

@@ -7,7 +7,6 @@ that order and ties never depend on where float32's sigmoid reaches 1.
 from __future__ import annotations
 
 import asyncio
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -20,10 +19,9 @@ from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
 from ..errors import BGEError, BGEWarning, ConfigError, InputError, InputTypeError, TruncationWarning, shorten, warn
-from .batches import Batch, Collector, OnTruncated, Relay, Stream
+from .batches import Batch, Collector, OnTruncated, Relay, Stream, waited_for
 from .checks import Blank, Truncate, check_texts
 from .outputs import Score
-from .tracing import span
 from .usage import Usage
 
 __all__ = ["Pair", "Placed", "Ranked", "Reranker", "Scale", "Scores", "as_scale", "order_by_logit", "sigmoid"]
@@ -197,19 +195,8 @@ class Reranker(ABC):
         return [Pair(query, passage) for passage in check_texts(passages, blank="keep")]
 
     def _logits(self, pairs: list[Pair]) -> Scores:
-        began = time.perf_counter()
-        try:
-            with span(self, "query", len(pairs), operation="rerank") as set_tokens:
-                call = self.begin(pairs)
-                try:
-                    logits = call.future.result()
-                except BaseException:
-                    call.future.cancel()
-                    raise
-                finally:
-                    set_tokens(call.tokens)
-        finally:
-            self.usage.add(seconds=time.perf_counter() - began)
+        with waited_for(self, partial(self.begin, pairs), "query", len(pairs), "rerank") as call:
+            logits: Scores = call.future.result()
         _warn_truncated(self.card, call.truncated)
         _warn_recommended(self.card, self.engine.longest)
         return logits
@@ -219,16 +206,8 @@ class Reranker(ABC):
             asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigError("ascore needs asyncio's event loop: under trio, run score in a thread") from None
-        began = time.perf_counter()
-        try:
-            with span(self, "query", len(pairs), operation="rerank") as set_tokens:
-                call = self.begin(pairs)
-                try:
-                    logits = await asyncio.wrap_future(call.future)
-                finally:
-                    set_tokens(call.tokens)
-        finally:
-            self.usage.add(seconds=time.perf_counter() - began)
+        with waited_for(self, partial(self.begin, pairs), "query", len(pairs), "rerank") as call:
+            logits: Scores = await asyncio.wrap_future(call.future)
         _warn_truncated(self.card, call.truncated)
         _warn_recommended(self.card, self.engine.longest)
         return logits

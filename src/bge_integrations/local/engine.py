@@ -53,7 +53,7 @@ class LocalEngine(Encoder):
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self._scheduler = Scheduler(partial(load_backend, self.settings), self.output)
+        self._scheduler = Scheduler(partial(load_backend, self.settings, choose, _loaded), self.output)
         self._counter: TextTokenizer | None = None
 
     def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
@@ -83,7 +83,7 @@ class LocalEngine(Encoder):
     def describe(self) -> dict[str, Any]:
         """Return backend, precision, device, threads, why they were chosen, and how often the model ran."""
         loop = self._scheduler.loop
-        chosen = loop.backend.describe() if loop.backend is not None else foreseen(self.settings)
+        chosen = loop.backend.describe() if loop.backend is not None else foreseen(self.settings, choose)
         return {**super().describe(), **chosen, "loaded": loop.backend is not None, "forward_passes": loop.passes}
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class LocalEngine(Encoder):
 Choose = Callable[[Settings, str, Path, Sequence[Weights]], Choice]
 
 
-def foreseen(settings: Settings, choose: Choose = choose) -> dict[str, Any]:
+def foreseen(settings: Settings, choose: Choose) -> dict[str, Any]:
     """Return what will be chosen, as far as the files that are here tell."""
     device = find_device(settings.device)
     try:
@@ -117,31 +117,36 @@ def foreseen(settings: Settings, choose: Choose = choose) -> dict[str, Any]:
     return {"backend": settings.backend, "device": device, "why": "not on this machine yet"}
 
 
-def load_backend(settings: Settings, native: AbstractContextManager[Any]) -> Backend:
+Build = Callable[[Settings, Choice, Path], Backend]
+
+
+def load_backend(settings: Settings, choose: Choose, build: Build, native: AbstractContextManager[Any]) -> Backend:
     """Find or fetch the model's files and load them.
 
     Args:
         settings: what the user asked for.
+        choose: chooses what computes, once the files are here.
+        build: makes what was chosen.
         native: entered while packages are imported and weights read, but not while files are fetched.
 
     Raises:
         ModelLoadError: the files cannot be had or read.
         MissingExtraError: a package is not installed.
     """
-    with loading(settings):
+    with _loading(settings):
         device = find_device(settings.device)
         kinds = usable_weights(settings, device)
         folder = get_folder(settings.card, kinds, code=settings.trust_remote_code)
         with native:
             choice = choose(settings, device, folder, kinds)
             warn_if_emulated(choice.precision, choice.device)
-            backend = _loaded(settings, choice, folder)
+            backend = build(settings, choice, folder)
     _LOG.info("%s: %s", settings.card.id, ", ".join(f"{key} {value}" for key, value in backend.describe().items()))
     return backend
 
 
 @contextmanager
-def loading(settings: Settings) -> Iterator[None]:
+def _loading(settings: Settings) -> Iterator[None]:
     """Raise what fails while a model is loaded as an error that names it.
 
     Raises:

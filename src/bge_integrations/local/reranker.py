@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from ..core.usage import Usage
 from ..errors import ConfigError, ModelLoadError
 from .architecture import read_architecture, read_weights
 from .backends.base import Backend
-from .engine import foreseen, loading
-from .files import Weights, get_folder, has_weights
+from .engine import foreseen, load_backend
+from .files import Weights, has_weights
 from .jobs import Job
 from .scheduler import Scheduler
-from .select import Choice, Settings, find_device, usable_weights, warn_if_emulated
+from .select import Choice, Settings
 
 __all__ = ["LocalReranker"]
 
@@ -50,7 +49,7 @@ class LocalReranker(Reranker):
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self._scheduler = Scheduler(partial(load_scores, self.settings), self.output)
+        self._scheduler = Scheduler(partial(load_backend, self.settings, choose_scores, _loaded), self.output)
 
     def batches(self, pairs: list[Pair], stream: Stream) -> None:
         """Queue checked pairs for the worker thread."""
@@ -111,27 +110,6 @@ def choose_scores(settings: Settings, device: str, folder: Path, kinds: Sequence
     kind = "XLM-R" if shape.first_position else "BERT"
     why = "asked for" if settings.backend == "torch" else f"a {kind} encoder with a classifier, packed"
     return Choice(card.id, "torch", device, precision, why, shape)
-
-
-def load_scores(settings: Settings, native: AbstractContextManager[Any]) -> Backend:
-    """Find or fetch a reranker's files and load them.
-
-    Args:
-        settings: what the user asked for.
-        native: entered while packages are imported and weights read, but not while files are fetched.
-
-    Raises:
-        ModelLoadError: the files cannot be had or read.
-        MissingExtraError: a package is not installed.
-    """
-    with loading(settings):
-        device = find_device(settings.device)
-        kinds = usable_weights(settings, device)
-        folder = get_folder(settings.card, kinds, code=settings.trust_remote_code)
-        with native:
-            choice = choose_scores(settings, device, folder, kinds)
-            warn_if_emulated(choice.precision, choice.device)
-            return _loaded(settings, choice, folder)
 
 
 def _loaded(settings: Settings, choice: Choice, folder: Path) -> Backend:

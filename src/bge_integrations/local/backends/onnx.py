@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...catalog.local_folder import read_json
 from ...catalog.records import ModelCard
+from ...core.pairs import SECOND
 from ...core.tokenizer import TextTokenizer, Tokens
 from ...errors import MissingExtraError, ModelLoadError
 from ...extras import require
@@ -25,46 +26,69 @@ from .base import Backend
 _STATES = ("last_hidden_state", "token_embeddings")
 
 
-class OnnxBackend(Backend):
-    """Computes ``model.onnx``: token states from the graph, pooling here."""
+class OnnxGraph(Backend):
+    """A model's own ``model.onnx``, of which one output is read.
+
+    Args:
+        choice: what was chosen.
+        folder: of the model.
+        tokenizer: makes what ``forward`` takes.
+        outputs: names that the output may have.
+        advice: what to do where it has none of them.
+
+    Raises:
+        ModelLoadError: the graph is no BERT's, or has no such output.
+    """
 
     padded = True
     budget = 1024
 
-    def __init__(self, choice: Choice, card: ModelCard, folder: Path) -> None:
+    def __init__(self, choice: Choice, folder: Path, tokenizer: Any, outputs: Sequence[str], advice: str) -> None:
         super().__init__(choice)
         file = find_onnx(folder)
         assert file is not None
         self.threads = usable_cores()
         self.session = open_session(file, self.threads, int8=choice.precision == "int8")
-        self.tokenizer = TextTokenizer.read(folder, card.max_tokens)
-        self.pooling = card.pooling
+        self.tokenizer = tokenizer
         padding = read_json(folder / "config.json").get("pad_token_id")
         self.padding = padding if isinstance(padding, int) else 0
         self.inputs = {node.name for node in self.session.get_inputs()}
         names = [node.name for node in self.session.get_outputs()]
-        states = [name for name in _STATES if name in names]
-        if not states:
-            raise ModelLoadError(
-                f"{str(file)!r} has no output {' or '.join(_STATES)}, only {names}: export the model without a head"
-            )
+        held = [name for name in outputs if name in names]
+        if not held:
+            raise ModelLoadError(f"{str(file)!r} has no output {' or '.join(outputs)}, only {names}: {advice}")
         unknown = sorted(self.inputs - {"input_ids", "attention_mask", "token_type_ids"})
         if unknown:
             raise ModelLoadError(f"{str(file)!r} wants {', '.join(unknown)}, which no BERT does: pass backend='torch'")
-        self.output = states[0]
+        self.output = held[0]
 
-    def tokenize(self, texts: list[str]) -> Tokens:
+    def tokenize(self, texts: list[Any]) -> Tokens:
         """Return token ids, cut to what the model reads."""
-        return self.tokenizer.tokenize(texts)
+        tokens: Tokens = self.tokenizer.tokenize(texts)
+        return tokens
+
+    def run(self, items: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the output for token ids, and which of its tokens are no padding; ids may carry ``SECOND``."""
+        lengths = np.fromiter(map(len, items), np.int64, len(items))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        flat = np.concatenate(items).astype(np.int64)
+        ids, types = np.full(mask.shape, self.padding, np.int64), np.zeros(mask.shape, np.int64)
+        ids[mask], types[mask] = flat % SECOND, flat // SECOND
+        feed = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": types}
+        return self.session.run([self.output], {name: feed[name] for name in self.inputs})[0], mask
+
+
+class OnnxBackend(OnnxGraph):
+    """Token states from the graph, pooling here."""
+
+    def __init__(self, choice: Choice, card: ModelCard, folder: Path) -> None:
+        tokenizer = TextTokenizer.read(folder, card.max_tokens)
+        super().__init__(choice, folder, tokenizer, _STATES, "export the model without a head")
+        self.pooling = card.pooling
 
     def forward(self, items: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """Return the pooled states of texts."""
-        lengths = np.fromiter(map(len, items), np.int64, len(items))
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(mask.shape, self.padding, np.int64)
-        ids[mask] = np.concatenate(items)
-        feed = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
-        states = self.session.run([self.output], {name: feed[name] for name in self.inputs})[0]
+        states, mask = self.run(items)
         return pool(states, mask, self.pooling)
 
 

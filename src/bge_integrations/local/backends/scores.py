@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ...catalog.local_folder import read_json
 from ...catalog.records import ModelCard
 from ...core.pairs import SECOND, PairTokenizer
 from ...core.reranker import Pair
@@ -17,12 +16,11 @@ from ...core.tokenizer import Tokens
 from ...errors import ModelLoadError
 from ...extras import require
 from ..architecture import brief
-from ..files import find_onnx
-from ..select import Choice, usable_cores
+from ..select import Choice
 from .base import Backend
-from .onnx import open_session
+from .onnx import OnnxGraph
 from .packed import Batch, PackedBackend, set_threads
-from .sentence_transformers import _without_bar
+from .sentence_transformers import without_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,40 +82,16 @@ class PackedScores(PackedBackend):
         return super()._embed(batch) + second[:, None] * self.step
 
 
-class OnnxScores(Backend):
-    """A reranker's own ``model.onnx``, whose output is the logit."""
-
-    padded = True
-    budget = 1024
+class OnnxScores(OnnxGraph):
+    """A reranker's own graph, whose output is the logit."""
 
     def __init__(self, choice: Choice, card: ModelCard, folder: Path) -> None:
-        super().__init__(choice)
-        file = find_onnx(folder)
-        assert file is not None
-        self.threads = usable_cores()
-        self.session = open_session(file, self.threads, int8=choice.precision == "int8")
-        self.tokenizer = PairTokenizer.read(folder, card.max_tokens)
-        padding = read_json(folder / "config.json").get("pad_token_id")
-        self.padding = padding if isinstance(padding, int) else 0
-        self.inputs = {node.name for node in self.session.get_inputs()}
-        names = [node.name for node in self.session.get_outputs()]
-        if "logits" not in names:
-            raise ModelLoadError(f"{str(file)!r} has no output logits, only {names}: export the model with its head")
-
-    def tokenize(self, texts: list[Pair]) -> Tokens:
-        """Return the token ids of pairs, cut to what the model reads."""
-        return self.tokenizer.tokenize(texts)
+        tokenizer = PairTokenizer.read(folder, card.max_tokens)
+        super().__init__(choice, folder, tokenizer, ["logits"], "export the model with its head")
 
     def forward(self, items: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """Return the logits of pairs."""
-        lengths = np.fromiter(map(len, items), np.int64, len(items))
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        flat = np.concatenate(items).astype(np.int64)
-        ids, types = np.full(mask.shape, self.padding, np.int64), np.zeros(mask.shape, np.int64)
-        ids[mask], types[mask] = flat % SECOND, flat // SECOND
-        feed = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": types}
-        logits = self.session.run(["logits"], {name: feed[name] for name in self.inputs})[0]
-        return cast("NDArray[np.float32]", logits[:, 0])
+        return self.run(items)[0][:, 0]
 
 
 class CrossEncoderScores(Backend):
@@ -158,7 +132,7 @@ def _cross_encoder(folder: Path, choice: Choice, max_tokens: int, code: bool) ->
     torch = require("torch", extra="local", purpose=repr(choice.model))
     sentence_transformers = require("sentence_transformers", extra="local", purpose=repr(choice.model))
     try:
-        with _without_bar():
+        with without_bar():
             return sentence_transformers.CrossEncoder(
                 str(folder),
                 device=choice.device,

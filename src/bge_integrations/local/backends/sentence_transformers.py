@@ -78,7 +78,7 @@ def _load(folder: Path, choice: Choice, code: bool) -> Any:
     torch = require("torch", extra="local", purpose=repr(choice.model))
     sentence_transformers = require("sentence_transformers", extra="local", purpose=repr(choice.model))
     try:
-        with _without_bar():
+        with without_bar():
             return sentence_transformers.SentenceTransformer(
                 str(folder),
                 device=choice.device,
@@ -93,7 +93,7 @@ def _load(folder: Path, choice: Choice, code: bool) -> Any:
 
 
 @contextmanager
-def _without_bar() -> Iterator[None]:
+def without_bar() -> Iterator[None]:
     """Keep the bar away that transformers shows while it reads weights: there is one per call here, of texts."""
     from transformers.utils import logging
 
