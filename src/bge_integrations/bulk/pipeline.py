@@ -222,4 +222,4 @@ def _placed(error: InputError | HostError, rows: Sequence[Row]) -> BGEError:
 
 def stopped_at(row: Row) -> InputError:
     """Return the error of a row that stops a job."""
-    return InputError(f"line {row.line} of {row.source!r}: {row.reason}; on_error='record' goes on without such rows")
+    return InputError(f"line {row.line} of {row.source!r}: {row.reason}; on_error='record' skips such rows")

@@ -226,7 +226,7 @@ DIALECTS: dict[str, RerankHost] = {
     for host in RERANK_HOSTS
     if host.name == host.dialect
 }
-"""The record of each dialect, for servers of anybody: nobody's key goes there by itself."""
+"""The record of each dialect, for any server; no provider's key is sent there by default."""
 
 _PANDA = "what is panda?"
 _GIANT = (

@@ -81,7 +81,7 @@ class BGEReranker(BaseDocumentCompressor, BaseCrossEncoder):
         Args:
             documents: stay as they are.
             query: the question.
-            callbacks: are told of the run, its documents and its errors.
+            callbacks: notified of the run, its documents and its errors.
 
         Raises:
             InputError: the query is blank.
@@ -97,7 +97,7 @@ class BGEReranker(BaseDocumentCompressor, BaseCrossEncoder):
 
     @property
     def run(self) -> Runnable[dict[str, Any], list[Document]]:
-        """The reranking of ``{"query", "documents", "top_n"}`` as a run that callbacks are told of."""
+        """The reranking of ``{"query", "documents", "top_n"}`` as a run that callbacks are notified of."""
         return RunnableLambda(self._compress, self._acompress, name=type(self).__name__)
 
     def _compress(self, given: dict[str, Any]) -> list[Document]:

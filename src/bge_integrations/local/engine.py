@@ -69,10 +69,10 @@ class LocalEngine(Encoder):
         )
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text has for this model, special tokens included, uncut.
+        """Return how many tokens each text has for this model, special tokens included, before truncation.
 
         Raises:
-            ModelLoadError: the model's files cannot be had.
+            ModelLoadError: the model's files cannot be found or fetched.
         """
         if self._counter is None:
             settings = self.settings
@@ -130,7 +130,7 @@ def load_backend(settings: Settings, choose: Choose, build: Build, native: Abstr
         native: entered while packages are imported and weights read, but not while files are fetched.
 
     Raises:
-        ModelLoadError: the files cannot be had or read.
+        ModelLoadError: the files cannot be found, fetched or read.
         MissingExtraError: a package is not installed.
     """
     with _loading(settings):
@@ -157,7 +157,7 @@ def _loading(settings: Settings) -> Iterator[None]:
     except (BGEError, BGEWarning):
         raise
     except BaseException as error:
-        # Files of strangers: numbers that are none, a panic in a Rust library.
+        # Anything may be in these files: values that are no numbers, what makes a Rust library panic.
         where = f" from {settings.card.folder!r}" if settings.card.folder else ""
         raise ModelLoadError(
             f"{settings.card.id!r} cannot be loaded{where} ({brief(error)}): are its files and packages whole?"

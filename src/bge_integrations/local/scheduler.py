@@ -168,7 +168,7 @@ class Loop:
         return self.urgent.passes + self.bulk.passes
 
     def run(self) -> None:
-        """Serve until told to stop; nothing that a call does ends this thread."""
+        """Serve until asked to stop; nothing that a call does ends this thread."""
         while self._admit():
             try:
                 self._step()

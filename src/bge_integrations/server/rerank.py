@@ -24,7 +24,7 @@ def _text_of(document: Any) -> Any:
     return document.get("text") if isinstance(document, dict) else document
 
 
-# A blank passage is scored; a blank question is nobody's.
+# A blank passage is scored; a blank question is refused.
 Passage = Annotated[str, BeforeValidator(_text_of), AfterValidator(schemas.whole)]
 Passages = Annotated[list[Passage], Field(fail_fast=True)]
 
