@@ -102,7 +102,7 @@ class Face:
         """Return what the cache file holds of documents, read by another hand."""
         store = SQLiteStore(self.cache)
         try:
-            keys = list(map(keyer(self.encoder, "document"), texts))
+            keys = list(map(keyer(self.encoder, "document", self.encoder.output), texts))
             found = unpack(keys, store.get_many(keys), self.encoder.output)
         finally:
             store.close()

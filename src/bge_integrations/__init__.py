@@ -45,7 +45,7 @@ from .errors import (
 from .load import Options, RerankerOptions, load_encoder, load_reranker
 
 if TYPE_CHECKING:
-    from .core.encoder import Encoder, stream
+    from .core.encoder import Encoder, Outputs, stream
     from .core.reranker import Reranker
     from .core.usage import Usage
 
@@ -74,6 +74,7 @@ __all__ = [
     "NotServedError",
     "Offer",
     "Options",
+    "Outputs",
     "Provider",
     "QuotaError",
     "RateLimitError",
@@ -101,7 +102,13 @@ __all__ = [
 ]
 
 # numpy is imported with these, so that `import bge_integrations` alone stays light
-_LAZY = {"Encoder": "core.encoder", "Reranker": "core.reranker", "Usage": "core.usage", "stream": "core.encoder"}
+_LAZY = {
+    "Encoder": "core.encoder",
+    "Outputs": "core.encoder",
+    "Reranker": "core.reranker",
+    "Usage": "core.usage",
+    "stream": "core.encoder",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .core.encoder import Encoder
     from .core.reranker import Reranker
     from .remote.endpoint import Endpoint
+    from .wrappers.memo import MemoEncoder
 
 __all__ = [
     "Options",
@@ -37,6 +38,7 @@ __all__ = [
     "check_reranker",
     "engine_of",
     "load_encoder",
+    "load_m3",
     "load_reranker",
 ]
 
@@ -307,6 +309,10 @@ def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack
     hide_secrets(cast("dict[str, Any]", options))
     check_options(options, RERANKER_OPTIONS)
     typed = _typed(model or options.get("model_name"))
+    if typed is not None and _gives_multivectors(typed):
+        return _remembering(_multivector_reranker(typed, options), options)
+    if options.get("weights") is not None:
+        raise ConfigError("weights= are of bge-m3's three scores: load_reranker('bge-m3', weights=...)")
     card = find_reranker(typed or DEFAULT_RERANKER)
     where = _rerank_host(options)
     if where is None:
@@ -314,6 +320,42 @@ def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack
             raise NotServedError(f"{card.id!r} is not computed here: it is {card.hosts_only}; pass base_url= of one")
         return _remembering(_local_reranker(card, options), options)
     return _remembering(_remote_reranker(card, *where, options), options)
+
+
+def _gives_multivectors(typed: str | os.PathLike[str]) -> bool:
+    if known_reranker(os.fspath(typed)) is not None:
+        return False
+    try:
+        return "multivector" in find_model(typed).outputs
+    except ConfigError:
+        return False
+
+
+def _multivector_reranker(typed: str | os.PathLike[str], options: RerankerOptions) -> Reranker:
+    from .wrappers.multivector import MultivectorReranker
+
+    if options.get("dialect") is not None:
+        raise ConfigError("dialect= is of rerankers: bge-m3's vectors are asked for, and scored here")
+    own = {name: value for name, value in options.items() if name not in ("dialect", "weights", "cache", "model_name")}
+    encoder = load_encoder(typed, **cast("Options", {**own, "cache": False, "show_progress": False}))
+    return MultivectorReranker(encoder, weights=options.get("weights"))
+
+
+def load_m3(model: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> MemoEncoder:
+    """Return an encoder of dense, sparse and multivector output that computes all those in use from one pass.
+
+    Args:
+        model: ``BAAI/bge-m3`` when None.
+        **options: see ``Options``.
+
+    Raises:
+        ConfigError: as ``load_encoder``; or a model that gives one dense vector alone.
+    """
+    from .wrappers.memo import MemoEncoder
+
+    encoder = load_encoder(model or options.get("model_name") or "bge-m3", **options)
+    encoder.output_for(["sparse"])
+    return MemoEncoder(encoder)
 
 
 def _remembering(reranker: Reranker, options: RerankerOptions) -> Reranker:

@@ -63,6 +63,7 @@ class RerankerOptions(TypedDict, total=False):  # noqa: D101 - made from the tab
     provider: str | None
     base_url: str | None
     dialect: str | None
+    weights: Any
     api_key: Any
     headers: Mapping[str, str] | None
     allow_http: bool | None
@@ -145,6 +146,7 @@ _WANTED: dict[Any, str] = {
     float: "a number above 0",
     "key": "a string, a SecretStr, or a function that returns the key",
     "headers": "a mapping of strings to strings",
+    "weights": "three numbers",
 }
 _CHECKS: dict[Any, Callable[[Any], bool]] = {
     str: lambda value: isinstance(value, str),
@@ -152,6 +154,7 @@ _CHECKS: dict[Any, Callable[[Any], bool]] = {
     float: _is_amount,
     "key": _is_key,
     "headers": _is_text_to_text,
+    "weights": lambda value: isinstance(value, (list, tuple)) and len(value) == 3,
 }
 
 OPTIONS: dict[str, Option] = {
@@ -188,11 +191,17 @@ OPTIONS: dict[str, Option] = {
     )
 }
 
-_DIALECT = Option("dialect", str, "how a server of rerankers is spoken to, where it does not tell: tei, vllm, ...")
-RERANKER_OPTIONS: dict[str, Option] = {
-    name: _DIALECT if name == "dialect" else OPTIONS[name] for name in RerankerOptions.__annotations__
+_OF_PAIRS = {
+    option.name: option
+    for option in (
+        Option("dialect", str, "how a server of rerankers is spoken to, where it does not tell: tei, vllm, ..."),
+        Option("weights", "weights", "bge-m3 alone: three numbers, for its dense, sparse and multivector score"),
+    )
 }
-"""The keywords of ``load_reranker``: those of ``load_encoder`` that mean something for pairs, and ``dialect``."""
+RERANKER_OPTIONS: dict[str, Option] = {
+    name: _OF_PAIRS.get(name) or OPTIONS[name] for name in RerankerOptions.__annotations__
+}
+"""The keywords of ``load_reranker``: those of ``load_encoder`` that mean something for pairs, and two more."""
 
 Options.__doc__ = (
     "The keywords of ``load_encoder``, ``BGEEmbeddings`` and ``BGEEmbedding``.\n\n    Attributes:\n"

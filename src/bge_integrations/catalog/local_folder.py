@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from ..errors import ModelLoadError
-from .records import ModelCard, RerankerCard
+from .records import ModelCard, OutputName, RerankerCard
 
 __all__ = [
+    "HEAD_FILES",
     "POOLINGS",
     "describe_contents",
+    "find_head",
     "fingerprint",
     "is_lfs_pointer",
     "is_model_folder",
@@ -46,6 +48,9 @@ _OLD_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+HEAD_FILES: dict[str, str] = {"sparse": "sparse_linear", "multivector": "colbert_linear"}
+"""The file, without its ending, that holds the head of an output beside the dense one."""
+
 _SIZES = ("hidden_size", "d_model", "dim", "n_embd")
 _ENCODERS = ("bert", "roberta", "xlm-roberta")
 
@@ -123,6 +128,7 @@ def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:
     if named is not None and named.dimensions == full:
         return _named(replace(named, dimensions=size, folder=str(folder)), folder, commit, stated)
     guessed = stated or _trained_pooling(folder, config, known)
+    outputs, heads = _heads(folder)
     return ModelCard(
         id=name,
         dimensions=size,
@@ -133,8 +139,29 @@ def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:
         instruction_needed="unknown",
         revision=commit or fingerprint(folder),
         folder=str(folder),
+        outputs=outputs,
+        vocabulary=_count(config.get("vocab_size")) or 0 if len(outputs) > 1 else 0,
+        heads=heads,
         source="the folder's own configuration files",
     )
+
+
+def find_head(folder: Path, name: str) -> Path | None:
+    """Return the file of a head in a model's folder, or None."""
+    files = (folder / f"{HEAD_FILES[name]}{ending}" for ending in (".safetensors", ".pt"))
+    return next((file for file in files if file.is_file() and not is_lfs_pointer(file)), None)
+
+
+def _heads(folder: Path) -> tuple[tuple[OutputName, ...], str]:
+    """Return the outputs for which a folder has heads, and a fingerprint of these."""
+    outputs: tuple[OutputName, ...] = ("dense",)
+    digest = hashlib.sha256()
+    for name in get_args(OutputName):
+        file = find_head(folder, name) if name in HEAD_FILES else None
+        if file is not None:
+            outputs += (name,)
+            digest.update(file.read_bytes())
+    return outputs, digest.hexdigest()[:8] if len(outputs) > 1 else ""
 
 
 def read_reranker_folder(folder: Path, known: Mapping[str, RerankerCard]) -> RerankerCard:
@@ -185,6 +212,9 @@ def no_reranker(config: Mapping[str, Any]) -> str:
 def _named(card: ModelCard, folder: Path, commit: str | None, stated: str | None) -> ModelCard:
     if commit is not None:
         return card if card.revision in (None, commit) else replace(card, revision=commit)
+    own = [find_head(folder, name) for name in HEAD_FILES if name in card.outputs]
+    if not all(_is_published(path, folder, card) for path in own if path is not None):
+        card = replace(card, heads=_heads(folder)[1])
     files = _weight_files(folder)
     if not files or all(_is_published(path, folder, card) for path in files):
         return card
@@ -242,6 +272,7 @@ def _weight_files(folder: Path) -> list[Path]:
     """Return the files that are loaded: of the folder itself, then of its modules, such as a Dense layer."""
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         found = sorted(folder.glob(pattern)) + sorted(folder.glob(f"[0-9]*_*/{pattern}"))
+        found = [path for path in found if path.stem not in HEAD_FILES.values()]
         if found:
             return found
     return sorted(path for path in folder.glob("onnx/*") if path.is_file())

@@ -197,7 +197,13 @@ MODELS: tuple[ModelCard, ...] = (
         languages=("multilingual",),
         licence="mit",
         revision="5617a9f61b028005a4858fdac845db406aefb181",
-        weights=("b5e0ce3470abf5ef3831aa1bd5553b486803e83251590ab7ff35a117cf6aad38",),
+        weights=(
+            "b5e0ce3470abf5ef3831aa1bd5553b486803e83251590ab7ff35a117cf6aad38",
+            "45c93804d2142b8f6d7ec6914ae23a1eee9c6a1d27d83d908a20d2afb3595ad9",  # sparse_linear.pt
+            "19bfbae397c2b7524158c919d0e9b19393c5639d098f0a66932c91ed8f5f9abb",  # colbert_linear.pt
+        ),
+        outputs=("dense", "sparse", "multivector"),
+        vocabulary=250_002,
         parameters_millions=568,
         aliases=("m3",),
         source=_SOURCE,

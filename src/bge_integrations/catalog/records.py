@@ -14,6 +14,7 @@ from ..options import Pooling
 
 Role = Literal["query", "document"]
 Protocol = Literal["openai", "space"]
+OutputName = Literal["dense", "sparse", "multivector"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class ModelCard:
         aliases: other names that users type for it.
         folder: where the weights lie, for a model that is not on a hub.
         weights: SHA-256 of the published files of weights, where known; a folder that holds others is another revision.
+        outputs: what it gives: ``"dense"``, and with the heads of bge-m3 ``"sparse"`` and ``"multivector"``.
+        vocabulary: number of its token ids; 0 where it gives no sparse output.
+        heads: fingerprint of a folder's heads; empty where they are the published ones of the revision.
         source: where these facts were read.
         checked: the date on which they were read.
     """
@@ -53,6 +57,9 @@ class ModelCard:
     folder: str | None = None
     pooling_stated: bool = True
     weights: tuple[str, ...] = ()
+    outputs: tuple[OutputName, ...] = ("dense",)
+    vocabulary: int = 0
+    heads: str = ""
     note: str = ""
     source: str = ""
     checked: str = ""
@@ -96,6 +103,14 @@ class ModelCard:
         """
         revision = (self.revision or "unpinned")[:16]
         return "/".join(filter(None, [f"{self.id}@{revision}", self.pooling, str(self.dimensions), variant]))
+
+    def output_space(self, name: OutputName, variant: str = "") -> str:
+        """Name the space of one output's document vectors; sparse and multivector ones have their own."""
+        if name == "dense":
+            return self.document_space(variant)
+        size = self.vocabulary if name == "sparse" else self.dimensions
+        revision = (self.revision or "unpinned")[:16]
+        return "/".join(filter(None, [f"{self.id}@{revision}", name, str(size), self.heads, variant]))
 
     def space(self, query_instruction: str | None = None, variant: str = "") -> str:
         """Name the vector space; two encoders with the same name may be compared."""

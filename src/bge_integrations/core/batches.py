@@ -20,7 +20,7 @@ from .outputs import Output, Rows, Vectors
 from .tracing import Described, span
 from .usage import Usage
 
-__all__ = ["Batch", "Collector", "OnBatch", "OnTruncated", "Relay", "Stream", "delivering"]
+__all__ = ["Batch", "Collector", "OnBatch", "OnTruncated", "Placed", "Relay", "Stream", "delivering"]
 
 OnBatch: TypeAlias = Callable[[Sequence[int], Vectors], None]
 """Called with the caller's indices and their vectors as each part is finished, from the encoder's own thread."""
@@ -125,6 +125,27 @@ class Relay(Stream):
         self.outer.fail(error)
 
 
+class Placed(Relay):
+    """Passes the batches of a part of a call on, with the positions of the whole.
+
+    Args:
+        outer: the stream of the whole.
+        places: for each text or pair of the part, all its positions in the whole.
+    """
+
+    def __init__(self, outer: Stream, places: list[list[int]]) -> None:
+        super().__init__(outer)
+        self._places = places
+
+    def put(self, batch: Batch) -> None:
+        """Pass a batch on to all positions of its texts."""
+        self.outer.put(batch.at(self._places))
+
+    def fail(self, error: BaseException) -> None:
+        """End the outer stream with an error about the whole."""
+        self.outer.fail(error.at(self._places) if isinstance(error, BGEError) else error)
+
+
 class Computes(Described, Protocol):
     """What a collector asks of its encoder."""
 
@@ -191,9 +212,14 @@ class Collector(Stream):
     """Collects the batches of one call into its result, its usage and its truncation warning."""
 
     def __init__(
-        self, encoder: Computes, count: int, on_batch: OnBatch | None, on_truncated: OnTruncated | None = None
+        self,
+        encoder: Computes,
+        count: int,
+        on_batch: OnBatch | None,
+        on_truncated: OnTruncated | None = None,
+        output: Output | None = None,
     ) -> None:
-        self.output = encoder.output
+        self.output = output or encoder.output
         self.future: Future[Rows] = Future()
         self.tokens = 0
         self.truncated: list[int] = []

@@ -14,11 +14,13 @@ from functools import partial
 from itertools import islice
 from typing import Any, Protocol, Self
 
-from ..catalog.records import ModelCard, Role
+from ..catalog.records import ModelCard, OutputName, Role
 from ..errors import ConfigError, TruncationWarning, shorten, warn
 from .batches import Batch, Collector, OnBatch, OnTruncated, Relay, Stream, waited_for
 from .checks import Blank, Truncate, check_role, check_texts
-from .outputs import Dense, Output, Vectors
+from .outputs import Dense, Output, Rows, Vectors
+from .token_outputs import NAMES, Outputs, SparseVector, check_names, output_of
+from .tokenizer import TextTokenizer
 from .usage import Usage
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Encoder",
     "HoldsEncoder",
     "OnBatch",
+    "Outputs",
     "Relay",
     "Role",
     "Stream",
@@ -86,6 +89,11 @@ class Encoder(ABC):
         return Dense(self.card.dimensions)
 
     @property
+    def outputs(self) -> tuple[OutputName, ...]:
+        """What the model gives here: ``"dense"``, and with bge-m3's heads ``"sparse"`` and ``"multivector"``."""
+        return self.card.outputs
+
+    @property
     def key(self) -> str | None:
         """The host's key, or None."""
         return None
@@ -129,17 +137,25 @@ class Encoder(ABC):
         """
         return [self.card.format(text, role, self.query_instruction) for text in texts]
 
+    def tokenizer(self) -> TextTokenizer:
+        """Return the model's tokenizer.
+
+        Raises:
+            ConfigError: it is not on this machine.
+        """
+        raise ConfigError(
+            f"no tokenizer of {self.card.id!r} on this machine: pass tokenizer= with a tokenizer.json, or "
+            f"tokenizers.Tokenizer.from_pretrained({self.card.id!r})"
+        )
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text has for this model, special tokens included, before truncation.
 
         Raises:
             ConfigError: the model's tokenizer is not on this machine.
+            ModelLoadError: the files of a local model cannot be found or fetched.
         """
-        del texts
-        raise ConfigError(
-            f"no tokenizer of {self.card.id!r} on this machine: pass tokenizer= with a tokenizer.json, or "
-            f"tokenizers.Tokenizer.from_pretrained({self.card.id!r})"
-        )
+        return self.tokenizer().count(texts)
 
     def submit(
         self,
@@ -163,12 +179,21 @@ class Encoder(ABC):
         """
         return self._begin(texts, role, on_batch, on_truncated or self._warn_truncated).future
 
+    def submit_rows(self, texts: Sequence[str], *, role: Role, output: Output) -> Future[Rows]:
+        """Begin to embed ``texts`` and return a Future of the rows of an output; otherwise as ``submit``."""
+        return self._begin(texts, role, None, self._warn_truncated, output).future
+
     def _begin(
-        self, texts: Sequence[str], role: Role, on_batch: OnBatch | None, on_truncated: OnTruncated | None = None
+        self,
+        texts: Sequence[str],
+        role: Role,
+        on_batch: OnBatch | None,
+        on_truncated: OnTruncated | None = None,
+        output: Output | None = None,
     ) -> Collector:
         check_role(role)
         checked = check_texts(texts, blank=self.blank)
-        call = Collector(self, len(checked), on_batch, on_truncated)
+        call = Collector(self, len(checked), on_batch, on_truncated, output)
         if checked:
             self.batches(checked, role, call)
         else:
@@ -191,10 +216,7 @@ class Encoder(ABC):
             HostError: the host failed; says what was finished.
             BGEError: called from ``on_batch`` of the same encoder, or while the interpreter ends.
         """
-        with waited_for(self, partial(self._begin, texts, role, on_batch), role, _length(texts)) as call:
-            vectors = call.future.result()
-        self._warn_truncated(call.truncated)
-        return vectors
+        return self._rows(texts, role, on_batch, self.output)
 
     async def aencode(self, texts: Sequence[str], *, role: Role, on_batch: OnBatch | None = None) -> Vectors:
         """Embed texts without blocking the caller's event loop; otherwise as ``encode``.
@@ -204,14 +226,92 @@ class Encoder(ABC):
             HostError: the host failed; says what was finished.
             ConfigError: the running event loop is not asyncio's.
         """
+        return await self._arows(texts, role, on_batch, self.output)
+
+    def encode_outputs(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role,
+        outputs: Sequence[OutputName] = NAMES,
+        on_batch: OnBatch | None = None,
+    ) -> Outputs:
+        """Embed texts into several outputs from one forward pass, and wait for them.
+
+        Args:
+            texts: the texts, without any instruction.
+            role: ``"query"`` or ``"document"``.
+            outputs: some of ``"dense"``, ``"sparse"`` and ``"multivector"``.
+            on_batch: called with indices and rows, a structured array with a field of each output (the array of
+                vectors itself where only ``"dense"`` is asked for), as each part is finished.
+
+        Returns:
+            ``Outputs``, in the order of ``texts``; what was not asked for is None.
+
+        Raises:
+            ConfigError: the model, or this host, does not give one of the outputs.
+            InputError: a text cannot be embedded.
+            HostError: the host failed; says what was finished.
+        """
+        output = self.output_for(outputs)
+        return Outputs.of(output, self._rows(texts, role, on_batch, output))
+
+    async def aencode_outputs(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role,
+        outputs: Sequence[OutputName] = NAMES,
+        on_batch: OnBatch | None = None,
+    ) -> Outputs:
+        """Embed texts without blocking the caller's event loop; otherwise as ``encode_outputs``."""
+        output = self.output_for(outputs)
+        return Outputs.of(output, await self._arows(texts, role, on_batch, output))
+
+    def _rows(self, texts: Sequence[str], role: Role, on_batch: OnBatch | None, output: Output) -> Rows:
+        begin = partial(self._begin, texts, role, on_batch, output=output)
+        with waited_for(self, begin, role, _length(texts)) as call:
+            rows = call.future.result()
+        self._warn_truncated(call.truncated)
+        return rows
+
+    async def _arows(self, texts: Sequence[str], role: Role, on_batch: OnBatch | None, output: Output) -> Rows:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigError("aencode needs asyncio's event loop: under trio, run encode in a thread") from None
-        with waited_for(self, partial(self._begin, texts, role, on_batch), role, _length(texts)) as call:
-            vectors = await asyncio.wrap_future(call.future)
+        begin = partial(self._begin, texts, role, on_batch, output=output)
+        with waited_for(self, begin, role, _length(texts)) as call:
+            rows = await asyncio.wrap_future(call.future)
         self._warn_truncated(call.truncated)
-        return vectors
+        return rows
+
+    def output_for(self, names: Sequence[str]) -> Output:
+        """Return the output of these names.
+
+        Raises:
+            ConfigError: none, no such output, or one that is not given here.
+        """
+        missing = [name for name in check_names(names) if name not in self.outputs]
+        if missing:
+            raise ConfigError(f"{self.card.id!r} gives no {missing[0]} output here: {self.why_not(missing[0])}")
+        return output_of(self.card, names)
+
+    def why_not(self, name: str) -> str:
+        """Return why an output is not given, and who gives it."""
+        if name in self.card.outputs:
+            return "its host gives others alone"
+        return f"{' and '.join(self.card.outputs)} alone; BAAI/bge-m3 gives {', '.join(NAMES)}"
+
+    def words(self, sparse: SparseVector) -> list[tuple[str, float]]:
+        """Return a sparse vector as tokens and their weights, largest first, to look at.
+
+        Raises:
+            ConfigError: the model's tokenizer is not on this machine.
+        """
+        tokenizer = self.tokenizer()
+        largest_first = sorted(sparse.items(), key=lambda entry: -entry[1])
+        return [(tokenizer.token(number), weight) for number, weight in largest_first]
 
     def _warn_truncated(self, positions: Sequence[int]) -> None:
         if positions:

@@ -30,6 +30,11 @@ class Output(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is in a row; its own name where it is no combination."""
+        return (self.name,)
+
     @abstractmethod
     def empty(self, count: int) -> Rows:
         """Return an array for the rows of ``count`` texts."""

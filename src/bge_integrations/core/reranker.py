@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
-from ..errors import BGEError, BGEWarning, ConfigError, InputError, InputTypeError, TruncationWarning, shorten, warn
-from .batches import Batch, Collector, OnTruncated, Relay, Stream, waited_for
+from ..errors import BGEWarning, ConfigError, InputError, InputTypeError, TruncationWarning, shorten, warn
+from .batches import Collector, OnTruncated, Placed, Stream, waited_for
 from .checks import Blank, Truncate, check_texts
 from .outputs import Score
 from .usage import Usage
@@ -71,6 +71,7 @@ class Reranker(ABC):
         price: USD per million tokens, where the host states it.
         max_concurrency: requests in flight; 1 on this machine.
         longest: tokens of the longest pair so far, where they were counted.
+        logits: whether the model's numbers are logits; where not, they are similarities and are given as they are.
     """
 
     card: RerankerCard
@@ -83,6 +84,7 @@ class Reranker(ABC):
     price: float | None = None
     max_concurrency: int = 1
     longest: int = 0
+    logits: bool = True
     output = Score()
 
     @abstractmethod
@@ -152,12 +154,12 @@ class Reranker(ABC):
             HostError: the host failed; says what was finished.
         """
         check_scale(scale)
-        return as_scale(self._logits(self._pairs(query, passages)), scale)
+        return self._scaled(self._logits(self._pairs(query, passages)), scale)
 
     def score_pairs(self, pairs: Iterable[tuple[str, str]], *, scale: Scale = "sigmoid") -> Scores:
         """Score (query, passage) pairs of any queries; otherwise as ``score``."""
         check_scale(scale)
-        return as_scale(self._logits(_checked_pairs(pairs, self.blank)), scale)
+        return self._scaled(self._logits(_checked_pairs(pairs, self.blank)), scale)
 
     def rank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """Return positions and scores (0 to 1), best first; ties keep the order of ``passages``.
@@ -173,22 +175,29 @@ class Reranker(ABC):
             HostError: the host failed; says what was finished.
         """
         most = check_top_n(top_n)
-        return ranked(self._logits(self._pairs(query, passages) if most != 0 else []), most)
+        return self._ranked(self._logits(self._pairs(query, passages) if most != 0 else []), most)
 
     async def ascore(self, query: str, passages: Sequence[str], *, scale: Scale = "sigmoid") -> Scores:
         """Score without blocking the caller's event loop; otherwise as ``score``."""
         check_scale(scale)
-        return as_scale(await self._alogits(self._pairs(query, passages)), scale)
+        return self._scaled(await self._alogits(self._pairs(query, passages)), scale)
 
     async def ascore_pairs(self, pairs: Iterable[tuple[str, str]], *, scale: Scale = "sigmoid") -> Scores:
         """Score pairs without blocking the caller's event loop; otherwise as ``score_pairs``."""
         check_scale(scale)
-        return as_scale(await self._alogits(_checked_pairs(pairs, self.blank)), scale)
+        return self._scaled(await self._alogits(_checked_pairs(pairs, self.blank)), scale)
 
     async def arank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """Rank without blocking the caller's event loop; otherwise as ``rank``."""
         most = check_top_n(top_n)
-        return ranked(await self._alogits(self._pairs(query, passages) if most != 0 else []), most)
+        return self._ranked(await self._alogits(self._pairs(query, passages) if most != 0 else []), most)
+
+    def _scaled(self, numbers: Scores, scale: Scale) -> Scores:
+        return as_scale(numbers, scale) if self.logits else numbers
+
+    def _ranked(self, numbers: Scores, top_n: int | None) -> list[Ranked]:
+        scores = self._scaled(numbers, "sigmoid").tolist()
+        return [Ranked(position, scores[position]) for position in order_by_logit(numbers)[:top_n]]
 
     def _pairs(self, query: str, passages: Sequence[str]) -> list[Pair]:
         query = _check_query(query, self.blank)
@@ -220,27 +229,6 @@ class Reranker(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Placed(Relay):
-    """Passes the batches of a part of a call on, with the positions of the whole.
-
-    Args:
-        outer: the stream of the whole.
-        places: for each pair of the part, all its positions in the whole.
-    """
-
-    def __init__(self, outer: Stream, places: list[list[int]]) -> None:
-        super().__init__(outer)
-        self._places = places
-
-    def put(self, batch: Batch) -> None:
-        """Pass a batch on to all positions of its pairs."""
-        self.outer.put(batch.at(self._places))
-
-    def fail(self, error: BaseException) -> None:
-        """End the outer stream with an error about the whole."""
-        self.outer.fail(error.at(self._places) if isinstance(error, BGEError) else error)
 
 
 def _warn_truncated(card: RerankerCard, positions: Sequence[int]) -> None:
@@ -324,9 +312,3 @@ def order_by_logit(logits: Scores) -> list[int]:
     """Return positions, best first; equal logits stay in their order."""
     order: list[int] = np.argsort(-logits, kind="stable").tolist()
     return order
-
-
-def ranked(logits: Scores, top_n: int | None) -> list[Ranked]:
-    """Return positions and scores of the best, best first."""
-    scores = sigmoid(logits).tolist()
-    return [Ranked(position, scores[position]) for position in order_by_logit(logits)[:top_n]]

@@ -68,6 +68,10 @@ class TextTokenizer:
         """The ``tokenizers.Tokenizer``."""
         return self._tokenizer
 
+    def token(self, number: int) -> str:
+        """Return the token of an id, as the tokenizer writes it (``▁pump``, ``##ing``)."""
+        return str(self._tokenizer.id_to_token(number))
+
     @property
     def side(self) -> str:
         """Which end of a text is lost."""

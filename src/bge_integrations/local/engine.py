@@ -21,6 +21,7 @@ from .files import Weights, find_folder, get_folder
 from .jobs import Job
 from .scheduler import Scheduler
 from .select import Choice, Settings, choose, find_device, usable_weights, warn_if_emulated
+from .token_heads import TokenHeads
 
 _LOG = logging.getLogger("bge_integrations")
 
@@ -53,8 +54,8 @@ class LocalEngine(Encoder):
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self._scheduler = Scheduler(partial(load_backend, self.settings, choose, _loaded), self.output)
-        self._counter: TextTokenizer | None = None
+        self._scheduler = Scheduler(partial(load_backend, self.settings, choose, _loaded))
+        self._tokenizer: TextTokenizer | None = None
 
     def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
         """Queue checked texts for the worker thread.
@@ -68,17 +69,17 @@ class LocalEngine(Encoder):
             Job(texts, partial(self.format, role=role), stream, refuse if self.truncate == "error" else None)
         )
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text has for this model, special tokens included, before truncation.
+    def tokenizer(self) -> TextTokenizer:
+        """Return the model's tokenizer.
 
         Raises:
             ModelLoadError: the model's files cannot be found or fetched.
         """
-        if self._counter is None:
+        if self._tokenizer is None:
             settings = self.settings
             kinds = usable_weights(settings, find_device(settings.device))
-            self._counter = TextTokenizer.read(get_folder(self.card, kinds, code=settings.trust_remote_code))
-        return self._counter.count(texts)
+            self._tokenizer = TextTokenizer.read(get_folder(self.card, kinds, code=settings.trust_remote_code))
+        return self._tokenizer
 
     def describe(self) -> dict[str, Any]:
         """Return backend, precision, device, threads, why they were chosen, and how often the model ran."""
@@ -91,7 +92,7 @@ class LocalEngine(Encoder):
         self._scheduler.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_scheduler", "_counter")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_scheduler", "_tokenizer")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -173,9 +174,9 @@ def _loaded(settings: Settings, choice: Choice, folder: Path) -> Backend:
     if choice.backend == "torch":
         from .backends.packed import PackedBackend
 
-        return PackedBackend(
-            choice, read_weights(folder), TextTokenizer.read(folder, card.max_tokens), pooling=card.pooling
-        )
+        tokenizer = TextTokenizer.read(folder, card.max_tokens)
+        heads = TokenHeads(folder, tokenizer) if len(card.outputs) > 1 else None
+        return PackedBackend(choice, read_weights(folder), tokenizer, pooling=card.pooling, heads=heads)
     from .backends.sentence_transformers import SentenceTransformerBackend
 
     return SentenceTransformerBackend(

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ..catalog.local_folder import is_lfs_pointer, read_modules
+from ..catalog.local_folder import HEAD_FILES, is_lfs_pointer, read_modules
 from ..catalog.records import ModelCard, RerankerCard
 from ..environment import variable
 from ..errors import BGEError, ModelLoadError
@@ -164,7 +164,8 @@ def _patterns(card: ModelCard, names: Collection[str], kinds: Sequence[Weights])
     weights = next((found for kind in kinds if (found := onnx if kind == "onnx" else torch)), None)
     if weights is None:
         raise ModelLoadError(f"{card.id!r} has no weights on the hub for {' or '.join(kinds)}: choose another backend=")
-    return _SMALL + weights
+    heads = [f"{HEAD_FILES[output]}.*" for output in card.outputs if output in HEAD_FILES]
+    return _SMALL + weights + heads
 
 
 def _hub() -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.encoder import Batch, Stream
-from ..core.outputs import Rows
+from ..core.outputs import Output, Rows
 from .backends.base import Backend
 
 Indices = NDArray[np.int64]
@@ -100,6 +100,7 @@ class Slice:
         indices: for each text, its position in that job.
         lengths: tokens of each text.
         truncated: for each text, whether it was longer than the model reads.
+        output: what all of them want.
     """
 
     jobs: list[Job]
@@ -108,6 +109,7 @@ class Slice:
     indices: Indices
     lengths: Indices
     truncated: Any
+    output: Output
     batches: deque[Indices]
 
     @classmethod
@@ -127,6 +129,7 @@ class Slice:
             indices=np.concatenate([np.arange(part.span.start, part.span.stop) for part in parts]),
             lengths=tokens.lengths,
             truncated=truncated,
+            output=parts[0].job.stream.output,
             batches=deque(cut_batches(tokens.lengths, backend.budget, padded=backend.padded)),
         )
 

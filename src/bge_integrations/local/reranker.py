@@ -49,7 +49,7 @@ class LocalReranker(Reranker):
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self._scheduler = Scheduler(partial(load_backend, self.settings, choose_scores, _loaded), self.output)
+        self._scheduler = Scheduler(partial(load_backend, self.settings, choose_scores, _loaded))
 
     def batches(self, pairs: list[Pair], stream: Stream) -> None:
         """Queue checked pairs for the worker thread."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from ..core.lock import Lock
-from ..core.outputs import Output
 from ..errors import BGEError, TextError
 from .backends.base import Backend
 from .jobs import SLICE_CHARACTERS, SLICE_TEXTS, Indices, Job, Part, Slice
@@ -37,8 +36,8 @@ class Queue:
         passes: forward passes so far.
     """
 
-    def __init__(self, output: Output, native: AbstractContextManager[Any]) -> None:
-        self.output, self.native = output, native
+    def __init__(self, native: AbstractContextManager[Any]) -> None:
+        self.native = native
         self.jobs: deque[Job] = deque()
         self.slice: Slice | None = None
         self.passes = 0
@@ -75,8 +74,8 @@ class Queue:
         self.passes += 1
         try:
             with self.native:
-                rows = backend.forward([current.items[i] for i in texts])
-            rows = self.output.check(rows, len(texts))
+                rows = backend.forward([current.items[i] for i in texts], current.output)
+            rows = current.output.check(rows, len(texts))
         except BaseException as error:  # noqa: BLE001 - belongs to the calls whose texts these are
             if len(texts) == 1:
                 failed[int(texts[0])] = error
@@ -87,12 +86,15 @@ class Queue:
         return np.concatenate([self._compute(backend, current, half, failed) for half in np.array_split(texts, 2)])
 
     def _take(self, backend: Backend) -> list[Part]:
-        """Return the next texts of the jobs in front."""
+        """Return the next texts of the jobs in front, as far as these want the same output."""
         parts: list[Part] = []
         room, characters = SLICE_TEXTS, SLICE_CHARACTERS
         while self.jobs and room and (characters > 0 or not parts):
             job = self.jobs[0]
+            if parts and job.stream.output != parts[0].job.stream.output:
+                break
             try:
+                backend.accept(job.stream.output)
                 if job.alive and not self._measured(job, backend):
                     break
                 part = job.part(job.taken, room, characters) if job.alive else None
@@ -155,12 +157,12 @@ class Queue:
 class Loop:
     """What the thread runs; holds no reference to the engine, so that an engine nobody needs goes away."""
 
-    def __init__(self, load: Load, output: Output) -> None:
+    def __init__(self, load: Load) -> None:
         self.load = load
         self.inbox: SimpleQueue[Job | None] = SimpleQueue()
         self.backend: Backend | None = None
         self.native = threading.Lock()
-        self.urgent, self.bulk = Queue(output, self.native), Queue(output, self.native)
+        self.urgent, self.bulk = Queue(self.native), Queue(self.native)
 
     @property
     def passes(self) -> int:
@@ -213,8 +215,8 @@ class Loop:
 class Scheduler:
     """Hands jobs to the worker thread; starts it at first use, and anew after fork, close and unpickling."""
 
-    def __init__(self, load: Load, output: Output) -> None:
-        self._load, self._output = load, output
+    def __init__(self, load: Load) -> None:
+        self._load = load
         self._lock = Lock()
         self._forget()
 
@@ -222,7 +224,7 @@ class Scheduler:
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
         self._stop: Callable[[], Any] | None = None
-        self.loop = Loop(self._load, self._output)
+        self.loop = Loop(self._load)
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -240,7 +242,7 @@ class Scheduler:
             self.loop.inbox.put(job)
 
     def _start(self) -> None:
-        loop = Loop(self._load, self._output)
+        loop = Loop(self._load)
         thread = threading.Thread(target=loop.run, name="bge-local", daemon=True)
         try:
             thread.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -94,13 +93,13 @@ class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # prop
             **({"max_inputs": session.limits.inputs, "base64": session.base64} if session else {}),
         }
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text has for this model, special tokens included, before truncation.
+    def tokenizer(self) -> TextTokenizer:
+        """Return the model's tokenizer, which was passed or found on this machine.
 
         Raises:
             ConfigError: the model's tokenizer is not on this machine.
         """
-        return self.cutter.count(texts) if self.cutter else super().count_tokens(texts)
+        return self.cutter or super().tokenizer()
 
     def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
         """Begin to send checked texts and return at once.

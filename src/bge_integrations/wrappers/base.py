@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from ..catalog.records import OutputName
 from ..core.encoder import Encoder
 from ..core.outputs import Output
+from ..core.tokenizer import TextTokenizer
 from ..errors import ReadOnlyError
 
 __all__ = ["Wrapper"]
@@ -39,6 +40,7 @@ class Wrapper(Encoder):
     max_concurrency = _inner("max_concurrency")
     engine: Encoder = _inner("engine")
     output: Output = _inner("output")
+    outputs: tuple[OutputName, ...] = _inner("outputs")
     key: str | None = _inner("key")
     space: str = _inner("space")
     document_space: str = _inner("document_space")
@@ -54,9 +56,13 @@ class Wrapper(Encoder):
         """Return how the inner encoder works, as plain data without secrets."""
         return self.inner.describe()
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text has, as the inner encoder counts them."""
-        return self.inner.count_tokens(texts)
+    def tokenizer(self) -> TextTokenizer:
+        """Return the inner encoder's tokenizer."""
+        return self.inner.tokenizer()
+
+    def why_not(self, name: str) -> str:
+        """Return why the inner encoder does not give an output."""
+        return self.inner.why_not(name)
 
     def close(self) -> None:
         """Close the inner encoder."""

@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ...core.outputs import Output
+from ...core.token_outputs import Several
 from ...core.tokenizer import Tokens
-from ...errors import BadAnswerError, BGEError, TextError
+from ...errors import BadAnswerError, BGEError, ConfigError, TextError
 from ..architecture import brief
 from ..select import Choice
 
@@ -36,9 +35,21 @@ class Backend(ABC):
     def tokenize(self, texts: list[Any]) -> Tokens:
         """Return the tokens of each text, or pair of texts, truncated to what the model reads."""
 
+    def accept(self, output: Output) -> None:
+        """Refuse an output that is not computed here.
+
+        Raises:
+            BGEError: says why, and what to do.
+        """
+        if isinstance(output, Several):
+            raise ConfigError(
+                f"{self.choice.model!r} gives no {output.names[-1]} output by backend={self.choice.backend!r}: "
+                "'torch' and 'onnx' compute it"
+            )
+
     @abstractmethod
-    def forward(self, items: Sequence[Any]) -> NDArray[np.float32]:
-        """Return pooled vectors of any length, shape (n, dimensions), of items that stand longest first."""
+    def forward(self, items: Sequence[Any], output: Output) -> Any:
+        """Return what ``output.check`` takes, vectors of any length, of items that stand longest first."""
 
     def describe(self) -> dict[str, Any]:
         """Return backend, precision, device, why they were chosen, and threads, as plain data."""

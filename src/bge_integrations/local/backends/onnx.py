@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ...catalog.local_folder import read_json
 from ...catalog.records import ModelCard
+from ...core.outputs import Output
 from ...core.pairs import SECOND
+from ...core.token_outputs import Several
 from ...core.tokenizer import TextTokenizer, Tokens
 from ...errors import MissingExtraError, ModelLoadError
 from ...extras import require
@@ -21,6 +23,7 @@ from ..architecture import brief
 from ..files import find_onnx
 from ..heads import pool
 from ..select import Choice, usable_cores
+from ..token_heads import TokenHeads, accept
 from .base import Backend
 
 _STATES = ("last_hidden_state", "token_embeddings")
@@ -79,17 +82,25 @@ class OnnxGraph(Backend):
 
 
 class OnnxBackend(OnnxGraph):
-    """Token states from the graph, pooling here."""
+    """Token states from the graph, pooling and heads here."""
 
     def __init__(self, choice: Choice, card: ModelCard, folder: Path) -> None:
         tokenizer = TextTokenizer.read(folder, card.max_tokens)
         super().__init__(choice, folder, tokenizer, _STATES, "export the model without a head")
         self.pooling = card.pooling
+        self.heads = TokenHeads(folder, tokenizer) if len(card.outputs) > 1 else None
 
-    def forward(self, items: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
-        """Return the pooled states of texts."""
+    def accept(self, output: Output) -> None:
+        """Refuse an output whose head the model's folder does not have."""
+        accept(output, self.heads)
+
+    def forward(self, items: Sequence[NDArray[np.int32]], output: Output) -> Any:
+        """Return the pooled states of texts, and what else was asked for."""
         states, mask = self.run(items)
-        return pool(states, mask, self.pooling)
+        pooled = pool(states, mask, self.pooling)
+        if self.heads is None or not isinstance(output, Several):
+            return pooled
+        return self.heads.columns(output, pooled, states[mask], items)
 
 
 def open_session(path: Path, threads: int, *, int8: bool) -> Any:

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.outputs import Output
+from ...core.token_outputs import Several
 from ...core.tokenizer import TextTokenizer, Tokens
 from ...errors import ModelLoadError
 from ..architecture import Architecture
 from ..heads import ONE_TOKEN, Run, find_runs, mean_of_runs
 from ..select import Choice, usable_cores
+from ..token_heads import TokenHeads, accept
 from .attention import attend, attend_one
 from .base import Backend
 from .linear import Linear
@@ -77,6 +80,10 @@ class Layer:
         self.qkv = _linear(weights, (f"{name}.query", f"{name}.key", f"{name}.value"), dtype)
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
+        """Return the next states that are wanted: here every token's."""
+        return self.every(x, batch)
+
+    def every(self, x: Tensor, batch: Batch) -> Tensor:
         """Return every token's next state."""
         return self._rest(x, attend(self.qkv(x), batch.runs, self.heads))
 
@@ -98,6 +105,13 @@ class OneTokenLayer(Layer):
         attended = attend_one(self.query(chosen), self.key_value(x), batch.runs, self.heads)
         return self._rest(chosen, attended)
 
+    def every(self, x: Tensor, batch: Batch) -> Tensor:
+        """Return every token's next state."""
+        import torch
+
+        qkv = torch.cat([self.query(x), self.key_value(x)], 1)
+        return self._rest(x, attend(qkv, batch.runs, self.heads))
+
 
 class PackedBackend(Backend):
     """Computes BERT and XLM-R encoders on torch."""
@@ -111,6 +125,7 @@ class PackedBackend(Backend):
         tokenizer: TextTokenizer,
         *,
         pooling: str,
+        heads: TokenHeads | None = None,
     ) -> None:
         import torch
 
@@ -119,7 +134,7 @@ class PackedBackend(Backend):
         assert shape is not None
         dtype: torch.dtype = getattr(torch, choice.precision)
         weights = {name: tensor.to(device=choice.device, dtype=torch.float32) for name, tensor in weights.items()}
-        self.tokenizer = tokenizer
+        self.tokenizer, self.heads = tokenizer, heads and heads.on(choice.device)
         self.pick = ONE_TOKEN.get(pooling)
         self.threads = set_threads()
         self.shape = shape
@@ -141,18 +156,27 @@ class PackedBackend(Backend):
         """Return token ids, cut to what the model reads."""
         return self.tokenizer.tokenize(texts)
 
-    def forward(self, items: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
-        """Return the pooled states of texts that stand longest first."""
+    def accept(self, output: Output) -> None:
+        """Refuse an output whose head the model's folder does not have."""
+        accept(output, self.heads)
+
+    def forward(self, items: Sequence[NDArray[np.int32]], output: Output) -> Any:
+        """Return the pooled states of texts that stand longest first, and what else was asked for."""
         import torch
 
         with torch.inference_mode():
             batch = self._pack(items)
             x = self.norm(self._embed(batch)).to(self.dtype)
-            for layer in self.layers:
+            for layer in self.layers[:-1]:
                 x = layer(x, batch)
-            pooled = x if self.pick else mean_of_runs(x, batch.runs)
-            vectors: NDArray[np.float32] = pooled.float().cpu().numpy()
-        return vectors
+            if self.heads is None or not isinstance(output, Several):
+                return _as_array(self._pool(self.layers[-1](x, batch), batch))
+            states = self.layers[-1].every(x, batch)
+            chosen = states[batch.chosen] if self.pick else states
+            return self.heads.columns(output, _as_array(self._pool(chosen, batch)), states.float(), items)
+
+    def _pool(self, states: Tensor, batch: Batch) -> Tensor:
+        return states if self.pick else mean_of_runs(states, batch.runs)
 
     def _embed(self, batch: Batch) -> Tensor:
         from torch.nn.functional import embedding
@@ -200,6 +224,11 @@ def set_threads() -> int:
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     return threads
+
+
+def _as_array(states: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = states.float().cpu().numpy()
+    return array
 
 
 def _linear(weights: dict[str, Tensor], names: Sequence[str], dtype: torch.dtype) -> Linear:

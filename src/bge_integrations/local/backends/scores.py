@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...catalog.records import ModelCard
+from ...core.outputs import Output
 from ...core.pairs import SECOND, PairTokenizer
 from ...core.reranker import Pair
 from ...core.tokenizer import Tokens
@@ -69,9 +70,9 @@ class PackedScores(PackedBackend):
         super().__init__(choice, weights, tokenizer, pooling="cls")
         self.step = (types[1] - types[0]).float().to(choice.device) if len(types) > 1 else None
 
-    def forward(self, items: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+    def forward(self, items: Sequence[NDArray[np.int32]], output: Output) -> NDArray[np.float32]:
         """Return the logits of pairs that stand longest first."""
-        return self.head(super().forward(items))
+        return self.head(super().forward(items, output))
 
     def _embed(self, batch: Batch) -> Tensor:
         """Return embeddings; a token of the second text is marked by ``SECOND`` in its id."""
@@ -89,7 +90,7 @@ class OnnxScores(OnnxGraph):
         tokenizer = PairTokenizer.read(folder, card.max_tokens)
         super().__init__(choice, folder, tokenizer, ["logits"], "export the model with its head")
 
-    def forward(self, items: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+    def forward(self, items: Sequence[NDArray[np.int32]], output: Output) -> NDArray[np.float32]:  # noqa: ARG002
         """Return the logits of pairs."""
         return self.run(items)[0][:, 0]
 
@@ -114,7 +115,7 @@ class CrossEncoderScores(Backend):
         long = np.flatnonzero(lengths > self.max_tokens).tolist()
         return Tokens(list(texts), np.minimum(lengths, self.max_tokens), long)
 
-    def forward(self, items: Sequence[Pair]) -> NDArray[np.float32]:
+    def forward(self, items: Sequence[Pair], output: Output) -> NDArray[np.float32]:  # noqa: ARG002
         """Return the logits of pairs."""
         import torch
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...catalog.records import ModelCard
+from ...core.outputs import Output
 from ...core.tokenizer import Tokens
 from ...errors import ModelLoadError
 from ...extras import require
@@ -61,7 +62,7 @@ class SentenceTransformerBackend(Backend):
         encoded = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)
         return [len(ids) for ids in encoded["input_ids"]]
 
-    def forward(self, items: Sequence[str]) -> NDArray[np.float32]:
+    def forward(self, items: Sequence[str], output: Output) -> NDArray[np.float32]:  # noqa: ARG002
         """Return the pooled vectors of texts."""
         rows = self.model.encode(
             list(items),

@@ -99,7 +99,7 @@ class CachedEncoder(Wrapper):
         if stream.cancelled:
             return
         places: dict[bytes, list[int]] = {}
-        for position, key in enumerate(map(keyer(self.inner, role), texts)):
+        for position, key in enumerate(map(keyer(self.inner, role, stream.output), texts)):
             places.setdefault(key, []).append(position)
         keys = list(places)
         hits = unpack(keys, self.store.get_many(keys), stream.output)

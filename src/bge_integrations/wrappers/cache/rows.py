@@ -11,6 +11,7 @@ from hashlib import blake2b
 from ...catalog.records import Role
 from ...core.encoder import Encoder
 from ...core.outputs import Output, Rows
+from ...core.token_outputs import Several
 
 __all__ = ["Hits", "keyer", "pack", "unpack"]
 
@@ -21,8 +22,8 @@ _HEAD = _FACTS.size + _SUM.size
 _KEY_BYTES = 20
 
 
-def keyer(encoder: Encoder, role: Role) -> Callable[[str], bytes]:
-    """Return a function from text to key: a hash of space, role, effective instruction and text.
+def keyer(encoder: Encoder, role: Role, output: Output) -> Callable[[str], bytes]:
+    """Return a function from text to key: a hash of spaces, role, effective instruction and text.
 
     The host is not in it, so that vectors of one space are shared; a document's key has no instruction in it.
 
@@ -33,7 +34,10 @@ def keyer(encoder: Encoder, role: Role) -> Callable[[str], bytes]:
     instruction = card.instruction(encoder.query_instruction) if role == "query" else ""
     joined = card.query_format if instruction else ""
     start = blake2b(digest_size=_KEY_BYTES)
-    for part in (encoder.document_space, role, instruction, joined):
+    spaces = encoder.document_space
+    if isinstance(output, Several):
+        spaces = "+".join(card.output_space(name, encoder.variant) for name in output.names)
+    for part in (spaces, role, instruction, joined):
         raw = part.encode("utf-8", "surrogatepass")
         start.update(b"%d:" % len(raw) + raw)
 

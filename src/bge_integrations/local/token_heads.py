@@ -1,0 +1,134 @@
+"""bge-m3's heads on every token's last state: a weight per token (sparse), a vector per token (multivector).
+
+As in https://github.com/FlagOpen/FlagEmbedding (inference/embedder/encoder_only/m3.py): both stand on the raw states;
+sparse is a ReLU, leaves out special tokens and keeps the largest weight of a repeated one; multivector leaves out the
+first token alone. Written for arrays of numpy and of torch alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..catalog.local_folder import HEAD_FILES, find_head
+from ..core.outputs import Output
+from ..core.token_outputs import Several, SparseVector
+from ..core.tokenizer import TextTokenizer
+from ..errors import ConfigError, ModelLoadError
+from ..extras import require
+from .architecture import brief
+
+_SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]")
+
+
+class TokenHeads:
+    """The heads that a model's folder has, in float32.
+
+    Raises:
+        ModelLoadError: a head's file cannot be read.
+    """
+
+    def __init__(self, folder: Path, tokenizer: TextTokenizer) -> None:
+        self.folder = folder
+        self.special = {tokenizer.library.token_to_id(token) for token in _SPECIAL}
+        self.layers: dict[str, tuple[Any, Any]] = {
+            name: _read(file) for name in HEAD_FILES if (file := find_head(folder, name)) is not None
+        }
+
+    def on(self, device: str) -> TokenHeads:
+        """Return these heads as torch's tensors."""
+        import torch
+
+        moved = copy(self)
+        moved.layers = {
+            name: (torch.from_numpy(weight).to(device), torch.from_numpy(bias).to(device))
+            for name, (weight, bias) in self.layers.items()
+        }
+        return moved
+
+    def columns(
+        self, output: Several, pooled: NDArray[np.float32], states: Any, items: Sequence[NDArray[np.int32]]
+    ) -> dict[str, Any]:
+        """Return a column of each output for some texts.
+
+        Args:
+            output: what is wanted.
+            pooled: one state per text.
+            states: every token's, one text after another; rows after the last text's are ignored.
+            items: token ids of each text.
+        """
+        columns: dict[str, Any] = {"dense": pooled}
+        if "sparse" in output.names:
+            columns["sparse"] = self._sparse(states, items)
+        if "multivector" in output.names:
+            columns["multivector"] = self._multivector(states, items)
+        return columns
+
+    def _sparse(self, states: Any, items: Sequence[NDArray[np.int32]]) -> list[SparseVector]:
+        weight, bias = self.layers["sparse"]
+        weights = _array((states @ weight[0] + bias).clip(min=0)).tolist()
+        rows: list[SparseVector] = []
+        start = 0
+        for ids in items:
+            row: SparseVector = {}
+            for token, value in zip(ids.tolist(), weights[start : start + len(ids)], strict=True):
+                if value > row.get(token, 0.0) and token not in self.special:
+                    row[token] = value
+            rows.append(row)
+            start += len(ids)
+        return rows
+
+    def _multivector(self, states: Any, items: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
+        weight, bias = self.layers["multivector"]
+        vectors = _array(states @ weight.T + bias)
+        ends = np.cumsum([len(ids) for ids in items]).tolist()
+        return [vectors[end - len(ids) + 1 : end] for end, ids in zip(ends, items, strict=True)]
+
+
+def accept(output: Output, heads: TokenHeads | None) -> None:
+    """Refuse an output for which there is no head.
+
+    Raises:
+        ConfigError: the model has none at all.
+        ModelLoadError: its folder lacks the head's file.
+    """
+    if not isinstance(output, Several):
+        return
+    for name in output.names:
+        if name == "dense" or (heads is not None and name in heads.layers):
+            continue
+        if heads is None:
+            raise ConfigError(f"this model gives no {name} output: BAAI/bge-m3 does")
+        raise ModelLoadError(
+            f"{str(heads.folder)!r} has no {HEAD_FILES[name]}.pt, so no {name} output can be computed: "
+            f"download that file of BAAI/bge-m3 into it, or ask for the other outputs"
+        )
+
+
+def _read(file: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return weight and bias of a linear layer; of a ``.pt`` file no code is run."""
+    try:
+        if file.suffix == ".safetensors":
+            tensors = require("safetensors.numpy", extra="local", purpose=repr(file.name)).load_file(file)
+        else:
+            torch = require("torch", extra="local", purpose=f"{file.name!r}, one of the model's heads,")
+            tensors = {
+                name: tensor.float().numpy()
+                for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items()
+            }
+        weight, bias = (np.ascontiguousarray(tensors[name], np.float32) for name in ("weight", "bias"))
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"{str(file)!r} cannot be read ({brief(error)}): fetch it again") from error
+    return weight, bias
+
+
+def _array(values: Any) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = values if isinstance(values, np.ndarray) else values.cpu().numpy()
+    return array
