@@ -217,6 +217,21 @@ def _write_decoder(path: Path) -> None:
     _write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
 
 
+def m3(layers: int = 2) -> Path:
+    """Return the folder of a random bge-m3 with heads as its repository has them: float16, ``.pt``."""
+    path = root() / f"random-m3-{layers}"
+    if path.exists():
+        return path
+    import torch
+
+    shutil.copytree(folder("bge-m3", layers), path)
+    numbers = torch.Generator().manual_seed(11)
+    for name, rows in (("sparse_linear", 1), ("colbert_linear", 1024)):
+        weight, bias = torch.randn(rows, 1024, generator=numbers) * 0.05, torch.full((rows,), 1.5)
+        torch.save({"weight": weight.half(), "bias": bias.half()}, path / f"{name}.pt")
+    return path
+
+
 def reranker(kind: str, layers: int = 2, seed: int = 5) -> Path:
     """Return the folder of a random reranker, as transformers saves it.
 

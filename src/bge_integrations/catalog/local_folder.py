@@ -136,7 +136,8 @@ def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:
         query_instruction="",
         pooling=guessed or "mean",
         pooling_stated=guessed is not None,
-        instruction_needed="unknown",
+        # What has bge-m3's heads was trained from it, and that takes no instruction.
+        instruction_needed="unknown" if len(outputs) == 1 else "none",
         revision=commit or fingerprint(folder),
         folder=str(folder),
         outputs=outputs,
