@@ -13,6 +13,7 @@ import pytest
 
 from bge_integrations import PROVIDERS, load_encoder
 from bge_integrations.environment import VARIABLES
+from postgres import find_postgres, postgres
 
 NAMES = {name for provider in PROVIDERS for name in provider.key_env}
 NAMES |= {variable for provider in PROVIDERS for _, variable in provider.url_env}
@@ -52,6 +53,19 @@ def clean_environment(monkeypatch):
     """No test sees the developer's keys or hosts."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def socket_folder():
+    """The folder of a PostgreSQL's socket, to be given as ``host``; pgvector is created in it."""
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL with pgvector is installed")
+    with postgres() as folder:
+        import psycopg
+
+        with psycopg.connect(host=folder, user="postgres", dbname="postgres", autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        yield folder
 
 
 @pytest.fixture(scope="session")
