@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "langchain/embeddings.py": {"langchain_core"},
     "langchain/reranker.py": {"langchain_core", "pydantic"},
     "llama_index/embeddings.py": {"llama_index", "pydantic"},
+    "langchain/sparse/pinecone.py": {"pydantic"},
     "llama_index/milvus.py": {"llama_index"},
     "llama_index/reranker.py": {"llama_index", "pydantic"},
     "llama_index/sparse.py": {"llama_index", "pydantic"},
