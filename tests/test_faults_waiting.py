@@ -211,7 +211,7 @@ def formats(host: Rig) -> list[str]:
 
 def test_base64_is_found_out(encoder_of):
     with Rig() as host:
-        assert right(host, encoder_of(host, max_inputs=2), texts_of(40))
+        assert right(host, encoder_of(host, max_inputs=4), texts_of(160))
         assert formats(host)[0] == "float"
         assert formats(host)[-1] == "base64"
 
@@ -227,11 +227,11 @@ def no_base64(answer):
 )
 def test_a_host_without_base64_loses_nothing(encoder_of, answer):
     with Rig(default=no_base64(answer)) as host:
-        assert right(host, encoder_of(host, max_inputs=2), texts_of(40))
+        assert right(host, encoder_of(host, max_inputs=4), texts_of(160))
         assert formats(host).count("base64") == 1
 
 
 def test_a_host_that_answers_base64_with_floats(encoder_of):
     with Rig(base64=False) as host:
-        assert right(host, encoder_of(host, max_inputs=2), texts_of(40))
+        assert right(host, encoder_of(host, max_inputs=4), texts_of(160))
         assert formats(host).count("base64") == 1

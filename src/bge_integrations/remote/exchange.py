@@ -78,7 +78,7 @@ class Exchange:
             vectors, counted, packed = await self._without_base64(texts, error)
         if encoding == "base64" and not packed:
             self._session.base64 = False
-        if self._protocol.encodings and len(texts) > 1 and self._session.may_probe():
+        if self._protocol.encodings and len(texts) > 1 and self._session.may_probe(len(texts)):
             self._session.spawn(self._probe_base64(texts[:1], vectors[:1], tokens // len(texts)))
         return vectors, counted or (tokens if self._counted else 0)
 
