@@ -183,7 +183,7 @@ def small_card(monkeypatch):
     """The catalogue's model, with as few dimensions as the rig's."""
     from dataclasses import replace
 
-    import bge_integrations.load as load
+    import bge_integrations.load.encoder as load
 
     monkeypatch.setattr(load, "find_model", lambda name: replace(find_model(name), dimensions=16))
     from bge_integrations.catalog import find_model

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from bge_integrations import errors, load_encoder
-from bge_integrations.load import engine_of
 from fault_faces import CANARY
 from rig import Rig, cap, echo_key, latency, ok, redirect, rows, status
 
@@ -23,7 +22,7 @@ def encoder_of():
     def make(host: Rig, **options):
         options = {"api_key": CANARY, "max_concurrency": 1, "timeout": 30.0, "show_progress": False, **options}
         encoder = load_encoder("bge-small", **{"base_url": host.url, **options})
-        engine_of(encoder).limits = replace(engine_of(encoder).limits, backoff=0.005)
+        encoder.engine.limits = replace(encoder.engine.limits, backoff=0.005)
         made.append(encoder)
         return encoder
 

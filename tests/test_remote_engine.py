@@ -52,7 +52,7 @@ TEXTS = [f"text number {i}" for i in range(40)]
 
 
 class Canary:
-    """A key that travels without its value, as load.py's."""
+    """A key that travels without its value, as load's."""
 
     def __init__(self, value=KEY):
         self.value = value
