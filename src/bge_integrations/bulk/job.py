@@ -14,8 +14,9 @@ import numpy as np
 from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning, warn
 from .columns import kept_kinds
-from .folder import Manifest, Record, check_ours, read_manifest
+from .folder import Record, read_manifest
 from .formats import FORMATS, Contents, Format, need_pyarrow
+from .manifest import Manifest, check_ours
 from .pipeline import Embedded, EncoderShards, OnError, ShardEmbedder, embed_shards, stopped_at
 from .readers import read_rows
 from .rows import Columns, Row, RowParser, Shard, cut_shards

@@ -239,12 +239,12 @@ class Collector(Stream):
     def on_cancel(self, stop: Callable[[], object]) -> None:
         """Have ``stop`` called if the caller cancels the future or its ``on_batch`` fails."""
         self._stops.append(stop)
-        if self.cancelled:
+        if self.future.done():
             stop()
 
     def put(self, batch: Batch) -> None:
         """Keep a batch, count it, and hand it to ``on_batch``; what that raises ends the call."""
-        if self.cancelled:
+        if self.future.done():
             return
         self._keep(batch)
         self._count_usage(batch)
@@ -281,7 +281,7 @@ class Collector(Stream):
             counts["cache_hits"] = len(batch.positions)
         if price:
             counts["usd"] = batch.tokens * price / 1e6
-        usage.add(**{name: amount for name, amount in counts.items() if amount})
+        usage.add(**counts)
 
     def finish(self) -> None:
         """Set the future's result."""

@@ -19,7 +19,8 @@ from ..errors import (
     HostUnavailableError,
     TextError,
 )
-from .call import Call, Deadline
+from .call import Call
+from .deadline import Deadline
 from .endpoint import Endpoint, Limits
 from .exchange import Exchange
 from .host import HostSession
@@ -38,7 +39,7 @@ _SLICE = 1024  # texts that are tokenised between two looks at the clock
 _PACES = ("requests_per_minute", "tokens_per_minute", "max_inputs")
 
 
-class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # properties for attributes
+class RemoteEngine(HostClient, Encoder):
     """An encoder at a host.
 
     Args:
@@ -130,15 +131,16 @@ class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # prop
             raise self._complete(error) from None
 
     async def _send(self, texts: list[str], role: Role, stream: Stream) -> None:
-        session = self._here()
+        session, instruct = self._here(), self._server_instructs(role)
         try:
             async with Deadline(self.limits) as deadline:
-                sent, long, tokens = await self._truncated(texts, role, deadline)
+                sent = texts if instruct else self.format(texts, role)
+                sent, long, tokens = await self._truncated(sent, deadline, instruct=instruct)
                 if self.truncate == "error":
                     refuse_truncation(long, model=self.card.id, max_tokens=self.card.max_tokens)
                 exchange = Exchange(
                     session, self.endpoint, self.protocol, self.card, self.usage,
-                    instruct=self._server_instructs(role), counted=self.cutter is not None,
+                    instruct=instruct, counted=self.cutter is not None,
                 )  # fmt: skip
                 await Call(
                     session, self.limits, deadline, exchange.send, stream,
@@ -148,32 +150,27 @@ class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # prop
             raise self._complete(await self._explain(session, error)) from None
 
     async def _truncated(
-        self, texts: list[str], role: Role, deadline: Deadline
+        self, texts: list[str], deadline: Deadline, *, instruct: bool
     ) -> tuple[list[str], list[int], list[int]]:
         """Return what is sent, the positions of texts that were truncated, and tokens of each text, or a guess."""
-        sent = texts if self._server_instructs(role) else self.format(texts, role)
         cutter = self._cutter if self._looked else await asyncio.to_thread(lambda: self.cutter)  # reads files
         if cutter is None:
-            return sent, [], [len(text.encode()) // 4 + 2 for text in sent]
-        room = self._room(role)
+            return texts, [], [len(text.encode()) // 4 + 2 for text in texts]
+        room = self.card.max_tokens
+        if instruct:  # the server puts the instruction in front
+            whole_tokens, text_tokens = cutter.count([self.card.format("a", "query"), "a"])
+            room -= whole_tokens - text_tokens
         whole: list[str] = []
         long: list[int] = []
         tokens: list[int] = []
-        for start in range(0, len(sent), _SLICE):
-            part, over, counts = await asyncio.to_thread(_cut, cutter, sent, start, room)
+        for start in range(0, len(texts), _SLICE):
+            part, over, counts = await asyncio.to_thread(_cut, cutter, texts, start, room)
             whole, long, tokens = whole + part, long + [start + i for i in over], tokens + counts
             deadline.progress()
         return whole, long, tokens
 
     def _server_instructs(self, role: Role) -> bool:
         return self.protocol.instructs and role == "query" and self.query_instruction is None
-
-    def _room(self, role: Role) -> int:
-        """Return how many tokens of what is sent the model reads, less those that the server puts in front."""
-        if not self._server_instructs(role) or self.cutter is None:
-            return self.card.max_tokens
-        whole, alone = self.cutter.count([self.card.format("a", role), "a"])
-        return self.card.max_tokens - (whole - alone)
 
     async def _explain(self, session: HostSession, error: HostError) -> HostError:
         """Return an error with what the host says of itself when it is asked."""

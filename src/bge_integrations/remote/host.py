@@ -15,8 +15,11 @@ from .transport import Transport
 DEFAULT_INPUTS = 64
 """Texts per request: more gain nothing where several are in flight."""
 
-PROBE_AFTER = 8
-"""Requests answered in floats before base64, two to four times as fast, is tried at a host that is not known."""
+PROBE_AFTER = 64
+"""Texts answered in floats before base64, two to four times as fast, is tried at a host that is not known.
+
+One full request: requests that are under way while base64 is tried still come in floats.
+"""
 
 LEAD_SECONDS = 3.0
 """How long other requests wait for the first one; a hanging host is then asked by all."""
@@ -50,15 +53,20 @@ class HostSession:
         self.warned_unnumbered = False
         self.closing = False
         self._led = False
+        self._texts = 0
         self._probe_at = PROBE_AFTER
         self._background: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
 
-    def may_probe(self) -> bool:
-        """Tell whether it is time to try base64; requests meanwhile go on in floats. Failures make it rarer."""
-        if self.base64 is not None or self.answered < self._probe_at:
+    def may_probe(self, texts: int) -> bool:
+        """Tell whether it is time to try base64, when so many more texts have been answered in floats.
+
+        Requests meanwhile go on in floats. Failures make it rarer.
+        """
+        self._texts += texts
+        if self.base64 is not None or self._texts < self._probe_at:
             return False
-        self.base64, self._probe_at = False, 2 * self._probe_at
+        self.base64, self._probe_at = False, 2 * self._texts
         return True
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
