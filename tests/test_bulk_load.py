@@ -23,6 +23,7 @@ from encoders import CARD, HashEncoder
 from postgres import find_postgres, postgres
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
