@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -28,10 +29,19 @@ os.environ.update(HOME=str(HOME), XDG_CACHE_HOME=str(HOME / "cache"), HF_HOME=st
 os.environ.update(ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false", HF_HUB_DISABLE_TELEMETRY="1")
 
 
+_SLOW_MODULE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(slow|ray)\b", re.MULTILINE)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Where slow tests are left out (``make quick``), nothing may need torch or Ray: importing them fails."""
     if "not slow" in config.getoption("markexpr"):
         sys.modules.update(dict.fromkeys(["torch", "ray"]))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where slow tests are left out, do not even import a module that holds no other: each worker would."""
+    left_out = "not slow" in config.getoption("markexpr") and collection_path.suffix == ".py"
+    return True if left_out and _SLOW_MODULE.search(collection_path.read_text("utf-8")) else None
 
 
 # What a fixture needs, its tests need. The bundled model runs on torch.

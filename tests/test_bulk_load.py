@@ -22,6 +22,7 @@ from bulk_shards import ANSWER, QUESTION, TEXTS, make_shards
 from encoders import CARD, HashEncoder
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
