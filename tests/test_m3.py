@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
-from bge_integrations import errors, load_encoder, load_reranker
+from bge_integrations import errors, load_encoder, load_reranker, max_sim, sparse_score
 from bge_integrations.catalog import find_model
 from bge_integrations.load import load_m3
-from bge_integrations.wrappers.multivector import MultivectorReranker, max_sim, sparse_score
+from bge_integrations.wrappers.multivector import MultivectorReranker
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")]

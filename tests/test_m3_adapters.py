@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 import models
-from bge_integrations import errors
+from bge_integrations import errors, max_sim, sparse_score
 from bge_integrations import langchain as lc
 from bge_integrations import llama_index as li
-from bge_integrations.wrappers.multivector import max_sim, sparse_score
 
 pytest.importorskip("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Payload indexes have no effect")]

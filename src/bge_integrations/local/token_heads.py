@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalog.local_folder import HEAD_FILES, find_head
+from ..catalog.weights import HEAD_FILES, find_head
 from ..core.outputs import Output
 from ..core.token_outputs import Several, SparseVector
 from ..core.tokenizer import TextTokenizer
