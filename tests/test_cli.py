@@ -92,7 +92,7 @@ sys.exit(main(["demo"]))
 def test_a_demo_names_all_that_is_missing_at_once():
     done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "bge-integrations[langchain,server,all]" in done.stderr
+    assert "bge-integrations[langchain,server,all" in done.stderr  # and torch, where that is not installed
     assert len(done.stderr.splitlines()) == 1
 
 
