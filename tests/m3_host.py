@@ -172,7 +172,7 @@ class M3Server:
             **({"embeddings": [row.tolist() for row in found.dense]} if "dense" in names else {}),
             **({"sparse": [{str(k): v for k, v in row.items()} for row in found.sparse]} if "sparse" in names else {}),
             **({"multivector": [rows.tolist() for rows in found.multivector]} if "multivector" in names else {}),
-            "model": "BAAI/bge-m3",
+            "model": "served",
             "dimension": 1024,
         }
 

@@ -175,6 +175,8 @@ class RemoteEngine(HostClient, Encoder):
                     instruct=instruct, counted=self.cutter is not None,
                 )  # fmt: skip
                 several = self._several(session, exchange, output) if isinstance(output, Several) else None
+                if "multivector" in output.names and self.cutter is not None:
+                    tokens = await asyncio.to_thread(self.cutter.count, sent)  # exact: each has a vector in the answer
                 await Call(
                     session, self.limits, deadline, several.send if several else exchange.send, stream,
                     texts=sent, tokens=tokens, truncated=long, on_retry=partial(self.usage.add, retries=1),

@@ -16,7 +16,6 @@ from ..errors import (
     HostError,
     NotServedError,
     RepairWarning,
-    SpaceMismatchError,
     TooLargeError,
     warn,
 )
@@ -24,7 +23,7 @@ from .endpoint import Endpoint
 from .exchange import Exchange, check_model
 from .host import OUTPUT_INPUTS, HostSession
 from .identify import ask_server
-from .output_rows import check_counts, foreign_words, map_of, most_tokens, paired, special_ids, without
+from .output_rows import check_counts, check_words, map_of, most_tokens, paired, special_ids, without
 from .protocols import OUTPUT_PROTOCOLS, OutputProtocol
 from .protocols.output_wire import OutputAnswer, OutputPart, OutputRequest
 from .protocols.sparse import parse_tokens, tokens_payload
@@ -144,7 +143,6 @@ class OutputExchange:
             if failure is not None:
                 raise failure
             answer = part.parse(content, request)
-            check_model(answer.model, self._endpoint, self._card)
         except BadAnswerError as error:
             if error.positions or error.status:
                 raise
@@ -153,6 +151,7 @@ class OutputExchange:
             raise
         except Exception as error:  # noqa: BLE001 - recursion, overflow: whatever a hostile answer leads to
             raise BadAnswerError(f"the answer cannot be read ({type(error).__name__})") from None
+        check_model(answer.model, self._endpoint, self._card)
         return answer
 
     async def _post(self, path: str, payload: dict[str, Any], bound: int) -> bytes:
@@ -195,14 +194,7 @@ class OutputExchange:
             self._warn_special(protocol)
             whole = [without(special, row) for row in whole]
         for i, row in enumerate(whole):
-            foreign = foreign_words(row, texts[i], ids[i] if ids else None, self._card.vocabulary)
-            if foreign:
-                raise SpaceMismatchError(
-                    f"{self._endpoint.name} does not give {self._card.id!r}'s sparse output: {foreign}, as of SPLADE, "
-                    f"which adds words, or of another tokenizer; it comes from: {givers('sparse')}",
-                    model=self._card.id,
-                    verdict="SPLADE-shaped",
-                )
+            check_words(row, texts[i], ids[i] if ids else None, self._card, i)
         return whole
 
     def _warn_special(self, protocol: OutputProtocol) -> None:

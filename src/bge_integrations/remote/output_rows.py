@@ -10,10 +10,10 @@ import numpy as np
 
 from ..catalog.records import ModelCard
 from ..core.tokenizer import TextTokenizer
-from ..errors import BadAnswerError
+from ..errors import BadAnswerError, SpaceMismatchError
 from .protocols.output_wire import largest_weights
 
-__all__ = ["check_counts", "foreign_words", "map_of", "most_tokens", "paired", "special_ids", "without"]
+__all__ = ["check_counts", "check_words", "map_of", "most_tokens", "paired", "special_ids", "without"]
 
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
 _M3_VOCABULARY, _M3_SPECIAL = 250_002, frozenset(range(4))
@@ -74,19 +74,35 @@ def map_of(row: Any, card: ModelCard, position: int) -> dict[int, Any]:
     return largest_weights(((token, weight) for token, weight in enumerate(numbers) if weight != 0), position)
 
 
-def foreign_words(row: dict[int, Any], text: str, ids: Sequence[int] | None, vocabulary: int) -> str:
-    """Say which ids of a sparse row cannot be its text's: SPLADE adds words, bge-m3 never; ``""`` for none.
+def check_words(row: dict[int, Any], text: str, ids: Sequence[int] | None, card: ModelCard, position: int) -> None:
+    """Refuse ids that cannot be their text's: SPLADE adds words, bge-m3 never.
 
     Args:
         row: without special tokens.
         text: as it was sent.
         ids: the text's own where they are known.
-        vocabulary: ids beyond it are refused elsewhere.
+        card: the model; ids beyond its vocabulary are refused elsewhere.
+        position: of the text.
+
+    Raises:
+        SpaceMismatchError: so many that it is another kind of model's.
+        BadAnswerError: a few.
     """
     if ids is None:
-        return f"{len(row)} ids for a text of {len(text)} letters" if len(row) > most_tokens(text) else ""
-    foreign = [token for token in row.keys() - set(ids) if 0 <= token < vocabulary]
-    return f"{len(foreign)} of {len(row)} ids are no tokens of its text" if foreign else ""
+        foreign = len(row) - most_tokens(text)
+        seen = f"{len(row)} ids for a text of {len(text)} letters"
+    else:
+        foreign = len([token for token in row.keys() - set(ids) if 0 <= token < card.vocabulary])
+        seen = f"{foreign} of {len(row)} ids are no tokens of its text"
+    if foreign > 0 and (ids is None or 4 * foreign > len(row)):
+        raise SpaceMismatchError(
+            f"these are not {card.id!r}'s sparse vectors: {seen}, as of SPLADE, which adds words, or of another "
+            "tokenizer",
+            model=card.id,
+            verdict="SPLADE-shaped",
+        )
+    if foreign > 0:
+        raise BadAnswerError(f"sparse vector {position}: {seen}", positions=[position], retryable=True)
 
 
 def check_counts(rows: Sequence[Any], ids: Sequence[Sequence[int]]) -> None:
