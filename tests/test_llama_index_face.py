@@ -482,6 +482,7 @@ def test_its_cache_and_fields_travel_and_its_handlers_stay():
     assert twin.encoder.usage.cache_hits == face.encoder.usage.cache_hits + 1
 
 
+@pytest.mark.slow
 def test_it_works_in_a_spawned_process(face):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         there = pool.submit(methodcaller("get_text_embedding_batch", TEXTS[:3]), face).result(timeout=60)

@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ..catalog.local_folder import HEAD_FILES, is_lfs_pointer, read_modules
+from ..catalog.local_folder import read_modules
 from ..catalog.records import ModelCard, RerankerCard
+from ..catalog.weights import HEAD_FILES, is_lfs_pointer
 from ..environment import variable
 from ..errors import BGEError, ModelLoadError
 from ..extras import require

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..catalog.local_folder import is_lfs_pointer, no_reranker, read_json
+from ..catalog.local_folder import no_reranker, read_json
 from ..catalog.records import RerankerCard
+from ..catalog.weights import is_lfs_pointer
 from ..core.batches import Stream
 from ..core.checks import Blank, Truncate, refuse_truncation
 from ..core.pairs import PairTokenizer
