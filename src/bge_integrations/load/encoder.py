@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from ..catalog import check_served, find_model, find_provider, known_model, provider_at, who_serves
 from ..catalog.records import ModelCard, Provider
 from ..environment import cache_folder, hide_secrets, variable
-from ..errors import InstructionWarning, NotServedError, warn
+from ..errors import ConfigError, InstructionWarning, NotServedError, warn
 from ..options import Options, check_options
 from ..remote.rate_limit import PortableLimiter
 from .host import (
@@ -76,7 +76,7 @@ def load_m3(model: str | os.PathLike[str] | None = None, **options: Unpack[Optio
         **options: see ``Options``.
 
     Raises:
-        ConfigError: as ``load_encoder``; or a model that gives one dense vector alone.
+        ConfigError: as ``load_encoder``; or a model or a host that gives one dense vector alone.
     """
     from ..wrappers.memo import MemoEncoder
 
@@ -113,14 +113,27 @@ def _with_instruction(card: ModelCard, options: Options) -> ModelCard:
 
 
 def _where(card: ModelCard, options: Options) -> tuple[Provider, str] | None:
-    name, url = options.get("provider"), options.get("base_url")
+    name, url, dialect = options.get("provider"), options.get("base_url"), options.get("dialect")
     if name is None and url is None and card.folder is None:
         name, url = variable("BGE_PROVIDER"), variable("BGE_BASE_URL")
     if name == "local" or (not name and not url):
+        if dialect is not None:
+            raise ConfigError(f"dialect={dialect!r} is how a host is spoken to: pass its base_url=")
         return None
     provider = find_provider(name) if name else None
     url = plain_url(url or own_url(provider))
-    return provider or provider_at(url) or Provider(name=urlsplit(url).netloc or url), url
+    provider = provider or provider_at(url) or Provider(name=urlsplit(url).netloc or url, output_dialect=None)
+    return provider if dialect is None else _speaking(provider, dialect, card), url
+
+
+def _speaking(provider: Provider, dialect: str, card: ModelCard) -> Provider:
+    from ..remote.protocols import OUTPUT_PROTOCOLS
+
+    if dialect not in OUTPUT_PROTOCOLS:
+        raise ConfigError(f"no dialect {dialect!r} for sparse and multivector output: {', '.join(OUTPUT_PROTOCOLS)}")
+    if len(card.outputs) == 1:
+        raise ConfigError(f"dialect= is how sparse and multivector output is asked for, and {card.id!r} has none")
+    return replace(provider, output_dialect=dialect)
 
 
 def _check_provider(provider: Provider, url: str, card: ModelCard, options: Options) -> None:

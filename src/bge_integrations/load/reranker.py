@@ -91,9 +91,7 @@ def _gives_multivectors(typed: str | os.PathLike[str]) -> bool:
 def _multivector_reranker(typed: str | os.PathLike[str], options: RerankerOptions) -> Reranker:
     from ..wrappers.multivector import MultivectorReranker
 
-    if options.get("dialect") is not None:
-        raise ConfigError("dialect= is of rerankers: bge-m3's vectors are asked for, and scored here")
-    own = {name: value for name, value in options.items() if name not in ("dialect", "weights", "cache", "model_name")}
+    own = {name: value for name, value in options.items() if name not in ("weights", "cache", "model_name")}
     encoder = load_encoder(typed, **cast("Options", {**own, "cache": False, "show_progress": False}))
     return MultivectorReranker(encoder, weights=options.get("weights"))
 

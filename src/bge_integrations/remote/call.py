@@ -20,7 +20,7 @@ from ..errors import (
 from .deadline import Deadline
 from .endpoint import Limits
 from .host import HostSession
-from .requests import RequestPlan
+from .requests import RequestLimits, RequestPlan
 
 log = logging.getLogger("bge_integrations.remote")
 
@@ -46,6 +46,7 @@ class Call:
         texts: as they are sent.
         tokens: of each text, or a guess.
         truncated: positions of texts that were longer than the model reads.
+        request_limits: how much one request may hold; the session's when None.
         on_retry: called for each request that is sent again.
 
     Attributes:
@@ -63,12 +64,14 @@ class Call:
         texts: list[str],
         tokens: list[int],
         truncated: Sequence[int] = (),
+        request_limits: RequestLimits | None = None,
         on_retry: Callable[[], None],
     ) -> None:
         self._session, self._limits, self._deadline = session, limits, deadline
         self._send_texts, self._stream, self._on_retry = send, stream, on_retry
         self._texts, self._tokens, self._truncated = texts, tokens, frozenset(truncated)
-        self._plan = RequestPlan([len(text.encode()) for text in texts], tokens, session.limits)
+        self._request_limits = request_limits or session.limits
+        self._plan = RequestPlan([len(text.encode()) for text in texts], tokens, self._request_limits)
         self.failure: BaseException | None = None
         self._stopping = False
         self._timeouts = 0  # in a row
@@ -93,7 +96,7 @@ class Call:
             raise self.failure
 
     async def _run_workers(self) -> None:
-        self._hire(-(-len(self._texts) // self._session.limits.inputs))
+        self._hire(-(-len(self._texts) // self._request_limits.inputs))
         try:
             while self._workers:
                 patience = GRACE if self._stopping else None
@@ -217,9 +220,9 @@ class Call:
 
     def _learn(self, part: range, error: TooLargeError) -> None:
         if len(part) == 1:
-            self._session.limits.forget()
+            self._request_limits.forget()
             raise error
-        self._session.limits.learn(len(part), self._plan.size(part), limit=error.limit)
+        self._request_limits.learn(len(part), self._plan.size(part), limit=error.limit)
         self._split(part)
 
     def _split(self, part: range) -> None:

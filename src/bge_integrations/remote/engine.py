@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..catalog.records import ModelCard
+from ..catalog.records import ModelCard, OutputName
 from ..core.checks import refuse_truncation
 from ..core.encoder import Blank, Encoder, Role, Stream, Truncate
+from ..core.token_outputs import Several
 from ..core.tokenizer import TextTokenizer
 from ..errors import (
     BadAnswerError,
@@ -25,7 +26,8 @@ from .endpoint import Endpoint, Limits
 from .exchange import Exchange
 from .host import HostSession
 from .host_client import HostClient
-from .protocols import PROTOCOLS, Request, WireProtocol
+from .output_exchange import OutputExchange, givers
+from .protocols import OUTPUT_PROTOCOLS, PROTOCOLS, Request, WireProtocol
 from .transport import answer_bound
 from .vectors import read_json
 
@@ -91,8 +93,37 @@ class RemoteEngine(HostClient, Encoder):
             "base_url": self.endpoint.address,
             "wire_model": self.endpoint.wire_model,
             **{name: pace for name in _PACES if (pace := getattr(self.limits, name))},
+            **self._about_outputs(),
             **({"max_inputs": session.limits.inputs, "base64": session.base64} if session else {}),
         }
+
+    @property
+    def outputs(self) -> tuple[OutputName, ...]:
+        """What the host gives of the model's outputs; all of them while it is not known which server it is."""
+        dialect = self._output_dialect
+        if dialect is None:
+            return self.card.outputs
+        given = OUTPUT_PROTOCOLS[dialect].outputs if dialect else ("dense",)
+        return tuple(name for name in self.card.outputs if name in given)
+
+    @property
+    def _output_dialect(self) -> str | None:
+        return (self._session or self.endpoint.provider).output_dialect
+
+    def _about_outputs(self) -> dict[str, Any]:
+        if len(self.card.outputs) == 1:
+            return {}
+        dialect = self._output_dialect
+        shown = {} if dialect == "" else {"dialect": dialect or "asked of the host at first use"}
+        return {"outputs": list(self.outputs), **shown}
+
+    def why_not(self, name: str) -> str:
+        """Return why the host does not give an output, and who does."""
+        if name not in self.card.outputs:
+            return super().why_not(name)
+        dialect = self._output_dialect
+        needs = f" ({OUTPUT_PROTOCOLS[dialect].needs})" if dialect else ""
+        return f"{self.endpoint.name} gives {', '.join(self.outputs)} alone{needs}; it comes from: {givers(name)}"
 
     def tokenizer(self) -> TextTokenizer:
         """Return the model's tokenizer, which was passed or found on this machine.
@@ -131,7 +162,8 @@ class RemoteEngine(HostClient, Encoder):
             raise self._complete(error) from None
 
     async def _send(self, texts: list[str], role: Role, stream: Stream) -> None:
-        session, instruct = self._here(), self._server_instructs(role)
+        session, output = self._here(), stream.output
+        instruct = self._server_instructs(role) and not isinstance(output, Several)
         try:
             async with Deadline(self.limits) as deadline:
                 sent = texts if instruct else self.format(texts, role)
@@ -142,12 +174,21 @@ class RemoteEngine(HostClient, Encoder):
                     session, self.endpoint, self.protocol, self.card, self.usage,
                     instruct=instruct, counted=self.cutter is not None,
                 )  # fmt: skip
+                several = self._several(session, exchange, output) if isinstance(output, Several) else None
+                if "multivector" in output.names and self.cutter is not None:
+                    tokens = await asyncio.to_thread(self.cutter.count, sent)  # exact: each has a vector in the answer
                 await Call(
-                    session, self.limits, deadline, exchange.send, stream,
+                    session, self.limits, deadline, several.send if several else exchange.send, stream,
                     texts=sent, tokens=tokens, truncated=long, on_retry=partial(self.usage.add, retries=1),
+                    request_limits=several.limits if several else None,
                 ).run()  # fmt: skip
         except HostError as error:
             raise self._complete(await self._explain(session, error)) from None
+
+    def _several(self, session: HostSession, dense: Exchange, output: Several) -> OutputExchange:
+        return OutputExchange(
+            session, self.endpoint, self.card, self.usage, dense=dense, output=output, cutter=self.cutter
+        )
 
     async def _truncated(
         self, texts: list[str], deadline: Deadline, *, instruct: bool

@@ -136,11 +136,7 @@ class Exchange:
         if error is not None:
             raise error
         answer = self._protocol.parse(content, count)
-        # Any other name than another model of the catalogue is the host's own affair.
-        if isinstance(answer.model, str) and answer.model != self._endpoint.wire_model:
-            served = known_model(answer.model)
-            if served is not None and served.id != self._card.id:
-                raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self._card.id!r}")
+        check_model(answer.model, self._endpoint, self._card)
         return answer
 
     def _with_answer(self, error: BadAnswerError, body: bytes) -> BadAnswerError:
@@ -148,3 +144,16 @@ class Exchange:
         if error.positions or error.status:
             return error
         return error.add(f"; it begins with {quote(body, self._endpoint)!r}")
+
+
+def check_model(name: object, endpoint: Endpoint, card: ModelCard) -> None:
+    """Refuse an answer that is another model's of the catalogue; any other name is the host's own affair.
+
+    Raises:
+        BadAnswerError: names both.
+    """
+    if not isinstance(name, str) or name == endpoint.wire_model:
+        return
+    served = known_model(name)
+    if served is not None and served.id != card.id:
+        raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {card.id!r}")

@@ -50,7 +50,7 @@ class HostClient:
 
     def open(self, tokenizer: Any, rate_limiter: Any) -> None:
         """Set what all clients have; called once, when the engine is made."""
-        self.tokenizer = tokenizer
+        self.given_tokenizer = tokenizer
         known = rate_limiter is None or isinstance(rate_limiter, PortableLimiter)
         self.rate_limiter = rate_limiter if known else PortableLimiter(rate_limiter)
         offer = self.endpoint.provider.offer(self.card.id)
@@ -84,7 +84,7 @@ class HostClient:
     def cutter(self) -> TextTokenizer | None:
         """The model's tokenizer where it is on this machine; looked for once."""
         if not self._looked:
-            self._cutter, self._looked = find_tokenizer(self.card, self.tokenizer), True
+            self._cutter, self._looked = find_tokenizer(self.card, self.given_tokenizer), True
         return self._cutter
 
     def launch(self, work: Callable[[], Awaitable[None]], stream: Stream) -> None:
