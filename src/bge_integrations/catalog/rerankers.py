@@ -1,4 +1,4 @@
-"""The BGE rerankers, the hosts and servers that serve them, and published scores: one record each."""
+"""The BGE rerankers, and the hosts and servers that serve them: one record each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal
 from ..environment import expand_user
 from ..errors import UnknownModelError, UnknownProviderError
 from .local_folder import is_model_folder, no_reranker, read_json, read_reranker_folder
-from .records import ModelCard, Offer, Provider, RerankerCard
+from .records import Offer, Provider, RerankerCard
 
 __all__ = [
     "DIALECTS",
@@ -25,7 +25,6 @@ __all__ = [
     "find_reranker",
     "is_reranker",
     "known_reranker",
-    "published_scores",
     "who_reranks",
 ]
 
@@ -227,33 +226,6 @@ DIALECTS: dict[str, RerankHost] = {
     if host.name == host.dialect
 }
 """The record of each dialect, for any server; no provider's key is sent there by default."""
-
-_PANDA = "what is panda?"
-_GIANT = (
-    "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a bear species "
-    "endemic to China."
-)
-_CAPITAL = "What is the capital of France?"
-_PARIS = "Paris is the capital of France."
-
-_PUBLISHED: dict[str, tuple[str, tuple[str, str], tuple[float, float]]] = {
-    # qdrant/fastembed tests/test_text_cross_encoder.py (float32)
-    _BASE: (_CAPITAL, (_PARIS, "Berlin is the capital of Germany."), (6.15733337, -3.65939403)),
-    # FlagEmbedding examples/inference/reranker/README.md (float16)
-    _LARGE: (_PANDA, (_GIANT, "hi"), (5.76171875, -5.60546875)),
-    _V2_M3: (_PANDA, (_GIANT, "hi"), (5.26171875, -8.1875)),
-    # FlagEmbedding examples/inference/reranker/decoder_only/base_single_device.py (float16)
-    _V2_GEMMA: (_CAPITAL, (_PARIS, "The population of China is over 1.4 billion people."), (9.171875, -4.49609375)),
-}
-
-
-def published_scores(card: ModelCard) -> tuple[str, list[str], list[float]] | None:
-    """Return a query, two passages and their published logits, or None; a folder of other weights has none."""
-    known = _names().get(card.id.lower())
-    if known is None or known.revision != card.revision:
-        return None
-    query, passages, logits = _PUBLISHED[card.id]
-    return query, list(passages), list(logits)
 
 
 def known_reranker(name: str) -> RerankerCard | None:
