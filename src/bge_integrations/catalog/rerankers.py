@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from ..demo import RERANKER_FOLDER
 from ..environment import expand_user
 from ..errors import UnknownModelError, UnknownProviderError
-from .local_folder import is_model_folder, no_reranker, read_json, read_reranker_folder
+from .local_folder import is_model_folder, no_reranker, read_reranker_folder
 from .records import Offer, Provider, RerankerCard
 
 __all__ = [
@@ -34,6 +35,7 @@ _BASE = "BAAI/bge-reranker-base"
 _LARGE = "BAAI/bge-reranker-large"
 _V2_M3 = "BAAI/bge-reranker-v2-m3"
 _V2_GEMMA = "BAAI/bge-reranker-v2-gemma"
+_DEMO = "demo-reranker"
 
 Dialect = Literal[
     "tei", "infinity", "vllm", "vllm-score", "llama.cpp", "xinference", "sglang", "jina", "cohere", "siliconflow",
@@ -102,6 +104,22 @@ RERANKERS: tuple[RerankerCard, ...] = (
         hosts_only="a decoder of 2.5 billion parameters that answers 'Yes': it needs a GPU and a server such as vLLM",
         note="The score is the logit of 'Yes'. vLLM serves it with --hf-overrides; the template is added here.",
         source=f"{_SOURCE}; template: vLLM's test of the model",
+        checked=_CHECKED,
+    ),
+    RerankerCard(
+        id=_DEMO,
+        dimensions=96,
+        max_tokens=512,
+        query_instruction="",
+        instruction_needed="none",
+        languages=("en",),
+        licence="mit",
+        revision="682a8a19b6d6d1c2",
+        parameters_millions=1.05,
+        aliases=("demo",),
+        folder=str(RERANKER_FOLDER),
+        note="bundled, for demos and tests; not a BGE model",
+        source="demo/reranker/README.md",
         checked=_CHECKED,
     ),
 )
@@ -238,14 +256,15 @@ def is_reranker(name: str) -> bool:
     """Tell whether a name is a reranker's, or a folder holds one."""
     folder = expand_user(name) if name.startswith("~") else Path(name)
     if name.strip() and is_model_folder(folder):
-        return not no_reranker(read_json(folder / "config.json"))
-    return known_reranker(name) is not None
+        return not no_reranker(folder)
+    return known_reranker(name) is not None and name.strip().lower() != "demo"  # the embedding model's name first
 
 
 @lru_cache
 def _names() -> dict[str, RerankerCard]:
     names = {card.id.lower(): card for card in RERANKERS}
-    names |= {card.id.lower().partition("/")[2]: card for card in RERANKERS}
+    own = ((alias, card) for card in RERANKERS for alias in (card.id.partition("/")[2], *card.aliases) if alias)
+    names |= {alias.lower(): card for alias, card in own}
     for host in RERANK_HOSTS:
         for offer in host.offers:
             names.setdefault(offer.wire.lower(), names[offer.model.lower()])
