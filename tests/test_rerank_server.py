@@ -200,7 +200,30 @@ def test_jinas_own_langchain_client(url, ranks, monkeypatch):
 
 
 def test_coheres_own_client(url, ranks):
-    cohere = pytest.importorskip("cohere")
+    cohere = pytest.importorskip("cohere", reason="cohere is not installed")
     client = cohere.ClientV2(api_key="none", base_url=url)
     found = client.rerank(model=models.reranker("xlm-roberta").name, query=QUERY, documents=PASSAGES, top_n=3)
     assert [one.index for one in found.results] == [one.position for one in ranks[:3]]
+
+
+def test_infinitys_own_langchain_client(url, ranks):
+    client = pytest.importorskip("infinity_client.client", reason="infinity_client is not installed")
+    from langchain_community.document_compressors.infinity_rerank import InfinityRerank
+    from langchain_core.documents import Document
+
+    with client.Client(base_url=url) as connection:
+        asks = InfinityRerank(client=connection, model=models.reranker("xlm-roberta").name, top_n=3)
+        found = asks.compress_documents([Document(text) for text in PASSAGES], QUERY)
+    assert [one.page_content for one in found] == [PASSAGES[one.position] for one in ranks[:3]]
+
+
+def test_llama_indexs_own_tei_client(url, ranks):
+    tei = pytest.importorskip(
+        "llama_index.postprocessor.tei_rerank", reason="llama-index-postprocessor-tei-rerank is not installed"
+    )
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    nodes = [NodeWithScore(node=TextNode(text=text), score=0.5) for text in PASSAGES]
+    found = tei.TextEmbeddingInference(base_url=url, top_n=3).postprocess_nodes(nodes, query_str=QUERY)
+    assert [one.text for one in found] == [PASSAGES[one.position] for one in ranks[:3]]
+    assert [one.score for one in found] == pytest.approx([one.score for one in ranks[:3]], abs=1e-5)
