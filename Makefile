@@ -73,11 +73,13 @@ wheel: $(VENV)/.test
 release-check: wheel
 	$(BIN)/python scripts/release_check.py $(TAG)
 
-# The peers of benchmarks/local.py, each in an environment of its own: their versions clash.
+# The peers of benchmarks/local.py and rerank.py, each in an environment of its own: their versions clash. FlagEmbedding
+# imports with transformers up to 5.23.
 bench-peers: $(VENV)/.test
 	for peer in \
 	    "frameworks langchain-huggingface==1.2.3 llama-index-embeddings-huggingface==0.8.0 sentence-transformers==6.2.0" \
-	    "flag FlagEmbedding==1.4.2" "fastembed fastembed==0.9.1" \
+	    "flag FlagEmbedding==1.4.2 transformers==5.23.0" "fastembed fastembed==0.9.1" \
+	    "rerankers rerankers[transformers]==0.10.0" \
 	    "openvino sentence-transformers==6.2.0 optimum-intel[openvino]==2.2.0"; do \
 	  set -- $$peer; folder=.venv-peers/$$1; shift; \
 	  test -d $$folder || $(PYTHON) -m venv $$folder; \
