@@ -19,7 +19,17 @@ from .catalog.rerankers import (
     known_reranker,
     who_reranks,
 )
-from .environment import Key, cache_folder, cache_path, hide_secrets, switched_on, variable
+from .environment import (
+    SECRET_NAMES,
+    HiddenValues,
+    Key,
+    cache_folder,
+    cache_path,
+    hide_in_url,
+    hide_secrets,
+    switched_on,
+    variable,
+)
 from .errors import ConfigError, InstructionWarning, NotServedError, warn
 from .options import RERANKER_OPTIONS, Options, RerankerOptions, check_options
 from .remote.endpoint import split_url
@@ -116,15 +126,12 @@ def _with_instruction(card: ModelCard, options: Options) -> ModelCard:
 def _where(card: ModelCard, options: Options) -> tuple[Provider, str] | None:
     name, url = options.get("provider"), options.get("base_url")
     if name is None and url is None and card.folder is None:
-        name, url = variable("BGE_PROVIDER"), variable("BGE_BASE_URL")
+        name, url = variable("BGE_PROVIDER"), hide_in_url(variable("BGE_BASE_URL") or "")
     if name == "local" or (not name and not url):
         return None
     provider = find_provider(name) if name else None
     url = _plain_url(url or _own_url(provider))
     return provider or provider_at(url) or Provider(name=urlsplit(url).netloc or url), url
-
-
-_SECRET_NAMES = ("key", "token", "secret", "password", "sig")
 
 
 def _plain_url(url: str) -> str:
@@ -135,7 +142,7 @@ def _plain_url(url: str) -> str:
     """
     split_url(url.strip())
     address, _, query = url.strip().partition("?")
-    if "#" in url or any(word in name.lower() for name, _ in parse_qsl(query, True) for word in _SECRET_NAMES):
+    if "#" in url or any(word in name.lower() for name, _ in parse_qsl(query, True) for word in SECRET_NAMES):
         raise ConfigError("base_url must not hold a key or a fragment: a key belongs in api_key= or headers=")
     address = address.rstrip("/")
     for ending in ("/embeddings", "/embed"):
@@ -145,7 +152,7 @@ def _plain_url(url: str) -> str:
 
 def _own_url(provider: Provider | None) -> str:
     assert provider is not None
-    url = variable(provider.base_url_env or "") or provider.base_url or variable("BGE_BASE_URL")
+    url = hide_in_url(variable(provider.base_url_env or "") or provider.base_url or variable("BGE_BASE_URL") or "")
     if not url:
         raise ConfigError(f"{provider.name} has no address of its own: pass base_url=, or set BGE_BASE_URL")
     for hole, name in provider.url_env:
@@ -394,11 +401,12 @@ def _rerank_endpoint(
     from .remote.endpoint import Endpoint
 
     key = _key(provider, url, cast("Options", options))
-    headers = dict(options.get("headers") or {})
+    headers: Mapping[str, str] = options.get("headers") or {}
     if own_header:
         # https://docs.pinecone.io/reference/api/authentication: no bearer token
-        own = {"X-Pinecone-API-Version": "2025-04"} | ({"Api-Key": key.value} if key.value else {})
-        headers = {**own, **headers}
+        headers = HiddenValues(
+            {"X-Pinecone-API-Version": "2025-04"} | ({"Api-Key": key.value} if key.value else {}) | dict(headers)
+        )
     way: dict[str, Any] = {"headers": headers} if headers else {}
     allow = options.get("allow_http")
     if switched_on("BGE_ALLOW_HTTP") if allow is None else allow:

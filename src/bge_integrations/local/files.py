@@ -14,7 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 from ..catalog.local_folder import is_lfs_pointer, read_modules
 from ..catalog.records import ModelCard, RerankerCard
 from ..environment import variable
-from ..errors import BGEError, ModelLoadError
+from ..errors import BGEError, ModelLoadError, no_thread
 from ..extras import require
 from .architecture import brief, shards
 
@@ -205,7 +205,10 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="bge-hub", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise no_thread("the hub", error) from error
     thread.join(seconds)
     if errors:
         raise errors[0]
