@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo quick test lint types house unit unit-quick notebooks docs system clean wheel release-check bench-peers
+.PHONY: demo quick test lint types house unit unit-quick notebooks docs system clean wheel release-check bench-peers real-servers
 
 demo: $(VENV)/.demo
 	$(BIN)/bge demo $(ARGS)
@@ -73,6 +73,16 @@ wheel: $(VENV)/.test
 release-check: wheel
 	$(BIN)/python scripts/release_check.py $(TAG)
 
+# Servers that are not ours, in an environment of their own: 1 GB, and llama.cpp is compiled.
+real-servers: $(VENV)/.test .venv-servers/.done
+	BGE_TEST_SERVERS=$(CURDIR)/.venv-servers $(BIN)/python -m pytest -q -ra tests/test_real_servers.py
+
+.venv-servers/.done:
+	$(PYTHON) -m venv .venv-servers
+	.venv-servers/bin/python -m pip --disable-pip-version-check install --quiet \
+	    "litellm[proxy]==1.108.7" "llama-cpp-python[server]==0.3.36" gguf==0.19.0
+	touch $@
+
 # The peers of benchmarks/local.py and rerank.py, each in an environment of its own: their versions clash. FlagEmbedding
 # imports with transformers up to 5.23.
 bench-peers: $(VENV)/.test
@@ -88,4 +98,4 @@ bench-peers: $(VENV)/.test
 	done
 
 clean:
-	rm -rf $(VENV) .venv-peers build dist site artefacts
+	rm -rf $(VENV) .venv-peers .venv-servers build dist site artefacts

@@ -13,7 +13,7 @@ from ..environment import keys_from
 from ..errors import ConfigError, MissingKeyError
 from ..load import load_encoder, load_reranker
 from ..options import RERANKER_OPTIONS
-from .options import add_encoder_arguments, encoder_options
+from .options import add_encoder_arguments, encoder_options, require_packages_of
 
 _OF_THE_HOST = {
     "provider": "a host of rerankers of the catalogue",
@@ -62,6 +62,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     from .. import server
 
+    require_packages_of(parsed, {"server": ("fastapi", "uvicorn", "prometheus_client")}, "bge serve")
     options = encoder_options(parsed)
     if parsed.api_key is not None:
         advice = "set the host's variable, or use --provider-key-env or --provider-key-file"

@@ -15,7 +15,7 @@ from ..catalog.local_folder import read_modules
 from ..catalog.records import ModelCard
 from ..catalog.weights import HEAD_FILES, is_lfs_pointer
 from ..environment import variable
-from ..errors import BGEError, ModelLoadError
+from ..errors import BGEError, ModelLoadError, no_thread
 from ..extras import require
 from .architecture import brief, shards
 
@@ -206,7 +206,10 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="bge-hub", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise no_thread("the hub", error) from error
     thread.join(seconds)
     if errors:
         raise errors[0]
