@@ -54,7 +54,9 @@ class M3Server:
     ) -> None:
         self.dialect, self.outputs, self.ids, self.size, self.cap = dialect, outputs, ids, size, cap
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.paths = PATHS[dialect]
         self.faults: list[Any] = []
+        self.refuse: Any = lambda path: None
         self.change: Any = None
         self._lock = threading.Lock()
 
@@ -106,9 +108,10 @@ class M3Server:
         with self._lock:
             self.requests.append((handler.path, body))
             fault = self.faults.pop(0) if self.faults else None
-        if handler.path not in PATHS[self.dialect]:
+        if handler.path not in self.paths:
             handler.reply(404, {"detail": "Not Found"})
             return
+        fault = fault or self.refuse(handler.path)
         if fault is not None:
             fault(handler)
             return

@@ -13,6 +13,7 @@ import pytest
 
 import models
 from bge_integrations import errors, load_encoder, load_reranker
+from bge_integrations.catalog import golden
 from bge_integrations.core.token_outputs import Outputs
 from bge_integrations.load import load_m3
 from m3_host import M3Server, status
@@ -478,7 +479,7 @@ def test_catalogued_hosts_need_no_dialect():
 # ---- published values
 
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_m3.json").read_text("utf-8"))
+GOLDEN = json.loads(Path(golden.__file__).with_name("golden_m3.json").read_text("utf-8"))
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from .output_values import OutputValues, output_values
 from .records import ModelCard, Role
 
 Verdict = Literal["same space", "same model at lower precision", "not this model"]
@@ -72,6 +73,7 @@ class GoldenFile:
     vectors: tuple[Golden, ...] = ()
     similarities: tuple[Similarity, ...] = ()
     token_counts: Mapping[str, int] = field(default_factory=dict)
+    outputs: OutputValues = field(default_factory=OutputValues)
 
     def of(self, card: ModelCard) -> tuple[Golden, ...]:
         """Return a model's values: the full vectors where there are any, else the partial ones."""
@@ -105,21 +107,24 @@ def read_golden(path: Path | None = None) -> GoldenFile:
 
 @lru_cache(maxsize=1)
 def _published() -> GoldenFile:
-    return _parse(Path(__file__).with_name("golden.json"))
+    values = _parse(Path(__file__).with_name("golden.json"))
+    return replace(values, outputs=_parse(Path(__file__).with_name("golden_m3.json")).outputs)
 
 
 def _parse(path: Path) -> GoldenFile:
     try:
         data = json.loads(path.read_text("utf-8"))
+        outputs = output_values(data)
         return GoldenFile(
-            vectors=tuple(_golden(item) for item in data["vectors"]),
+            vectors=tuple(_golden(item) for item in (data.get("vectors", ()) if outputs else data["vectors"])),
             similarities=tuple(_similarity(item) for item in data.get("similarities", ())),
             token_counts=dict(data.get("token_counts", {}).get("counts", {})),
+            outputs=outputs,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{str(path)!r} is not a file of golden values ({type(error).__name__}: {error}); "
-            "it wants a list 'vectors' of objects with 'model', 'text' and 'at'"
+            "it wants a list 'vectors' of objects with 'model', 'text' and 'at', or 'm3_sparse' and 'm3_colbert'"
         ) from None
 
 

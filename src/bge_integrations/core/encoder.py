@@ -180,9 +180,17 @@ class Encoder(ABC):
         """
         return self._begin(texts, role, on_batch, on_truncated or self._warn_truncated).future
 
-    def submit_rows(self, texts: Sequence[str], *, role: Role, output: Output) -> Future[Rows]:
+    def submit_rows(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role,
+        output: Output,
+        on_batch: OnBatch | None = None,
+        on_truncated: OnTruncated | None = None,
+    ) -> Future[Rows]:
         """Begin to embed ``texts`` and return a Future of the rows of an output; otherwise as ``submit``."""
-        return self._begin(texts, role, None, self._warn_truncated, output).future
+        return self._begin(texts, role, on_batch, on_truncated or self._warn_truncated, output).future
 
     def _begin(
         self,

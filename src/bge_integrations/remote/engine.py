@@ -28,6 +28,7 @@ from .host import HostSession
 from .host_client import HostClient
 from .output_exchange import OutputExchange, givers
 from .protocols import OUTPUT_PROTOCOLS, PROTOCOLS, Request, WireProtocol
+from .protocols.rerank import parse_rows
 from .transport import answer_bound
 from .vectors import read_json
 
@@ -115,7 +116,8 @@ class RemoteEngine(HostClient, Encoder):
             return {}
         dialect = self._output_dialect
         shown = {} if dialect == "" else {"dialect": dialect or "asked of the host at first use"}
-        return {"outputs": list(self.outputs), **shown}
+        special = {"special_tokens": "dropped here"} if self._session and self._session.keeps_special else {}
+        return {"outputs": list(self.outputs), **shown, **special}
 
     def why_not(self, name: str) -> str:
         """Return why the host does not give an output, and who does."""
@@ -149,11 +151,27 @@ class RemoteEngine(HostClient, Encoder):
         Raises:
             HostError: the host could not be reached, or refused.
         """
+        body = self.protocol.payload(Request(texts, self.endpoint.wire_model, encoding=encoding))
+        return self._ask(self.protocol.path, body, answer_bound(len(texts), self.card.dimensions))
 
+    def pair_score(self, query: str, passage: str) -> float | None:
+        """Return what the server's ``/score`` gives for two texts, once; None where it has no such thing.
+
+        Raises:
+            HostError: the host could not be reached.
+        """
+        body = {"model": self.endpoint.wire_model, "text_1": query, "text_2": [passage]}
+        try:
+            answer = read_json(self._ask(f"{self.endpoint.root}/score", body, 2**20))
+            return float(parse_rows(answer, 1).scores[0])
+        except (HostError, TypeError) as error:
+            if isinstance(error, HostUnavailableError) and error.status is None:
+                raise
+            return None
+
+    def _ask(self, path: str, body: dict[str, Any], bound: int) -> bytes:
         async def send() -> bytes:
-            body = self.protocol.payload(Request(texts, self.endpoint.wire_model, encoding=encoding))
-            bound = answer_bound(len(texts), self.card.dimensions)
-            return await self._here().transport.send(self.protocol.path, body, bound)
+            return await self._here().transport.send(path, body, bound)
 
         self.usage.add(requests=1)
         try:

@@ -43,7 +43,7 @@ class HostSession:
         no_format: the host refuses ``encoding_format``, which is not sent any more.
         answered: requests that were answered well.
         warned_unnumbered: the user knows that rows come without an index.
-        warned_special: the user knows that special tokens are in sparse rows.
+        keeps_special: special tokens were in sparse rows, and dropped.
         closing: the encoder is being closed.
     """
 
@@ -57,7 +57,7 @@ class HostSession:
         self.limits = RequestLimits(inputs, limits.max_bytes, limits.max_tokens)
         self._output_limits: dict[bool, RequestLimits] = {}
         self.output_dialect = endpoint.provider.output_dialect
-        self.warned_special = False
+        self.keeps_special = False
         self.base64 = endpoint.provider.base64
         self.no_format = False
         self.answered = 0

@@ -191,16 +191,16 @@ class OutputExchange:
             return [without(special, paired(row, ids[i], i)) for i, row in enumerate(rows)]
         whole = [map_of(row, self._card, i) for i, row in enumerate(rows)]
         if any(special & row.keys() for row in whole):
-            self._warn_special(protocol)
+            self._note_special(protocol)
             whole = [without(special, row) for row in whole]
         for i, row in enumerate(whole):
             check_words(row, texts[i], ids[i] if ids else None, self._card, i)
         return whole
 
-    def _warn_special(self, protocol: OutputProtocol) -> None:
-        if protocol.keeps_special or self._session.warned_special:
+    def _note_special(self, protocol: OutputProtocol) -> None:
+        known, self._session.keeps_special = self._session.keeps_special, True
+        if protocol.keeps_special or known:
             return
-        self._session.warned_special = True
         warn(
             f"{self._endpoint.name} keeps special tokens in sparse vectors, by which any two texts would share terms: "
             "they are dropped here",

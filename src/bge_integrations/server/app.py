@@ -14,9 +14,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from ..catalog.records import Role
+from ..catalog.records import OutputName, Role
 from ..core.encoder import Encoder
 from ..core.reranker import Reranker
+from ..core.token_outputs import Outputs, check_names
 from ..errors import BGEError, ConfigError
 from . import schemas
 from .limits import APIError, Limits
@@ -28,12 +29,13 @@ from .responses import (
     embedding_rows,
     error_response,
     json_response,
+    output_columns,
     page_response,
     truncated_header,
 )
 from .service import Embedded, Service
 
-JSON_PATHS = ("/embed", "/v1/embeddings", "/tokens", *RERANK_PATHS)
+JSON_PATHS = ("/embed", "/embed_sparse", "/v1/embeddings", "/tokens", *RERANK_PATHS)
 _CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST"],
     "allow_headers": ["authorization", "content-type"],
@@ -129,8 +131,10 @@ def _lifespan(service: Service) -> Any:
     return lifespan
 
 
-async def _embed(service: Service, request: Request, texts: list[str], role: Role) -> Embedded:
-    done = await service.embed(texts, role)
+async def _embed(
+    service: Service, request: Request, texts: list[str], role: Role, names: Sequence[OutputName] = ("dense",)
+) -> Embedded:
+    done = await service.embed(texts, role, names)
     request.state.bge_texts = f", {len(texts)} texts ({role}), {done.tokens} tokens"
     return done
 
@@ -141,9 +145,25 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
     @app.post("/embed", response_model=schemas.EmbedResponse, responses=errors, summary="Embed texts")
     async def embed(body: schemas.EmbedRequest, request: Request) -> Response:
         role: Role = "query" if body.is_query else "document"
-        done = await _embed(service, request, body.texts, role)
-        answer = {"embeddings": done.vectors, "model": card.id, "dimension": card.dimensions}
+        names = check_names(body.outputs or ["dense"])
+        done = await _embed(service, request, body.texts, role, names)
+        found = Outputs.of(service.encoder.output_for(names), done.rows)
+        answer = {**output_columns(found), "model": card.id, "dimension": card.dimensions}
         return json_response(answer, truncated_header(done.truncated))
+
+    @app.post(
+        "/embed_sparse",
+        response_model=list[list[schemas.SparseValue]],
+        responses=errors,
+        summary="Embed into token weights, TEI's way",
+        include_in_schema="sparse" in card.outputs,
+    )
+    async def embed_sparse(body: schemas.EmbedSparseRequest, request: Request) -> Response:
+        done = await _embed(service, request, body.inputs, body.prompt_name or "document", ("sparse",))
+        if done.truncated and body.truncate is False:
+            raise APIError(413, f"text {done.truncated[0]} is too long: {card.max_tokens} tokens are read")
+        rows = [[{"index": token, "value": weight} for token, weight in row.items()] for row in done.rows["sparse"]]
+        return json_response(rows, truncated_header(done.truncated))
 
     @app.post("/tokens", response_model=schemas.TokensResponse, responses=errors, summary="Count tokens")
     async def tokens(body: schemas.TokensRequest) -> Response:
@@ -165,7 +185,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         done = await _embed(service, request, body.input, body.input_type or "document")
         answer = {
             "object": "list",
-            "data": embedding_rows(done.vectors, body.encoding_format),
+            "data": embedding_rows(done.rows, body.encoding_format),
             "model": card.id,
             "usage": {"prompt_tokens": done.tokens, "total_tokens": done.tokens},
         }

@@ -18,6 +18,7 @@ class Limits:
         items: texts in one request.
         characters: characters of all texts of a request together.
         tokens: tokens of all texts of a request together, counted before truncation.
+        multivector_tokens: tokens of all texts of a request that asks for token vectors, some 12 kB of JSON each.
         queued_texts: texts that may wait for the encoder; a request that finds more waiting gets a 429.
         queued_bytes: bytes of bodies held in memory, over all requests; beyond it, 429.
         connections: open connections; beyond it, idle ones are closed, and requests beyond it get a 503.
@@ -34,6 +35,7 @@ class Limits:
     items: int = 2048
     characters: int = 1_000_000
     tokens: int = 300_000
+    multivector_tokens: int = 8192
     queued_texts: int = 4096
     queued_bytes: int = 64 << 20
     connections: int = 1024
@@ -55,6 +57,18 @@ class Limits:
         characters = sum(map(len, texts))
         if characters > self.characters:
             raise too_much(characters, "characters", self.characters)
+
+    def check_tokens(self, counts: Sequence[int], *, multivector: bool = False) -> None:
+        """Refuse texts of too many tokens for one request.
+
+        Raises:
+            APIError: 422, with the limit.
+        """
+        tokens = sum(counts)
+        if tokens > self.tokens:
+            raise too_much(tokens, "tokens", self.tokens)
+        if multivector and tokens > self.multivector_tokens:
+            raise too_much(tokens, "tokens for token vectors", self.multivector_tokens)
 
 
 LIMITS = Limits()

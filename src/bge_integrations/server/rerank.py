@@ -81,7 +81,7 @@ def add_reranking(app: FastAPI, service: Service, reranker: Reranker) -> None:
             return await as_jina(jina, request)
         texts = body.texts or []
         logits, truncated, _ = await _score(service, reranker, request, body.query, texts, body.truncate)
-        scores = (logits if body.raw_scores else sigmoid(logits)).tolist()
+        scores = _scaled(reranker, logits, raw=body.raw_scores)
         rows: list[dict[str, Any]] = [{"index": i, "score": scores[i]} for i in order_by_logit(logits)]
         if body.return_text:
             rows = [{**row, "text": texts[row["index"]]} for row in rows]
@@ -101,11 +101,17 @@ def add_reranking(app: FastAPI, service: Service, reranker: Reranker) -> None:
         return await as_jina(body, request)
 
 
+def _scaled(reranker: Reranker, logits: Scores, *, raw: bool) -> list[float]:
+    """Return sigmoids, unless raw scores are asked for or the scores are no logits, but similarities (bge-m3's)."""
+    scores: list[float] = (sigmoid(logits) if reranker.logits and not raw else logits).tolist()
+    return scores
+
+
 def _jina_answer(
     body: JinaRequest, reranker: Reranker, logits: Scores, truncated: list[int], tokens: int
 ) -> dict[str, Any]:
     del truncated
-    scores = (logits if body.raw_scores else sigmoid(logits)).tolist()
+    scores = _scaled(reranker, logits, raw=body.raw_scores)
     rows: list[dict[str, Any]] = [
         {"index": i, "relevance_score": scores[i]} for i in order_by_logit(logits)[: body.top_n]
     ]

@@ -16,6 +16,7 @@ import orjson
 from starlette.responses import Response
 
 from ..core.encoder import Vectors
+from ..core.token_outputs import Outputs
 from ..errors import (
     BadAnswerError,
     BGEError,
@@ -84,11 +85,19 @@ def error_response(path: str, error: APIError, detail: Any = None) -> Response:
     return Response(json.dumps(body), status, error.headers, "application/json")
 
 
-def json_response(content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+def json_response(content: Mapping[str, Any] | Sequence[Any], headers: Mapping[str, str] | None = None) -> Response:
     """Answer 200 with ``content``, which may hold numpy arrays."""
     return Response(
         orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json"
     )
+
+
+def output_columns(outputs: Outputs) -> dict[str, Any]:
+    """Return what ``/embed`` answers for outputs; JSON has strings as keys."""
+    columns: dict[str, Any] = {"embeddings": outputs.dense, "multivector": outputs.multivector}
+    if outputs.sparse is not None:
+        columns["sparse"] = [{str(token): weight for token, weight in row.items()} for row in outputs.sparse]
+    return {name: column for name, column in columns.items() if column is not None}
 
 
 def embedding_rows(vectors: Vectors, encoding: str | None) -> list[dict[str, Any]]:

@@ -78,14 +78,37 @@ class EmbedRequest(Strict):
         "whether or not the caller asks for it, here as in sentence-transformers.",
     )
     is_query: StrictBool = Field(default=False, description="Puts the model's query instruction in front of each text.")
+    outputs: list[Literal["dense", "sparse", "multivector"]] | None = Field(
+        default=None, min_length=1, description="What is wanted of the model's outputs; dense alone by default."
+    )
 
 
 class EmbedResponse(BaseModel):
-    """One vector per text, in order."""
+    """One row per text, in order, of each output that was asked for."""
 
-    embeddings: list[list[float]]
+    embeddings: list[list[float]] | None = Field(default=None, description="Vectors of length 1, unless not asked for.")
+    sparse: list[dict[str, float]] | None = Field(default=None, description="Token ids and their weights.")
+    multivector: list[list[list[float]]] | None = Field(default=None, description="A vector of length 1 per token.")
     model: str
     dimension: int
+
+
+class EmbedSparseRequest(Strict):
+    """TEI's request for sparse vectors."""
+
+    inputs: SomeTexts = Field(description="One text or a list of texts, without any instruction.")
+    truncate: StrictBool | None = Field(default=None, description="false refuses texts that are too long.")
+    truncation_direction: Literal["Right", "right"] | None = Field(default=None, description="Texts lose their end.")
+    prompt_name: Literal["query", "document"] | None = Field(
+        default=None, description="query puts the model's instruction in front."
+    )
+
+
+class SparseValue(BaseModel):
+    """A token id and its weight."""
+
+    index: int
+    value: float
 
 
 class EmbeddingsRequest(Strict):
@@ -188,7 +211,7 @@ def complete_document(
     """Add to the OpenAPI document what depends on the model, the limits and the keys."""
     _state_model(document["components"]["schemas"], card, limits)
     truncated = {"description": "Positions of texts longer than the model reads.", "schema": {"type": "string"}}
-    for path in ("/embed", "/v1/embeddings"):
+    for path in {"/embed", "/embed_sparse", "/v1/embeddings"} & document["paths"].keys():
         document["paths"][path]["post"]["responses"]["200"]["headers"] = {TRUNCATED_HEADER: truncated}
     if locked:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -202,8 +225,11 @@ def _state_model(schemas: dict[str, Any], card: ModelCard, limits: Limits) -> No
     openai["examples"] = [{"model": card.id, "input": ["What is BGE?"]}]
     openai["properties"]["dimensions"]["anyOf"][0] = {"type": "integer", "const": card.dimensions}
     openai["properties"]["input"]["description"] += f" At most {limits.items} texts."
-    for name in ("EmbedRequest", "TokensRequest"):
-        schemas[name]["properties"]["texts"]["anyOf"][1]["maxItems"] = limits.items
+    schemas["EmbedRequest"]["properties"]["outputs"]["anyOf"][0]["items"]["enum"] = list(card.outputs)
+    lists = [("EmbedRequest", "texts"), ("TokensRequest", "texts"), ("EmbedSparseRequest", "inputs")]
+    for name, field in lists:
+        if name in schemas:
+            schemas[name]["properties"][field]["anyOf"][1]["maxItems"] = limits.items
 
 
 def _lock(path: str, operations: dict[str, Any]) -> None:

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..catalog import PROVIDERS
-from ..catalog.records import ModelCard, RerankerCard, Role
+from ..catalog.records import ModelCard, OutputName, RerankerCard, Role
 from ..catalog.rerankers import RERANK_HOSTS
-from ..core.encoder import Encoder, Vectors
+from ..core.encoder import Encoder
+from ..core.outputs import Dense, Output, Rows
 from ..core.reranker import Reranker
 from ..errors import BGEError, ConfigError, HostError, InputError
-from .limits import APIError, Limits, Queue, too_much
+from .limits import APIError, Limits, Queue
 from .metrics import Metrics
 from .responses import api_error, log_text
 
@@ -32,12 +33,12 @@ class Embedded:
     """The result of one request.
 
     Attributes:
-        vectors: one row per text.
+        rows: one per text; vectors where dense output alone was asked for.
         tokens: tokens that the model read; 0 where nothing here can count them.
         truncated: positions of texts longer than the model reads.
     """
 
-    vectors: Vectors
+    rows: Rows
     tokens: int
     truncated: list[int]
 
@@ -88,20 +89,21 @@ class Service:
         shown = name if len(name) <= 100 else f"{name[:100]}…"
         raise APIError(404, f"model {shown!r} is not served here; {self.encoder.card.id!r} is", param="model")
 
-    async def embed(self, texts: Sequence[str], role: Role) -> Embedded:
-        """Embed the texts of one request.
+    async def embed(self, texts: Sequence[str], role: Role, names: Sequence[OutputName] = ("dense",)) -> Embedded:
+        """Embed the texts of one request into these outputs.
 
         Raises:
-            APIError: too much, too many waiting, a text that cannot be embedded, or the encoder failed.
+            APIError: too much, too many waiting, a text that cannot be embedded, an output that is not given, or the
+                encoder failed.
         """
         async with self.admitted(texts):
+            output = self.encoder.output_for(names)
             counts = await self._count(texts, role) or []
-            if sum(counts) > self.limits.tokens:
-                raise too_much(sum(counts), "tokens", self.limits.tokens)
-            vectors, reported = await self._encode(texts, role)
+            self.limits.check_tokens(counts, multivector="multivector" in names)
+            rows, reported = await self._encode(texts, role, output)
         limit = self.encoder.card.max_tokens
         truncated = sorted({*reported, *(i for i, n in enumerate(counts) if n > limit)})
-        done = Embedded(vectors, sum(min(n, limit) for n in counts), truncated)
+        done = Embedded(rows, sum(min(n, limit) for n in counts), truncated)
         self._record(done, role)
         return done
 
@@ -170,25 +172,28 @@ class Service:
     async def _on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._counting, work, *arguments)
 
-    async def _encode(self, texts: Sequence[str], role: Role) -> tuple[Vectors, list[int]]:
-        """Return vectors and the positions of texts that the encoder truncated."""
-        card = self.encoder.card
+    async def _encode(self, texts: Sequence[str], role: Role, output: Output) -> tuple[Rows, list[int]]:
+        """Return rows and the positions of texts that the encoder truncated."""
         if not texts:
-            return np.empty((0, card.dimensions), np.float32), []
+            return output.empty(0), []
         truncated: list[int] = []
-        future = self.encoder.submit(texts, role=role, on_batch=self._on_batch, on_truncated=truncated.extend)
-        vectors = await asyncio.wrap_future(future)
-        if vectors.shape != (len(texts), card.dimensions) or not np.isfinite(vectors).all():
+        future = self.encoder.submit_rows(
+            texts, role=role, output=output, on_batch=self._on_batch, on_truncated=truncated.extend
+        )
+        rows = await asyncio.wrap_future(future)
+        if not isinstance(output, Dense):
+            return rows, truncated
+        if rows.shape != (len(texts), output.dimensions) or not np.isfinite(rows).all():
             raise APIError(502, "the model did not return a finite vector for every text")
-        return np.ascontiguousarray(vectors, np.float32), truncated
+        return np.ascontiguousarray(rows, np.float32), truncated
 
-    def _on_batch(self, indices: Sequence[int], _: Vectors) -> None:
+    def _on_batch(self, indices: Sequence[int], _: Rows) -> None:
         self.metrics.batch_texts.observe(len(indices))
 
     def _record(self, done: Embedded, role: Role) -> None:
         self.ready = True
-        self.metrics.request_texts.observe(len(done.vectors))
-        self.metrics.texts.labels(role).inc(len(done.vectors))
+        self.metrics.request_texts.observe(len(done.rows))
+        self.metrics.texts.labels(role).inc(len(done.rows))
         self.metrics.tokens.labels(role).inc(done.tokens)
         self.metrics.truncated.inc(len(done.truncated))
 
@@ -206,6 +211,7 @@ class Service:
             "pooling": card.pooling,
             "query_instruction": card.query_instruction if chosen is None else chosen,
             "space": self.encoder.space,
+            "outputs": list(self.encoder.outputs),
             "counts_tokens": self.counts_tokens is not False,
             "trouble": None if self.ready else self.trouble,
             "limits": asdict(self.limits),

@@ -28,6 +28,7 @@ from .behaviour import look_at
 from .causes import other_models, pooled_otherwise
 from .diagnosis import Diagnosis, diagnose
 from .golden import compare, compare_scores, known_values, looks_like, pin_json, verdict_of
+from .outputs import compare_outputs, known_outputs
 from .probes import CountTokens, Probe, make_probes
 from .report import Cause, Finding, GoldenResult, Outcome, ProbeResult, Report, table
 from .reranker import ScoreReport, table_of_scores, verify_reranker
@@ -90,23 +91,34 @@ def verify(
     asked, known = _engine(encoder), None if reference is None else _engine(reference)
     values = known_values(asked, None if golden is None else Path(golden))
     report = Report(asked.card.id, asked.space, _host(asked), "not checked", int8=asked.variant == "int8")
+    dense = "dense" in asked.outputs
+    behaviour = behaviour and dense
     steps = Steps(on_step, compared=known is not None, behaviour=behaviour)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BGEWarning)
         try:
             steps.begin(VALUES)
-            results = compare(asked, values)
+            results = compare(asked, values) if dense else []
             report = _with_golden(report, asked, results, alone=known is None)
             if known is not None:
                 report = _with_reference(report, asked, known, others, steps)
-            scores = [] if golden else compare_scores(asked, values)
+            scores = [] if golden or not dense else compare_scores(asked, values)
+            outputs = compare_outputs(asked, known_outputs(asked, values, published=golden is None))
         except BadAnswerError as error:
             return replace(report, verdict="not this model", notes=(*report.notes, str(error)))
         if behaviour:
             steps.begin(BEHAVIOUR)
         seen = look_at(_wire(asked), _counter(known) or _counter(asked)) if behaviour else ()
         steps.finish()
-    return replace(report, behaviour=(*scores, *seen))
+    return replace(_judged(report, outputs), behaviour=(*scores, *outputs, *seen))
+
+
+def _judged(report: Report, outputs: Sequence[Finding]) -> Report:
+    """Return the report with the verdict of sparse and multivector values, where nothing else was compared."""
+    checked = [finding.ok for finding in outputs if finding.ok is not None]
+    if report.verdict != "not checked" or not checked:
+        return report
+    return replace(report, verdict="same space" if all(checked) else "not this model", notes=())
 
 
 def pin(encoder: Encoder | HoldsEncoder, path: str | os.PathLike[str]) -> int:

@@ -38,7 +38,7 @@ def known_values(encoder: Encoder, path: Path | None) -> GoldenFile:
     card = encoder.card
     if path is not None:
         values = read_golden(path)
-        if not values.of(card):
+        if not values.of(card) and not (values.outputs and len(card.outputs) > 1):
             held = ", ".join(sorted({golden.model for golden in values.vectors})) or "nothing"
             raise ConfigError(f"{str(path)!r} holds values of {held}, none of {card.id!r}")
         return values
