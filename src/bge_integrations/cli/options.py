@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, cast
 
 from ..core.encoder import Encoder
 from ..core.reranker import Reranker
+from ..environment import variable
 from ..errors import ConfigError
+from ..extras import require_all
 from ..load import load_encoder, load_reranker
 from ..options import OPTIONS, RERANKER_OPTIONS, Option, Options, RerankerOptions
 from ..wrappers.progress import ProgressEncoder
@@ -83,6 +86,18 @@ def make_encoder(parsed: argparse.Namespace, **extra: Any) -> Encoder:
     """Return the encoder that the command line names."""
     options = cast("Options", {**encoder_options(parsed), **extra})
     return load_encoder(parsed.model, **options)
+
+
+def require_packages_of(parsed: argparse.Namespace, needs: Mapping[str, Sequence[str]], purpose: str) -> None:
+    """Name all that is missing at once: what the command needs, and a model on this machine.
+
+    Raises:
+        MissingExtraError: something is missing.
+    """
+    hosted = parsed.provider or parsed.base_url or variable("BGE_PROVIDER") or variable("BGE_BASE_URL")
+    here = parsed.provider == "local" or not hosted
+    missing = here and not any(find_spec(name) for name in ("torch", "onnxruntime"))
+    require_all({**needs, **({"local": ("torch",)} if missing else {})}, purpose=purpose)
 
 
 def with_bar(encoder: Encoder) -> Encoder:

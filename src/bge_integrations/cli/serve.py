@@ -12,7 +12,7 @@ from ..core.reranker import Reranker
 from ..environment import keys_from
 from ..errors import ConfigError, MissingKeyError
 from ..load import load_encoder, load_reranker
-from .options import add_encoder_arguments, encoder_options
+from .options import add_encoder_arguments, encoder_options, require_packages_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     from .. import server
 
+    require_packages_of(parsed, {"server": ("fastapi", "uvicorn", "prometheus_client")}, "bge serve")
     options = encoder_options(parsed)
     if parsed.api_key is not None:
         advice = "set the host's variable, or use --provider-key-env or --provider-key-file"
