@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo quick test lint types house unit unit-quick notebooks docs system clean bench-peers
+.PHONY: demo quick test lint types house unit unit-quick notebooks docs system clean bench-peers real-servers
 
 demo: $(VENV)/.demo
 	$(BIN)/bge demo $(ARGS)
@@ -57,6 +57,16 @@ notebooks: $(VENV)/.test
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# Servers that are not ours, in an environment of their own: 1 GB, and llama.cpp is compiled.
+real-servers: $(VENV)/.test .venv-servers/.done
+	BGE_TEST_SERVERS=$(CURDIR)/.venv-servers $(BIN)/python -m pytest -q -ra tests/test_real_servers.py
+
+.venv-servers/.done:
+	$(PYTHON) -m venv .venv-servers
+	.venv-servers/bin/python -m pip --disable-pip-version-check install --quiet \
+	    "litellm[proxy]==1.108.7" "llama-cpp-python[server]==0.3.36" gguf==0.19.0
+	touch $@
+
 # The peers of benchmarks/local.py, each in an environment of its own: their versions clash.
 bench-peers: $(VENV)/.test
 	for peer in \
@@ -70,4 +80,4 @@ bench-peers: $(VENV)/.test
 	done
 
 clean:
-	rm -rf $(VENV) .venv-peers build dist site artefacts
+	rm -rf $(VENV) .venv-peers .venv-servers build dist site artefacts
