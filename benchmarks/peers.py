@@ -214,13 +214,13 @@ def peak_mb() -> float:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
-def main() -> None:
+def main(makers: dict[str, Callable[[str], Engine]]) -> None:
     """Load the engine, say how long it took, then answer jobs until the input ends."""
     name, folder = sys.argv[1:3]
     answers = sys.stdout
     sys.stdout = sys.stderr  # what a library prints must not stand between the answers
     start = time.perf_counter()
-    engine = {**MAKERS, **M3}[name](folder)
+    engine = makers[name](folder)
     engine.encode(["to load it"])
     print(json.dumps({"load_seconds": time.perf_counter() - start}), file=answers, flush=True)
     jobs = {"mixed": documents, "slab": documents, "short": documents, "query": queries, "concurrent": concurrent}
@@ -235,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(MAKERS | M3)

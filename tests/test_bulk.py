@@ -458,3 +458,19 @@ def test_errors_are_the_packages_own(rows, tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(BGEError, match="cannot write into"):
         embed_files(str(rows), tmp_path / "out", HashEncoder())
+
+
+def test_a_thread_that_cannot_start_is_an_error_and_the_same_call_goes_on(rows, tmp_path, monkeypatch):
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name.startswith("bge-bulk"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(BGEError, match="no thread for shards"):
+            embed_files(rows, tmp_path / "out", HashEncoder())
+    report = embed_files(rows, tmp_path / "out", HashEncoder())
+    assert report.rows == len(rows.read_text("utf-8").splitlines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,28 @@ def test_another_option_is_named_alone(rows, out, changed, named):
 
 
 # Folders of version 0.1
+
+
+@pytest.mark.parametrize(
+    ("begun", "inputs", "columns"),
+    [("from-rows", "rows.jsonl", Columns(id="key", keep=("n", "ok"))), ("from-texts", "texts", Columns())],
+)
+def test_a_folder_that_version_0_1_began_is_finished_as_that_would_have(begun, inputs, columns, tmp_path, monkeypatch):
+    shutil.copytree(Path(__file__).parent / "data" / "folders-0.1", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    first = (tmp_path / begun / "part-000000.jsonl").read_bytes()
+    report = embed_files(inputs, begun, HashEncoder(), columns=columns, shard_rows=2, format="jsonl")
+    assert report.resumed == 1
+    assert (tmp_path / begun / "part-000000.jsonl").read_bytes() == first
+    ids, texts, kept = [], [], []
+    for part in read_shards(begun):
+        ids, texts, kept = ids + part.ids, texts + part.texts, kept + list(zip(*part.kept.values(), strict=True))
+    if begun == "from-rows":
+        assert ids == [f"k{i}" for i in range(7)]
+        assert kept == [(str(i / 2), str(i % 3 == 0).lower()) for i in range(7)]  # strings, as in the first shard
+    else:
+        assert ids == list(range(4))  # numbers of rows, and each file whole
+        assert texts == [f"file {i}\nsecond line\n" for i in range(4)]
 
 
 def test_a_manifest_that_names_files_elsewhere_is_not_followed(rows, out, tmp_path):

@@ -13,9 +13,9 @@ import pytest
 
 from bge_integrations.bulk.columns import kept_kinds
 from bge_integrations.bulk.readers import ROW_BYTES, read_lines, read_rows
-from bge_integrations.bulk.rows import Columns, RowParser, cut_shards
+from bge_integrations.bulk.rows import JSON, Columns, RowParser, cut_shards
 from bge_integrations.bulk.sources import BytesRead, find_inputs, fingerprint
-from bge_integrations.errors import ConfigError
+from bge_integrations.errors import BGEWarning, ConfigError
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -292,3 +292,13 @@ def test_a_fingerprint_sees_size_and_ends(tmp_path):
 def test_kept_columns_have_names_of_their_own(keep):
     with pytest.raises(ConfigError, match="keep="):
         Columns(keep=keep)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "numpy"])
+def test_kept_values_of_standard_input_are_what_they_were(format):
+    assert set(kept_kinds(["-"], Columns(keep=("a", "b")), format)) == {JSON}
+
+
+def test_kept_values_of_standard_input_that_become_strings_are_warned_of():
+    with pytest.warns(BGEWarning, match="format='jsonl' keeps their types"):
+        assert kept_kinds(["-"], Columns(keep=("a",)), "parquet") == (None,)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from bge_integrations.bulk.upload import load_files
+from bge_integrations.bulk.upload import load_files, upload_files
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, MissingExtraError, SpaceMismatchError
 from bge_integrations.langchain import BGEEmbeddings
@@ -318,15 +318,50 @@ def test_a_foreign_pickle_is_not_run(shards, tmp_path):
 
 @pytest.mark.parametrize("name", ["mine.pkl", "mine.faiss"])
 def test_half_an_index_is_somebodys_file_and_stays(name, shards, tmp_path):
-    pytest.importorskip("faiss")
+    faiss = pytest.importorskip("faiss")
+    faiss.write_index(faiss.IndexFlatL2(2), str(tmp_path / "another.faiss"))
     for file in (name, "mine.faiss.partial", "mine.pkl.partial"):
         (tmp_path / file).write_bytes(b"mine")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_files(shards, "faiss", path=tmp_path, collection="mine")
-    load_files(shards, "faiss", path=tmp_path, collection="ours")
     left = {path.name for path in tmp_path.iterdir() if path.name.startswith("mine") and path.read_bytes() == b"mine"}
     assert left == {name, "mine.faiss.partial", "mine.pkl.partial"}
     assert not list(tmp_path.glob(".bge-*"))
+
+
+@pytest.mark.parametrize("into", ["qdrant", "chroma", "lancedb", "faiss"])
+@pytest.mark.parametrize("name", ["photo.jpg", "meta.json", "index.pkl", "notes/today.md", ".env"])
+def test_a_folder_with_files_of_others_is_refused_and_stays_as_it_was(into, name, shards, tmp_path, capsys):
+    pytest.importorskip(STORES.get(into, "faiss"))
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("{}")
+    with pytest.raises(ConfigError, match=f"and nothing of {into}: name a new or empty folder"):
+        upload_files(shards, into, path=tmp_path / "mine", collection=NAME)
+    assert main(["upload", str(shards), "--into", into, "--path", str(tmp_path / "mine"), "--collection", NAME]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "{}"
+
+
+@pytest.mark.parametrize("into", ["qdrant", "chroma", "lancedb", "faiss"])
+def test_a_file_is_no_folder_of_a_store(into, shards, tmp_path):
+    pytest.importorskip(STORES.get(into, "faiss"))
+    (tmp_path / "notes.txt").write_text("mine")
+    for path in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "store"):
+        with pytest.raises(ConfigError, match="Not a directory; name a folder"):
+            upload_files(shards, into, path=path, collection=NAME)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_all_missing_packages_are_named_at_once(shards, tmp_path, monkeypatch):
+    for module in ("faiss", "langchain_community", "sqlalchemy", "psycopg"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match="faiss, langchain_community: pip install faiss-cpu langchain-comm"):
+        upload_files(shards, "faiss", path=tmp_path / "new")
+    with pytest.raises(MissingExtraError, match=r"sqlalchemy, psycopg: pip install sqlalchemy 'psycopg\[binary\]'"):
+        upload_files(shards, "pgvector", url="postgresql://nowhere")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_ready_client_is_used_and_stays_open(shards):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,8 +93,68 @@ sys.exit(main(["demo"]))
 def test_a_demo_names_all_that_is_missing_at_once():
     done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "bge-integrations[langchain,server,all]" in done.stderr
+    assert "bge-integrations[langchain,server" in done.stderr  # and torch, where that is not installed
     assert len(done.stderr.splitlines()) == 1
+
+
+ALONE = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in {missing} else find_spec(name, *rest)
+from bge_integrations.cli import main
+sys.exit(main({arguments}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "extras"),
+    [
+        (["embed", "x.jsonl", "-o", "out"], ["pyarrow", "torch", "onnxruntime"], "bulk,local"),
+        (["embed", "x.jsonl", "-o", "out", "--on", "ray"], ["ray", "torch", "onnxruntime"], "ray,local"),
+        (["embed", "x.jsonl", "-o", "out", "--on", "ray", "--provider", "tei"], ["ray", "pyarrow"], "bulk,ray"),
+        (["serve"], ["uvicorn", "torch", "onnxruntime"], "server,local"),
+        (["verify", "--model", "demo"], ["torch", "onnxruntime"], "local"),
+        (["verify", "--model", "demo"], ["torch"], "local"),
+        (["rerank", "q", "x.txt"], ["torch", "onnxruntime"], "local"),
+    ],
+)
+def test_a_command_names_all_that_is_missing_at_once(arguments, missing, extras, tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "x.txt").write_text("a")
+    code = ALONE.format(missing=set(missing), arguments=arguments)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert f'pip install "bge-integrations[{extras}]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+import bge_command
+sys.argv = ["bge", "models"]
+sys.exit(bge_command.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals of POSIX")
+@pytest.mark.parametrize(
+    ("module", "code"), [("bge_integrations.catalog", -signal.SIGINT), ("bge_integrations.cli.verify", 130)]
+)
+def test_ctrl_c_while_the_command_is_imported_shows_no_traceback(module, code):
+    program = INTERRUPTED.format(module=module)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
 
 
 BARE = """

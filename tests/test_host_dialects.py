@@ -340,6 +340,63 @@ def test_what_is_wrong_in_every_row_is_not_searched_for_in_texts(engine_of, writ
         assert len(host.sent) <= 3
 
 
+WRONG_COUNTS = {
+    "the last twice": lambda rows: [*rows, {**rows[-1], "index": len(rows)}],
+    "without the second": lambda rows: rows[:1] + [{**row, "index": i} for i, row in enumerate(rows[2:], 1)],
+    "none": lambda rows: [],
+    "three for one": lambda rows: [{**row, "index": i} for i, row in enumerate(rows * 3)],
+}
+
+
+@pytest.mark.parametrize("written", WRONG_COUNTS.values(), ids=WRONG_COUNTS)
+def test_a_host_that_never_answers_one_row_for_each_text_is_not_asked_on_and_on(engine_of, written):
+    texts = [f"text {i}" for i in range(500)]
+    with Rig(default=lambda x: x.send(x.payload(written(x.rows()) if len(x.texts) > 1 else []))) as host:
+        with pytest.raises(errors.BadAnswerError, match="no answer of this host had one row for each text") as caught:
+            engine_of(host).encode(texts, role="document")
+        assert caught.value.positions == ()
+        assert len(host.sent) <= 40  # of 8 requests at a time
+
+
+def test_one_text_without_a_row_is_still_found(engine_of):
+    texts = [f"text {i}" for i in range(90)]
+    with Rig(default=lambda x: x.send(x.payload(x.rows()[texts[0] in x.texts :]))) as host:
+        with pytest.raises(errors.BadAnswerError) as caught:
+            engine_of(host).encode(texts, role="document")
+        assert caught.value.positions == (0,)
+        assert set(range(1, 64)) <= set(caught.value.finished)  # the rest of its request
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_a_host_that_answers_the_first_texts_only_is_sent_so_many(engine_of, most):
+    texts = [f"text {i}" for i in range(150)]
+    with Rig(default=lambda x: x.send(x.payload(x.rows()[:most]))) as host:
+        engine = engine_of(host)
+        np.testing.assert_allclose(engine.encode(texts, role="document"), host.truth(texts), atol=1e-6)
+        needed, asked = -(-len(texts) // most), len(host.sent)
+        assert asked <= needed + 16
+        engine.encode(texts, role="document")
+        assert len(host.sent) == asked + needed
+
+
+@pytest.mark.parametrize("said", ["Too many texts: 64", "Body is larger than 8192 bytes", "输入过多，最多 4 条"])
+def test_a_size_that_is_refused_with_403_is_learned(engine_of, said):
+    texts = [f"text {i}" for i in range(40)]
+    with Rig(default=cap(4, 403, said)) as host:
+        np.testing.assert_allclose(engine_of(host).encode(texts, role="document"), host.truth(texts), atol=1e-6)
+
+
+@pytest.mark.parametrize("said", [
+    "Your API key exceeds the limit of inputs that this account may send", "access token: maximum length exceeded",
+    "Forbidden", "permission denied: batch inputs are at most for premium plans", "此密钥超过上限",
+])  # fmt: skip
+def test_another_403_is_one_of_the_key(engine_of, said):
+    with Rig(default=status(403, said)) as host:
+        with pytest.raises(errors.AuthenticationError):
+            engine_of(host).encode(TEXTS, role="document")
+        assert len(host.sent) <= 8
+
+
 def test_an_argument_that_a_server_of_python_does_not_know_is_left_out(engine_of):
     def fault(exchange):
         if "encoding_format" in exchange.request.body:

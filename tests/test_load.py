@@ -29,11 +29,15 @@ from bge_integrations import (
     UnknownProviderError,
     find_model,
     load_encoder,
+    load_reranker,
 )
-from bge_integrations.environment import HiddenValues, Key, cache_path, keys_from, switched_on
+from bge_integrations.environment import Hidden, HiddenValues, Key, cache_path, keys_from, switched_on
 from bge_integrations.langchain import BGEEmbeddings
+from bge_integrations.langchain import BGEReranker as LangChainReranker
 from bge_integrations.llama_index import BGEEmbedding
+from bge_integrations.llama_index import BGEReranker as LlamaIndexReranker
 from bge_integrations.options import OPTIONS
+from bge_integrations.remote.endpoint import SecretHeaders
 
 CANARY = "sk-canary-4242"
 LOCAL = "http://127.0.0.1:9/v1"
@@ -515,14 +519,44 @@ def everything(error):
 
 @pytest.mark.parametrize("wrong", [
     {"model": "no-such-model"}, {"timeout": -1}, {"provider": "nobody"}, {"no_such": 1}, {"base_url": "ftp://x"},
-    {"cache": object()}, {"headers": 5},
+    {"cache": object()}, {"headers": 5}, {"headers": {"X-Key": f"{CANARY}\r"}}, {"headers": {"X Key": CANARY}},
+    {"headers": {"X-Key": CANARY, "Upgrade": CANARY}}, {"headers": {"X-Key": CANARY, "X-Other": 5}},
+    {"base_url": f"http://me:{CANARY}@127.0.0.1:1/v1"}, {"base_url": f"{LOCAL}?a=1&my-Token={CANARY}"},
 ], ids=lambda wrong: next(iter(wrong)))  # fmt: skip
-@pytest.mark.parametrize("make", [load_encoder, BGEEmbeddings, BGEEmbedding], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [load_encoder, BGEEmbeddings, BGEEmbedding, load_reranker, LangChainReranker, LlamaIndexReranker],
+    ids=lambda make: f"{make.__module__.split('.')[1]}-{make.__name__}",
+)
 def test_no_traceback_with_locals_shows_a_secret(make, wrong):
-    options = {"model": "bge-small", "base_url": LOCAL, "api_key": CANARY, "headers": {"X-Key": CANARY}, **wrong}
+    model = "bge-reranker-base" if "rerank" in make.__name__.lower() else "bge-small"
+    options = {"model": model, "base_url": LOCAL, "api_key": CANARY, "headers": {"X-Key": CANARY}, **wrong}
     with pytest.raises((BGEError, TypeError)) as caught:
         make(**options)
     assert CANARY not in everything(caught.value)
+
+
+def test_an_address_of_the_environment_with_a_password_is_not_shown(monkeypatch):
+    monkeypatch.setenv("BGE_BASE_URL", f"http://me:{CANARY}@127.0.0.1:1/v1")
+    with pytest.raises(ConfigError, match="must not hold a password") as caught:
+        load_encoder("bge-small")
+    assert CANARY not in everything(caught.value)
+
+
+def test_a_function_that_fails_to_return_a_key_is_named_without_its_words():
+    def ask():
+        raise RuntimeError(f"the vault has {CANARY}, which expired")
+
+    encoder = load_encoder("bge-small", base_url=LOCAL, api_key=ask)
+    with pytest.raises(MissingKeyError, match="passed as api_key= raised RuntimeError") as caught:
+        encoder.encode(["a"], role="document")
+    assert CANARY not in str(caught.value)
+    assert CANARY not in repr(pickle.loads(pickle.dumps(caught.value)))
+
+
+def test_what_hides_values_can_be_shown_half_made():
+    for kind in (Hidden, HiddenValues, SecretHeaders):
+        assert repr(kind.__new__(kind)) in ("'***'", "{}")
 
 
 def test_a_key_may_be_a_function_that_is_asked_each_time():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from .errors import ConfigError, MissingKeyError
+from .errors import BGEError, ConfigError, MissingKeyError
 
 __all__ = [
     "VARIABLES",
@@ -19,6 +20,7 @@ __all__ = [
     "cache_folder",
     "cache_path",
     "expand_user",
+    "hide_in_url",
     "hide_secrets",
     "keys_from",
     "switched_on",
@@ -64,6 +66,8 @@ class Hidden:
 class HiddenValues(Mapping[str, Any]):
     """A mapping that shows its names and no value; the values are not pickled."""
 
+    _values: Mapping[str, Hidden] = {}  # a half-made one can be shown
+
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = {name: Hidden(value) for name, value in values.items()}
 
@@ -81,7 +85,12 @@ class HiddenValues(Mapping[str, Any]):
 
 
 def hide_secrets(options: dict[str, Any]) -> None:
-    """Wrap ``api_key`` and the values of ``headers`` in place: call it first, before anything can fail."""
+    """Wrap ``api_key`` and the values of ``headers`` in place: call it first, before anything can fail.
+
+    Of a ``base_url`` that holds a password or a key, which is refused later, the secret is taken out here.
+    """
+    if isinstance(options.get("base_url"), str):
+        options["base_url"] = hide_in_url(options["base_url"])
     key, headers = options.get("api_key"), options.get("headers")
     if key is not None and not callable(key) and not isinstance(key, Secret):
         options["api_key"] = Hidden(key)
@@ -90,6 +99,17 @@ def hide_secrets(options: dict[str, Any]) -> None:
     elif headers is not None:
         options["headers"] = Hidden(headers)
     del key, headers
+
+
+SECRET_NAMES = ("key", "token", "secret", "password", "sig")
+"""Words in the name of a query's field whose value is a secret."""
+_USER = re.compile(r"(?<=//)[^/?#]*(?=@)")
+_FIELD = re.compile(rf"(?<=[?&#])([^=&#]*(?:{'|'.join(SECRET_NAMES)})[^=&#]*=)[^&#]+", re.IGNORECASE)
+
+
+def hide_in_url(url: str) -> str:
+    """Return a URL with ``***`` in place of its user, password, and fields that are named like a key."""
+    return _FIELD.sub(r"\1***", _USER.sub("***", url))
 
 
 class Key:
@@ -145,13 +165,23 @@ class Key:
             ConfigError: the function returned no key that a header can carry.
         """
         if self._ask is not None:
-            return _clean(Hidden(self._ask()), "what api_key= returned")
+            return _clean(self._asked(self._ask), "what api_key= returned")
         if self._value is None and self.needed:
             names = " or ".join(self.variables) or "BGE_API_KEY"
             if self._travelled and self._passed:
                 raise MissingKeyError(f"{self.host} needs a key, and {self.advice}")
             raise MissingKeyError(f"{self.host} needs a key: set {names} in the environment, or pass api_key=")
         return self._value
+
+    def _asked(self, ask: Callable[[], Any]) -> Hidden:
+        try:
+            return Hidden(ask())
+        except BGEError:
+            raise
+        except Exception as error:  # its message may hold what it was about to return
+            raise MissingKeyError(
+                f"{self.host} needs a key, and the function that was passed as api_key= raised {type(error).__name__}"
+            ) from error
 
     def __repr__(self) -> str:
         return f"Key({self.host}, {'set' if self._value or self._ask else 'not set'})"

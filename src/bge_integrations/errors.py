@@ -309,9 +309,14 @@ class HostUnavailableError(HostError, ConnectionError):
 
 
 class BadAnswerError(HostError, ValueError):
-    """The host's answer is not the vectors that were asked for."""
+    """The host's answer is not the vectors that were asked for.
+
+    Attributes:
+        rows: how many came, where that was not one for each text.
+    """
 
     _about_texts = True
+    rows: int | None = None
 
 
 class DeadlineError(HostError, TimeoutError):
@@ -336,6 +341,14 @@ class UnverifiedWarning(BGEWarning):
 
 class RepairWarning(BGEWarning):
     """Something was repaired on the way: a lone surrogate, rows without an index, a cache passed by."""
+
+
+def no_thread(purpose: str, error: BaseException) -> BGEError:
+    """Return the error for a thread that the system does not grant; what was asked for was not begun."""
+    return BGEError(
+        f"no thread for {purpose} ({error}): raise the limit of threads or processes (ulimit -u, pids.max) or end "
+        "others, and call again"
+    )
 
 
 def warn(message: str, category: type[BGEWarning] = BGEWarning) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import MissingExtraError
 
-__all__ = ["install_line", "require", "require_all"]
+__all__ = ["install_line", "require", "require_all", "require_packages"]
 
 
 def require(module: str, *, extra: str = "", install: str = "", purpose: str = "this") -> Any:
@@ -49,6 +49,22 @@ def require_all(modules: Mapping[str, Sequence[str]], *, purpose: str = "this") 
     if extras:
         packages = ", ".join(name for extra in extras for name in missing[extra])
         raise MissingExtraError(f"{purpose} needs {packages}: {install_line(*extras)}")
+
+
+def require_packages(packages: Mapping[str, str], *, purpose: str) -> None:
+    """Check that packages which belong to no extra are there, so that one message names all that is missing.
+
+    Args:
+        packages: what pip calls each, by the name it is imported by.
+        purpose: what needs them, for the message.
+
+    Raises:
+        MissingExtraError: names every missing package and one line that installs all of them.
+    """
+    missing = [name for name in packages if not _installed(name)]
+    if missing:
+        line = " ".join(packages[name] for name in missing)
+        raise MissingExtraError(f"{purpose} needs {', '.join(missing)}: pip install {line}")
 
 
 def install_line(*extras: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, warn
 from .formats import Format, need_pyarrow
 from .readers import check_columns, read_fields
 from .rows import JSON, Columns, RowParser
@@ -21,8 +21,9 @@ _EXACT = 1 << 53  # whole numbers up to it are exact as floats
 def kept_kinds(files: Sequence[str], columns: Columns, format: Format = "parquet") -> tuple[Any, ...]:
     """Return the kind of each kept column: an Arrow type, ``JSON`` for values as they are, or None for strings.
 
-    Values are strings in a Parquet shard where files are of several kinds, do not agree, or come from standard input.
-    JSON lines are read once for their types: a hundredth of the time that embedding them takes.
+    Values are strings where files are of several kinds, and in a Parquet shard where they do not agree or come from
+    standard input, which is warned of. JSON lines are read once for their types: a hundredth of the time that embedding
+    them takes.
 
     Raises:
         ConfigError: an input cannot be read, has no such column, or the format cannot hold it.
@@ -36,7 +37,13 @@ def kept_kinds(files: Sequence[str], columns: Columns, format: Format = "parquet
             _kind_of_table(name, [schema.field(name).type for schema in schemas], format) for name in columns.keep
         )
     seen = _seen([file for file in files if input_kind(file) in LINES and file != STDIN], columns)
-    if not of_files <= set(LINES) or STDIN in files:
+    if not of_files <= set(LINES):
+        return (None,) * len(columns.keep)
+    if STDIN in files and format == "parquet":
+        warn(
+            "a Parquet file states its types first, and standard input cannot be read twice: the kept columns become "
+            "strings; format='jsonl' keeps their types, and so does a file"
+        )
         return (None,) * len(columns.keep)
     return tuple(_number(names) if format == "parquet" else JSON for names in seen)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.encoder import Encoder, Vectors
-from ..errors import BadAnswerError, BGEError, HostError, InputError, TooLargeError
+from ..errors import BadAnswerError, BGEError, HostError, InputError, TooLargeError, no_thread
 from .rows import Row, Shard
 
 __all__ = ["Embedded", "EncoderShards", "OnError", "ShardEmbedder", "embed_shards", "stopped_at"]
@@ -79,12 +79,12 @@ def embed_shards(
             while failure is None:
                 try:
                     shard = next(shards, None)
+                    if shard is None:
+                        break
+                    begun.append((shard, _submit(pool, embedder, shard, on_error, on_rows)))
                 except BGEError as error:  # what was begun is paid for
                     failure = error
                     break
-                if shard is None:
-                    break
-                begun.append((shard, pool.submit(embedder.embed, list(shard.rows), on_error, on_rows)))
                 if len(begun) >= ahead:
                     yield _first(begun)
             while begun:
@@ -95,6 +95,15 @@ def embed_shards(
                 embedder.stop()
     if failure is not None:
         raise failure
+
+
+def _submit(
+    pool: ThreadPoolExecutor, embedder: ShardEmbedder, shard: Shard, on_error: OnError, on_rows: OnRows
+) -> Future[Embedded]:
+    try:
+        return pool.submit(embedder.embed, list(shard.rows), on_error, on_rows)
+    except RuntimeError as error:
+        raise no_thread("shards", error) from error
 
 
 def _first(begun: deque[tuple[Shard, Future[Embedded]]]) -> tuple[Shard, Embedded]:

@@ -135,7 +135,7 @@ def read_reranker_folder(folder: Path, known: Mapping[str, RerankerCard]) -> Rer
     """Return the card of the reranker in ``folder``.
 
     Args:
-        folder: has a ``config.json`` that names a classifier of one label.
+        folder: has a ``config.json`` that names a classifier of one label, or a decoder that CrossEncoder has saved.
         known: cards by lower-case name; a folder of that name and width takes the card, as ``read_folder`` does.
 
     Raises:
@@ -143,9 +143,9 @@ def read_reranker_folder(folder: Path, known: Mapping[str, RerankerCard]) -> Rer
     """
     folder = _snapshot(folder)
     config = _object(folder / "config.json")
-    reason = no_reranker(config)
+    reason = no_reranker(folder)
     if reason:
-        raise ModelLoadError(f"{str(folder)!r} {reason}; an embedding model belongs to load_encoder(...)")
+        raise ModelLoadError(f"{str(folder)!r} {reason}")
     dimensions = next((size for key in _SIZES if (size := _count(config.get(key)))), None)
     if dimensions is None:
         raise ModelLoadError(f"{str(folder)!r} has no config.json with a hidden_size: is it a model's folder?")
@@ -165,12 +165,28 @@ def read_reranker_folder(folder: Path, known: Mapping[str, RerankerCard]) -> Rer
     )
 
 
-def no_reranker(config: Mapping[str, Any]) -> str:
-    """Return why a configuration is not that of a reranker, or nothing."""
+def no_reranker(folder: Path) -> str:
+    """Return why a folder's model is no reranker, or nothing.
+
+    A decoder is one where its modules say with which words it answers (sentence-transformers' ``LogitScore``): without
+    them, CrossEncoder takes "yes" and "no" of any model, and no prompt.
+
+    Raises:
+        ModelLoadError: a configuration file cannot be read.
+    """
+    config = _object(folder / "config.json")
     architectures = config.get("architectures")
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    kind = names[0] if names else "model without a head"
+    if any(name == "LogitScore" for name, _ in read_modules(folder)):
+        return ""
+    if kind.endswith("ForCausalLM"):
+        return (
+            f"holds a {kind}, and no file says with which prompt and which words it answers: start a server with it "
+            "(vLLM) and pass base_url=, or save it as a CrossEncoder with a LogitScore"
+        )
     if not any(name.endswith("SequenceClassification") for name in names):
-        return f"holds a {names[0] if names else 'model without a head'}, which gives no scores of pairs"
+        return f"holds a {kind}, which gives no scores of pairs; an embedding model belongs to load_encoder(...)"
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, Mapping) else config.get("num_labels", 2)
     return "" if count == 1 else f"sorts into {count} classes: a reranker has one"
@@ -298,5 +314,6 @@ def _max_tokens(folder: Path, inner: Path, config: Mapping[str, Any]) -> int:
     tokenizer = _object(folder / "tokenizer_config.json").get("model_max_length")
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and config.get("model_type") in ("xlm-roberta", "roberta"):
-        positions -= 2
+        padding = config.get("pad_token_id")
+        positions -= (padding if isinstance(padding, int) else 1) + 1  # the first token stands behind the padding's
     return min((n for n in (tokenizer, positions) if isinstance(n, int) and 0 < n < 1_000_000), default=512)

@@ -19,10 +19,9 @@ _QUESTIONS = (
     "does the cache keep queries and documents apart?",
 )
 _NEEDS = {
-    "langchain": ("langchain_core",),
+    "langchain": ("langchain_core", "langchain_text_splitters"),
     "llama-index": ("llama_index",),
     "server": ("fastapi", "uvicorn", "prometheus_client"),
-    "all": ("langchain_text_splitters",),
 }
 _ENDINGS = (".md", ".txt", ".rst")
 

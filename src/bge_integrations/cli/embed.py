@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .embed_progress import watch
-from .options import add_encoder_arguments, make_encoder
+from .options import add_encoder_arguments, make_encoder, require_packages_of
 
 if TYPE_CHECKING:
     from ..bulk import Columns, Plan, Report
@@ -51,6 +51,9 @@ def run(parsed: argparse.Namespace) -> int:
     """Embed, and print what it came to; 1 where rows came in and not one could be embedded."""
     from ..bulk import Columns, plan_files
 
+    if not parsed.dry_run:
+        needs = {"bulk": ("pyarrow",) if parsed.format == "parquet" else (), "ray": ("ray",) * (parsed.on == "ray")}
+        require_packages_of(parsed, needs, "bge embed")
     columns = Columns(parsed.text, parsed.id, tuple(parsed.keep))
     with make_encoder(parsed, show_progress=False) as encoder:
         if parsed.dry_run:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, cast
 
 from ..core.encoder import Encoder
 from ..core.reranker import Reranker
+from ..environment import variable
 from ..errors import ConfigError
+from ..extras import require_all
 from ..load import load_encoder, load_reranker
 from ..options import OPTIONS, RERANKER_OPTIONS, Option, Options, RerankerOptions
 from ..wrappers.progress import ProgressEncoder
@@ -49,6 +52,8 @@ def _argument(option: Option) -> dict[str, Any]:
         return {**about, "action": "store_true", "default": None}
     if option.type in (int, float):
         return {**about, "type": option.type, "metavar": "N"}
+    if option.type == "weights":
+        return {**about, "type": float, "nargs": 3, "metavar": ("DENSE", "SPARSE", "MULTIVECTOR")}
     if option.type == "headers":
         return {**about, "action": "append", "metavar": "NAME:VALUE"}
     return {**about, "metavar": "TEXT"}
@@ -70,7 +75,7 @@ def make_reranker(parsed: argparse.Namespace) -> Reranker:
 
 def _options(parsed: argparse.Namespace, table: Mapping[str, Option]) -> dict[str, Any]:
     flags = (name for name, option in table.items() if option.flag)
-    given: dict[str, Any] = {name: value for name in flags if (value := getattr(parsed, name)) is not None}
+    given: dict[str, Any] = {name: value for name in flags if (value := vars(parsed).get(name)) is not None}
     if "headers" in given:
         pairs = [header.partition(":") for header in given["headers"]]
         if not all(colon for _, colon, _ in pairs):
@@ -83,6 +88,18 @@ def make_encoder(parsed: argparse.Namespace, **extra: Any) -> Encoder:
     """Return the encoder that the command line names."""
     options = cast("Options", {**encoder_options(parsed), **extra})
     return load_encoder(parsed.model, **options)
+
+
+def require_packages_of(parsed: argparse.Namespace, needs: Mapping[str, Sequence[str]], purpose: str) -> None:
+    """Name all that is missing at once: what the command needs, and a model on this machine.
+
+    Raises:
+        MissingExtraError: something is missing.
+    """
+    hosted = parsed.provider or parsed.base_url or variable("BGE_PROVIDER") or variable("BGE_BASE_URL")
+    here = parsed.provider == "local" or not hosted
+    missing = here and not any(find_spec(name) for name in ("torch", "onnxruntime"))
+    require_all({**needs, **({"local": ("torch",)} if missing else {})}, purpose=purpose)
 
 
 def with_bar(encoder: Encoder) -> Encoder:

@@ -76,6 +76,7 @@ class BGEReranker(BaseNodePostprocessor):
         more.pop("class_name", None)  # from_dict
         chosen = {**(options or {}), **more}
         hide_secrets(chosen)
+        del more, options  # tracebacks with locals would show their secrets
         if reranker is not None:
             check_reranker(reranker, model, chosen)
         made = load_reranker(model, **chosen) if reranker is None else reranker
@@ -153,7 +154,10 @@ class BGEReranker(BaseNodePostprocessor):
         return NodeWithScore(node=node, score=score)
 
     def __repr__(self) -> str:
-        return f"BGEReranker({self.model!r}, top_n={self.top_n})"
+        try:
+            return f"{type(self).__name__}({self.model!r}, top_n={self.top_n})"
+        except Exception as error:  # noqa: BLE001 - what reports an error shows objects that are half made
+            return f"<{type(self).__name__}: {type(error).__name__}>"
 
     __str__ = __repr__
 

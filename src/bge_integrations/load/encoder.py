@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from ..catalog import check_served, find_model, find_provider, known_model, provider_at, who_serves
 from ..catalog.records import ModelCard, Provider
-from ..environment import cache_folder, hide_secrets, variable
+from ..environment import cache_folder, hide_in_url, hide_secrets, variable
 from ..errors import ConfigError, InstructionWarning, NotServedError, warn
 from ..options import Options, check_options
 from ..remote.rate_limit import PortableLimiter
@@ -115,7 +115,7 @@ def _with_instruction(card: ModelCard, options: Options) -> ModelCard:
 def _where(card: ModelCard, options: Options) -> tuple[Provider, str] | None:
     name, url, dialect = options.get("provider"), options.get("base_url"), options.get("dialect")
     if name is None and url is None and card.folder is None:
-        name, url = variable("BGE_PROVIDER"), variable("BGE_BASE_URL")
+        name, url = variable("BGE_PROVIDER"), hide_in_url(variable("BGE_BASE_URL") or "")
     if name == "local" or (not name and not url):
         if dialect is not None:
             raise ConfigError(f"dialect={dialect!r} is how a host is spoken to: pass its base_url=")

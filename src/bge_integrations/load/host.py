@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from ..catalog.records import ModelCard, Provider
-from ..environment import Key, cache_path, switched_on, variable
+from ..environment import SECRET_NAMES, Key, cache_path, hide_in_url, switched_on, variable
 from ..errors import ConfigError
 from ..remote.endpoint import Endpoint, split_url
 
@@ -57,9 +57,6 @@ def typed_model(model: object) -> str | os.PathLike[str] | None:
     raise ConfigError(f"model must be a name or a folder, not {type(model).__name__}")
 
 
-_SECRET_NAMES = ("key", "token", "secret", "password", "sig")
-
-
 def plain_url(url: str) -> str:
     """Return a base URL without the endpoint that users copy with it; its query is kept.
 
@@ -68,7 +65,7 @@ def plain_url(url: str) -> str:
     """
     split_url(url.strip())
     address, _, query = url.strip().partition("?")
-    if "#" in url or any(word in name.lower() for name, _ in parse_qsl(query, True) for word in _SECRET_NAMES):
+    if "#" in url or any(word in name.lower() for name, _ in parse_qsl(query, True) for word in SECRET_NAMES):
         raise ConfigError("base_url must not hold a key or a fragment: a key belongs in api_key= or headers=")
     address = address.rstrip("/")
     for ending in ("/embeddings", "/embed"):
@@ -83,7 +80,7 @@ def own_url(provider: Provider | None) -> str:
         ConfigError: it has none of its own, or a variable is missing that belongs into it.
     """
     assert provider is not None
-    url = variable(provider.base_url_env or "") or provider.base_url or variable("BGE_BASE_URL")
+    url = hide_in_url(variable(provider.base_url_env or "") or provider.base_url or variable("BGE_BASE_URL") or "")
     if not url:
         raise ConfigError(f"{provider.name} has no address of its own: pass base_url=, or set BGE_BASE_URL")
     for hole, name in provider.url_env:

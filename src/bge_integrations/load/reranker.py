@@ -19,7 +19,7 @@ from ..catalog.rerankers import (
     known_reranker,
     who_reranks,
 )
-from ..environment import hide_secrets
+from ..environment import HiddenValues, hide_secrets
 from ..errors import ConfigError, NotServedError
 from ..options import RERANKER_OPTIONS, Options, RerankerOptions, check_options
 from ..remote.rate_limit import PortableLimiter
@@ -170,11 +170,12 @@ def _rerank_endpoint(
     provider: Provider, url: str, wire: str, options: RerankerOptions, *, own_header: bool
 ) -> Endpoint:
     key = host_key(provider, url, options)
-    headers = dict(options.get("headers") or {})
+    headers: Mapping[str, str] = options.get("headers") or {}
     if own_header:
         # https://docs.pinecone.io/reference/api/authentication: no bearer token
-        own = {"X-Pinecone-API-Version": "2025-04"} | ({"Api-Key": key.value} if key.value else {})
-        headers = {**own, **headers}
+        headers = HiddenValues(
+            {"X-Pinecone-API-Version": "2025-04"} | ({"Api-Key": key.value} if key.value else {}) | dict(headers)
+        )
     return endpoint_of(provider, url, wire, key, headers, options)
 
 

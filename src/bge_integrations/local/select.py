@@ -106,11 +106,12 @@ def choose(settings: Settings, device: str, folder: Path, kinds: Sequence[Weight
 
     Raises:
         ModelLoadError: the folder has no weights that can be used, or is no embedding model's.
+        MissingExtraError: its weights need a package that is not installed.
     """
     card = settings.card
     held = [kind for kind in kinds if has_weights(folder, kind)]
     if not held:
-        raise ModelLoadError(f"{str(folder)!r} has no weights for {' or '.join(kinds)}{_advice(folder, kinds)}")
+        raise _no_weights(settings, folder, kinds)
     task = other_task(folder)
     if task:
         raise ModelLoadError(
@@ -147,6 +148,13 @@ def _torch_choice(settings: Settings, device: str, folder: Path) -> Choice:
     kind = "XLM-R" if shape.first_position else "BERT"
     why = "asked for" if settings.backend == "torch" else f"{found}a {kind} encoder, packed"
     return Choice(model, "torch", device, precision, why, shape)
+
+
+def _no_weights(settings: Settings, folder: Path, kinds: Sequence[Weights]) -> ModelLoadError | MissingExtraError:
+    if settings.backend == "auto" and find_spec("torch") is None and has_weights(folder, "torch"):
+        extra = install_line("local")
+        return MissingExtraError(f"{settings.card.id!r} has no ONNX file, and its weights need torch: {extra}")
+    return ModelLoadError(f"{str(folder)!r} has no weights for {' or '.join(kinds)}{_advice(folder, kinds)}")
 
 
 def _advice(folder: Path, kinds: Sequence[Weights]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.files import PARTIAL
-from ..errors import ConfigError, SpaceMismatchError
+from ..errors import ConfigError, SpaceMismatchError, no_thread
 from ..stamps.slots import KEY
 
 __all__ = ["Finished", "Folder", "Writer", "find_finished"]
@@ -203,7 +203,12 @@ def find_finished(folder: Folder) -> Finished:
     system, _ = folder.open()
     shards = folder.clear()
     with ThreadPoolExecutor(16) as pool:
-        parts = list(pool.map(lambda name: _ids_in(name, system, folder), shards))
+        try:
+            reads = [pool.submit(_ids_in, name, system, folder) for name in shards]
+        except RuntimeError as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise no_thread("files", error) from error
+        parts = [read.result() for read in reads]
     if not parts:
         return Finished(None, 0)
     ids = np.sort(np.concatenate(parts))

@@ -137,6 +137,9 @@ class Call:
             self._stopping = True
             for worker in self._workers - self._sending - {asyncio.current_task()}:
                 worker.cancel()
+            if isinstance(error, BadAnswerError) and error.rows is not None and not self._session.answered:
+                self.failure = error.add("; no answer of this host had one row for each text")
+                self.failure.positions = ()  # it is no text's fault
         self.failure = self.failure or error
 
     async def _process(self, part: range) -> None:
@@ -148,10 +151,20 @@ class Call:
         except HostError as error:
             if len(part) == 1 or not self._may_be_one_text(error):
                 raise
-            self._suspects.update(part)
-            self._split(part)
+            self._search(part, error)
         else:
             self._finish(part, rows, tokens)
+
+    def _search(self, part: range, error: HostError) -> None:
+        """Split a request that may hold one text which the host fails at."""
+        rows = error.rows if isinstance(error, BadAnswerError) else None
+        if rows is not None and len(part) >= 2 * _FEW and 0 < rows <= len(part) // 2:
+            # The host answers the first texts only, and says nothing of the others.
+            self._session.limits.learn(2 * rows, self._plan.size(part), limit="texts")
+        else:
+            self._suspects.update(part)
+        # Where no answer has had the right number of rows yet, one text alone tells whether any will.
+        self._split(part, first=1 if rows is not None and not self._session.answered else None)
 
     async def _send_with_retries(self, part: range) -> tuple[Rows, int]:
         bad_answers = 0
@@ -225,8 +238,8 @@ class Call:
         self._request_limits.learn(len(part), self._plan.size(part), limit=error.limit)
         self._split(part)
 
-    def _split(self, part: range) -> None:
-        self._plan.split(part)
+    def _split(self, part: range, first: int | None = None) -> None:
+        self._plan.split(part, first)
         self._hire(len(part))
 
     def _finish(self, part: range, rows: Rows, tokens: int) -> None:
@@ -242,6 +255,9 @@ class Call:
             if len(self._texts[i]) >= 8:
                 error.message = error.message.replace(self._texts[i], "…")
         return error.at(part)
+
+
+_FEW = 4  # of so few rows, one more or less says nothing about a limit
 
 
 def _backoff(base: float, attempt: int) -> float:

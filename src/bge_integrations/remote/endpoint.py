@@ -109,8 +109,10 @@ class Endpoint:
         if not key:
             return None
         self._seen.add(key)
-        _check_header("the key", key)
-        return key
+        if _fits_header(key):
+            return key
+        del key  # not in tracebacks with locals
+        raise _no_header("the key")
 
     @property
     def _seen(self) -> set[str]:
@@ -135,16 +137,20 @@ class SecretHeaders(Mapping[str, str]):
         ConfigError: a name or value that HTTP does not allow, or values that stayed behind in another process.
     """
 
+    _values: Mapping[str, str | None] = {}  # a half-made one can be shown
+
     def __init__(self, headers: Mapping[str, str]) -> None:
-        for name, value in headers.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise ConfigError(f"headers must map strings to strings; that of {name!r} is {type(value).__name__}")
+        for name in headers:  # no value gets a name, which tracebacks with locals would show
+            if not isinstance(name, str) or not isinstance(headers[name], str):
+                kind = type(headers[name]).__name__
+                raise ConfigError(f"headers must map strings to strings; that of {name!r} is {kind}")
             if not _HEADER_NAME.fullmatch(name):
-                raise ConfigError(f"{name!r} is no name of a header")
+                raise ConfigError(f"{name.partition(':')[0]!r} is no name of a header: headers= maps names to values")
             if name.lower() in _FRAMING:
                 raise ConfigError(f"the header {name!r} says where a request ends, and is set by the HTTP client alone")
-            _check_header(f"the value of the header {name!r}", value)
-        self._values: dict[str, str | None] = {name: value.strip() for name, value in headers.items()}
+            if not _fits_header(headers[name]):
+                raise _no_header(f"the value of the header {name!r}")
+        self._values = {name: value.strip() for name, value in headers.items()}
 
     def known(self) -> list[str]:
         """Return the values that are here."""
@@ -175,14 +181,17 @@ def _without_values(names: tuple[str, ...]) -> SecretHeaders:
     return headers
 
 
-def _check_header(what: str, value: str) -> None:
+def _fits_header(value: str) -> bool:
     # HTTP libraries quote the whole value where they refuse one: https://github.com/python-hyper/h11/issues/113
     # The SDK encodes headers as ASCII: https://github.com/openai/openai-python/blob/v2.0.0/src/openai/_base_client.py
-    if not all(" " <= letter <= "~" or letter == "\t" for letter in value):
-        raise ConfigError(
-            f"{what} holds a line break, another control character or a letter that is not ASCII: a header cannot "
-            "carry it; was it copied or read with something else around it?"
-        )
+    return all(" " <= letter <= "~" or letter == "\t" for letter in value)
+
+
+def _no_header(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} holds a line break, another control character or a letter that is not ASCII: a header cannot "
+        "carry it; was it copied or read with something else around it?"
+    )
 
 
 def split_url(url: str) -> SplitResult:

@@ -93,7 +93,7 @@ class RequestPlan:
         """Return the bytes of the texts of one request."""
         return sum(self.sizes[part.start : part.stop])
 
-    def split(self, part: range) -> None:
-        """Put the halves of a request back, the first half to be taken first."""
-        middle = len(part) // 2
+    def split(self, part: range, first: int | None = None) -> None:
+        """Put a request back as its ``first`` texts, which are taken first, and the others; halves when None."""
+        middle = first or len(part) // 2
         self._again += [part[middle:], part[:middle]]

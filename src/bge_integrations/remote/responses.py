@@ -45,6 +45,12 @@ _BUSY = re.compile(
     re.IGNORECASE,
 )
 _BYTES = re.compile(r"token|entity|payload|body|bytes|content|length|长|長|길", re.IGNORECASE)
+# Gateways and firewalls refuse a size with 403, too.
+_ACCESS = re.compile(
+    r"\bkeys?\b|credential|permi|auth|account|subscri|(api|access|bearer|your|this|invalid|expired) token|"
+    r"密钥|权限|令牌",
+    re.IGNORECASE,
+)
 _QUOTA = re.compile(r"insufficient|quota|billing|credit|balance|funds|payment", re.IGNORECASE)
 _QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_balance")
 _TRANSIENT = (408, 409, 424, 425)  # 424: a TEI whose back-end failed
@@ -85,7 +91,7 @@ def _kind(
     # Words alone do not end a job: hosts word limits per minute as quota and billing, too.
     if status == 402 or codes & set(_QUOTA_CODES) or (status == 403 and _QUOTA.search(message)):
         return QuotaError, "; the account has no credit or quota left"
-    if status in (401, 403):
+    if status == 401 or (status == 403 and (_ACCESS.search(message) or not _is_about_size(status, message))):
         return AuthenticationError, _about_keys(endpoint)
     if status == 407:
         return RequestRefusedError, "; a proxy on the way (HTTPS_PROXY, HTTP_PROXY) wants a user name and password"

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
-from ..catalog.rerankers import DIALECTS, RerankHost, Scale, known_reranker, published_scores
+from ..catalog.rerankers import DIALECTS, RerankHost, Scale, known_reranker
+from ..catalog.score_values import published_scores
 from ..core.outputs import Rows, check_scores
 from ..core.reranker import Pair
 from ..core.score_scale import judge_scores, logits_of
@@ -139,7 +140,7 @@ class ScoreExchange:
             SpaceMismatchError: these are not the model's scores; none of the caller's texts was sent.
         """
         published = published_scores(self._card)
-        if published is None:
+        if not published:
             if self._verify or self.scale is None:
                 warn(
                     f"no scores of {self._card.id!r} are published: {self._endpoint.name} is used unverified, and its "
@@ -148,7 +149,7 @@ class ScoreExchange:
                 )
             self.scale, self._measured = self.scale or "sigmoid", True
             return
-        pairs = [self.templated(Pair(published[0], passage)) for passage in published[1]]
+        pairs = [self.templated(Pair(published[0].query, passage)) for passage in published[0].passages]
         try:
             answer = await self.request(pairs[0].query, [pair.passage for pair in pairs])
             scores = check_scores(answer.scores, len(pairs)).tolist()

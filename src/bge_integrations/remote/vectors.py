@@ -121,7 +121,10 @@ def check_count(rows: Sequence[Any], count: int) -> None:
         BadAnswerError: there is not one row for each text.
     """
     if len(rows) != count:
-        raise BadAnswerError(f"{len(rows)} vectors came back for {count} texts", positions=range(count), retryable=True)
+        wrong = f"{len(rows)} vectors came back for {count} texts"
+        error = BadAnswerError(wrong, positions=range(count), retryable=True)
+        error.rows = len(rows)
+        raise error
 
 
 def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:

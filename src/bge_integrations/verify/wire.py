@@ -13,7 +13,7 @@ import numpy as np
 
 from ..catalog.records import ModelCard, Provider
 from ..core.encoder import Encoder, Vectors
-from ..errors import BGEError, HostError
+from ..errors import BadAnswerError, BGEError, HostError, InputError
 from ..remote.engine import RemoteEngine
 
 # A host that is busy says so for a while; what it says about a request comes after.
@@ -115,14 +115,23 @@ class Direct:
 
     def __init__(self, encoder: Encoder) -> None:
         self.card, self._encoder = encoder.card, encoder
+        self._reached = False
 
     def post(self, texts: Sequence[str], *, encoding: str = "float") -> Answer:  # noqa: ARG002 - as Wire.post
-        """Embed documents."""
+        """Embed documents.
+
+        Raises:
+            BGEError: the model cannot be loaded: nothing can be said of it.
+        """
         start = time.perf_counter()
         try:
             vectors = self._encoder.encode(texts, role="document")
         except BGEError as error:
+            if not self._reached and not isinstance(error, (BadAnswerError, InputError)):
+                raise
+            self._reached = True
             return Answer(0, None, time.perf_counter() - start, f"{type(error).__name__}: {error}"[:200])
+        self._reached = True
         return Answer(200, {"embeddings": vectors.tolist()}, time.perf_counter() - start)
 
 

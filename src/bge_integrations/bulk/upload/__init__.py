@@ -11,11 +11,12 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from ...errors import BGEError, ConfigError
+from ...extras import require_packages
 from ...stamps.slots import find_slot
 from ...stamps.stamp import check_store, read_stamp, stamp_store
 from ..folder import shard_files, stamp_of
 from ..formats import Part, read_part
-from .target import Batch, Place, Store, Target
+from .target import Batch, Place, Store, Target, check_folder
 
 __all__ = ["Into", "Loaded", "load_files", "upload_files"]
 
@@ -78,10 +79,10 @@ def upload_files(
         on_batch: called with the number of rows written so far.
 
     Raises:
-        ConfigError: no shards, no such store, it cannot be reached or refuses the rows, or its collection has rows
-            of unknown origin.
+        ConfigError: no shards, no such store, it cannot be reached or refuses the rows, its collection has rows of
+            unknown origin, or ``path`` is a folder with other files.
         SpaceMismatchError: the collection is stamped with another space; nothing was written.
-        MissingExtraError: the store's package is not installed.
+        MissingExtraError: the store's packages are not installed; it names all of them.
 
     Example:
         >>> upload_files("out/", "qdrant", url="http://localhost:6333", collection="wiki")  # doctest: +SKIP
@@ -114,6 +115,9 @@ def _check_place(into: str, store: Store, place: Place) -> None:
     given = [name for name in ("url", "path", "client") if getattr(place, name) is not None]
     if len(given) != 1 or given[0] not in store.TAKES:
         raise ConfigError(f"{into} wants one of {', '.join(store.TAKES)}, not {' and '.join(given) or 'none'}")
+    require_packages(store.PACKAGES, purpose="the upload")
+    if place.path is not None:
+        check_folder(Path(place.path), store.MARKS, into)
 
 
 def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]:

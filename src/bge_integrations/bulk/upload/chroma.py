@@ -13,6 +13,8 @@ from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 1000
 TAKES = ("url", "path", "client")
+PACKAGES = {"chromadb": "chromadb"}
+MARKS: tuple[str, ...] = ("chroma.sqlite3",)
 
 
 class _Target:

@@ -14,10 +14,13 @@ import numpy as np
 from ...core.files import PARTIAL
 from ...errors import ConfigError
 from ...extras import require
+from ...stamps.slots import KEY
 from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 10_000
 TAKES = ("path",)
+PACKAGES = {"faiss": "faiss-cpu", "langchain_community": "langchain-community"}
+MARKS: tuple[str, ...] = ("*.faiss", f"{KEY}.json")
 _KNOWN = {
     ("langchain_community.docstore.in_memory", "InMemoryDocstore"),
     ("langchain_core.documents.base", "Document"),
@@ -86,7 +89,7 @@ def open_target(place: Place) -> Iterator[_Target]:
         MissingExtraError: there is no FAISS or langchain-community.
         ConfigError: the folder's index cannot be read, or is of another size.
     """
-    faiss = require("faiss", install="faiss-cpu langchain-community", purpose="the upload")
+    faiss = require("faiss", install="faiss-cpu", purpose="the upload")
     require("langchain_community.docstore.in_memory", install="langchain-community", purpose="the upload")
     folder = Path(str(place.path))
     folder.mkdir(parents=True, exist_ok=True)

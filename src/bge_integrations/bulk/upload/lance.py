@@ -16,6 +16,8 @@ from .target import Batch, Place, check_dimensions
 # A commit is a version and some files of its own, so few and large ones.
 BATCH_ROWS = 10_000
 TAKES = ("path", "url", "client")
+PACKAGES = {"lancedb": "lancedb", "pyarrow": "pyarrow"}
+MARKS: tuple[str, ...] = ("*.lance",)
 
 
 class _Target:

@@ -14,6 +14,8 @@ from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 2000
 TAKES = ("url", "client")
+PACKAGES = {"sqlalchemy": "sqlalchemy", "psycopg": "'psycopg[binary]'"}
+MARKS: tuple[str, ...] = ()
 _SCHEMA = "public"
 _COLUMNS = '"langchain_id", "content", "embedding", "langchain_metadata"'
 
@@ -71,8 +73,8 @@ def open_target(place: Place) -> Iterator[_Target]:
         MissingExtraError: there is no SQLAlchemy or psycopg.
         ConfigError: the table has vectors of another size.
     """
-    sqlalchemy = require("sqlalchemy", install="sqlalchemy 'psycopg[binary]'", purpose="the upload")
-    require("psycopg", install="sqlalchemy 'psycopg[binary]'", purpose="the upload")
+    sqlalchemy = require("sqlalchemy", install="sqlalchemy", purpose="the upload")
+    require("psycopg", install="'psycopg[binary]'", purpose="the upload")
     engine = place.ready(lambda: sqlalchemy.create_engine(_url(place)))
     try:
         target = _Target(engine, place)

@@ -14,6 +14,8 @@ from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 256
 TAKES = ("url", "path", "client")
+PACKAGES = {"qdrant_client": "qdrant-client"}
+MARKS: tuple[str, ...] = (".lock",)  # the client holds it, and leaves it
 # A request may have 32 MB, and a number is up to 22 characters of it.
 _NUMBERS = 300_000
 

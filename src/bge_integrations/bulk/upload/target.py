@@ -88,6 +88,10 @@ class Store(Protocol):
 
     BATCH_ROWS: int
     TAKES: tuple[str, ...]
+    PACKAGES: dict[str, str]
+    """What pip calls each package that it needs, by the name it is imported by."""
+    MARKS: tuple[str, ...]
+    """Names by which its folder is known, as patterns."""
 
     def open_target(self, place: Place) -> AbstractContextManager[Target]:
         """Make the collection where it is missing; leaving without an error makes all that was put last."""
@@ -96,6 +100,26 @@ class Store(Protocol):
     def how_to_open(self, place: Place, model: str) -> str:
         """Return Python that opens the collection."""
         ...
+
+
+_NOBODYS = (".DS_Store", ".gitkeep")
+
+
+def check_folder(path: Path, marks: tuple[str, ...], into: str) -> None:
+    """Refuse a folder that is neither new, nor empty, nor of this kind of store.
+
+    Raises:
+        ConfigError: it is somebody's folder, or no folder; it was left as it was.
+    """
+    try:
+        names = sorted(each.name for each in path.iterdir() if each.name not in _NOBODYS)
+        known = any(True for mark in marks for _ in path.glob(mark))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"{into} cannot use {str(path)!r}: {error.strerror}; name a folder") from None
+    if names and not known:
+        raise ConfigError(f"{str(path)!r} holds {names[0]!r} and nothing of {into}: name a new or empty folder")
 
 
 def check_dimensions(found: int | None, place: Place) -> None:
