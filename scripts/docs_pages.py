@@ -20,6 +20,7 @@ from bge_integrations.catalog import who_serves
 from bge_integrations.catalog.golden import read_golden
 from bge_integrations.catalog.records import ModelCard, Offer
 from bge_integrations.options import OPTIONS
+from bge_integrations.remote.protocols import OUTPUT_PROTOCOLS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -189,6 +190,9 @@ def _facts(provider: Provider) -> Iterator[tuple[str, str]]:
     needed = "needed" if provider.needs_key else "not needed"
     yield "key", f"{needed}; read from {keys or '`BGE_API_KEY`'}, or `api_key=`"
     yield "protocol", "`POST /embed`" if provider.protocol == "space" else "OpenAI-compatible, `POST /embeddings`"
+    if provider.output_dialect:
+        outputs = ", ".join(OUTPUT_PROTOCOLS[provider.output_dialect].outputs)
+        yield "outputs of bge-m3", f"{outputs} ([how](../how-to/hosts.md#bge-m3-at-a-host))"
     yield "texts per request", str(provider.max_inputs or "not stated; 64 are sent, `max_inputs=` changes it")
     yield "base64 answers", {True: "yes", False: "no", None: "not stated; tried with care"}[provider.base64]
 

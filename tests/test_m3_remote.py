@@ -432,9 +432,9 @@ def test_a_back_end_that_failed_once_is_asked_again(served):
 def test_a_known_host_of_dense_vectors_is_told_at_load():
     with pytest.raises(errors.ConfigError, match=r"novita gives dense alone; it comes from: .*deepinfra.*vllm"):
         load_m3(provider="novita", api_key="k")
-    with pytest.raises(errors.ConfigError, match="sparse output"):
-        load_m3(provider="sglang", base_url="http://localhost:1", api_key="k").use("dense")
-    with pytest.raises(errors.ConfigError, match=r"tei gives dense, sparse alone.*multivector|comes from"):
+    with pytest.raises(errors.ConfigError, match=r"no dense output here: .* gives sparse alone \(SGLang"):
+        load_m3(dialect="sglang", base_url="http://localhost:1", api_key="k").use("dense")
+    with pytest.raises(errors.ConfigError, match=r"no multivector output here: tei gives dense, sparse alone"):
         load_reranker("bge-m3", provider="tei", base_url="http://localhost:1")
 
 
@@ -521,3 +521,10 @@ def test_published_values_through_every_dialect(dialect):
         rows = found.multivector[texts.index("What is BGE M3?")]
         assert rows.shape == (8, 1024)
         np.testing.assert_allclose(rows, vectors, atol=1e-6)
+
+
+def test_a_model_of_dense_vectors_is_not_concerned():
+    for provider in ("sglang", "tei", "vllm"):
+        encoder = load_encoder("bge-small", provider=provider, base_url="http://localhost:1")
+        assert encoder.outputs == ("dense",)
+        assert "dialect" not in encoder.describe()

@@ -201,7 +201,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="sglang",
         title="sglang",
-        output_dialect="sglang",
+        output_dialect=None,  # dense vectors, or sparse ones alone
         quirks="Early versions pooled the last token for BERT models.",
         source="the host's documentation, mid-2026",
         checked=_CHECKED,

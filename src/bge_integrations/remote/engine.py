@@ -102,7 +102,7 @@ class RemoteEngine(HostClient, Encoder):
     def outputs(self) -> tuple[OutputName, ...]:
         """What the host gives of the model's outputs; all of them while it is not known which server it is."""
         dialect = self._output_dialect
-        if dialect is None:
+        if dialect is None or len(self.card.outputs) == 1:
             return self.card.outputs
         given = OUTPUT_PROTOCOLS[dialect].outputs if dialect else ("dense",)
         return tuple(name for name in self.card.outputs if name in given)
