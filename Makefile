@@ -18,10 +18,10 @@ test: $(VENV)/.test $(if $(CI),system) lint types house unit notebooks
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1" # dependency groups
 
 # torch first and pinned: asked for by another package, the newest build comes with several GB of CUDA.
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1" # dependency groups
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[all]'
 	touch $@
