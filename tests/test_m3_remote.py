@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from langchain_core.rate_limiters import BaseRateLimiter
 
 import models
 from bge_integrations import errors, load_encoder, load_reranker
@@ -208,6 +209,23 @@ def test_a_busy_host_is_asked_again(served):
         found = encoder.encode_outputs(TEXTS, role="document")
         assert encoder.usage.retries == 2
     same(found, served[0](TEXTS), ["dense", "sparse", "multivector"])
+
+
+def test_every_request_is_paced(served):
+    class Counting(BaseRateLimiter):
+        count = 0
+
+        def acquire(self, *, blocking=True):
+            raise AssertionError("the event loop must not be blocked")
+
+        async def aacquire(self, *, blocking=True):
+            self.count += 1
+            return True
+
+    limiter = Counting()
+    with M3Server("vllm", *served) as host, remote(host, tokenizer=False, rate_limiter=limiter) as encoder:
+        encoder.encode_outputs(TEXTS, role="document")
+        assert limiter.count == len(host.requests) == encoder.usage.requests == 3 + len(TEXTS)
 
 
 def test_rows_are_placed_by_index(served):
@@ -452,7 +470,18 @@ def test_an_unknown_host_of_dense_vectors_is_told_at_the_first_call(served):
         assert encoder.encode(TEXTS, role="document").shape == (5, 1024)
         with pytest.raises(errors.NotServedError, match=r"gives no sparse output, as far as it tells: dialect="):
             encoder.encode_outputs(TEXTS, role="document", outputs=["sparse"])
-        assert encoder.outputs == ("dense",)
+
+
+def test_a_wrong_key_is_not_taken_for_a_server_that_does_not_tell(served):
+    class Locked(M3Server):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            handler = self._server.RequestHandlerClass
+            handler.do_GET = lambda one: one.reply(401, {"detail": "wrong key"})
+
+    wrong = pytest.raises(errors.AuthenticationError, match="wrong key")
+    with Locked("bge", *served) as host, remote(host, dialect="") as encoder, wrong:
+        encoder.encode_outputs(TEXTS, role="document", outputs=["sparse"])
 
 
 def test_a_dialect_must_be_known_and_have_a_host_and_a_model():

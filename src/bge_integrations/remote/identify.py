@@ -41,6 +41,7 @@ async def ask_server(transport: Transport, root: str, known: Container[str]) -> 
 
     Raises:
         HostUnavailableError: nobody answers.
+        AuthenticationError: the key is wrong.
     """
     answers: dict[str, dict[str, Any]] = {}
     for path, tells, dialect in _SIGNS:
@@ -60,6 +61,8 @@ async def _get(transport: Transport, url: str) -> dict[str, Any]:
         if error.status is None:
             raise
         return {}
-    except HostError:
+    except HostError as error:
+        if error.status == 401:  # else a wrong key would look like a server that does not tell
+            raise
         return {}
     return answer if isinstance(answer, dict) else {}

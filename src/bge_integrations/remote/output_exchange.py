@@ -96,12 +96,14 @@ class OutputExchange:
         for part in protocol.parts:
             wanted = tuple(name for name in self._output.names if name in part.gives and name not in columns)
             if wanted:
+                await self._pace(first=not columns)
                 answer = await self._ask(protocol, part, OutputRequest(texts, self._endpoint.wire_model, wanted))
                 columns, counted = {**columns, **answer.columns}, max(counted, answer.tokens)
         found: dict[str, Any] = {**columns}
         if "dense" in columns:
             found["dense"] = vectors_of(columns["dense"], self._card.dimensions)
         elif "dense" in self._output.names:
+            await self._pace(first=not columns)
             found["dense"], dense_tokens = await self._dense.send(texts, tokens)
             counted = max(counted, dense_tokens)
         ids = await self._ids(protocol, texts, columns)
@@ -118,10 +120,10 @@ class OutputExchange:
 
     async def _protocol(self) -> OutputProtocol:
         async with self._lock:
-            if self._session.output_dialect is None:
+            if self._session.output_dialect is None:  # what a server does not tell may be a bad moment: not remembered
                 server, _ = await ask_server(self._session.transport, self._endpoint.root, OUTPUT_PROTOCOLS)
-                self._session.output_dialect = server or ""
-        protocol = OUTPUT_PROTOCOLS.get(self._session.output_dialect)
+                self._session.output_dialect = server
+        protocol = OUTPUT_PROTOCOLS.get(self._session.output_dialect or "")
         missing = [name for name in self._output.names if protocol is None or name not in protocol.outputs]
         if protocol is None or missing:
             raise NotServedError(
@@ -154,6 +156,11 @@ class OutputExchange:
         check_model(answer.model, self._endpoint, self._card)
         return answer
 
+    async def _pace(self, *, first: bool) -> None:
+        """Wait for the rate limiter, which has let the first request of each part of a call pass."""
+        if not first:
+            await self._session.rate_limiter.acquire(0, lambda _: True)
+
     async def _post(self, path: str, payload: dict[str, Any], bound: int) -> bytes:
         self._usage.add(requests=1)
         return await self._session.transport.send(self._endpoint.root + path, payload, bound)
@@ -179,6 +186,7 @@ class OutputExchange:
         # One after the other: this request holds one of the places that max_concurrency gives.
         ids = []
         for text in texts:
+            await self._pace(first=False)
             payload = tokens_payload(self._endpoint.wire_model, text)
             ids.append(parse_tokens(read_json(await self._post("/tokenize", payload, 2**20 + 64 * most_tokens(text)))))
         return ids
