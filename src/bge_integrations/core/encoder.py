@@ -108,13 +108,19 @@ class Encoder(ABC):
         """Name of the space of document vectors, which no query instruction changes."""
         return self.card.document_space(self.variant)
 
-    def stamp(self) -> dict[str, Any]:
-        """Return what a store must remember about its vectors, as plain data."""
+    def stamp(self, *, sparse: bool = False) -> dict[str, Any]:
+        """Return what a store must remember about its vectors, as plain data.
+
+        Args:
+            sparse: whether it holds sparse vectors as well.
+        """
         from importlib.metadata import version
 
         card = self.card
         chosen = card.query_instruction if self.query_instruction is None else self.query_instruction
+        heads = {"sparse_space": card.output_space("sparse", self.variant), "vocabulary": card.vocabulary}
         return {
+            **(heads if sparse else {}),
             "space": self.space,
             "model": card.id,
             "revision": card.revision,
@@ -179,9 +185,17 @@ class Encoder(ABC):
         """
         return self._begin(texts, role, on_batch, on_truncated or self._warn_truncated).future
 
-    def submit_rows(self, texts: Sequence[str], *, role: Role, output: Output) -> Future[Rows]:
+    def submit_rows(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role,
+        output: Output,
+        on_batch: OnBatch | None = None,
+        on_truncated: OnTruncated | None = None,
+    ) -> Future[Rows]:
         """Begin to embed ``texts`` and return a Future of the rows of an output; otherwise as ``submit``."""
-        return self._begin(texts, role, None, self._warn_truncated, output).future
+        return self._begin(texts, role, on_batch, on_truncated or self._warn_truncated, output).future
 
     def _begin(
         self,

@@ -13,6 +13,7 @@ from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 1000
 TAKES = ("url", "path", "client")
+SPARSE = False
 
 
 class _Target:

@@ -18,6 +18,7 @@ from .target import Batch, Place, check_dimensions
 
 BATCH_ROWS = 10_000
 TAKES = ("path",)
+SPARSE = False
 _KNOWN = {
     ("langchain_community.docstore.in_memory", "InMemoryDocstore"),
     ("langchain_core.documents.base", "Document"),
