@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo quick test lint types house unit unit-quick notebooks docs system clean bench-peers
+.PHONY: demo quick test lint types house unit unit-quick notebooks docs system clean wheel release-check bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/bge demo $(ARGS)
@@ -18,6 +18,7 @@ test: $(VENV)/.test $(if $(CI),system) lint types house unit notebooks
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1" # dependency groups
 
 # torch first and pinned: asked for by another package, the newest build comes with several GB of CUDA.
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
@@ -27,7 +28,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 # The oldest SDK that pyproject.toml allows lies beside, for test_openai_range.py.
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) --editable '.[all,test]'
+	$(PIP) --editable '.[all,export,ray,docs]' --group test
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade --no-deps --target $(VENV)/openai-oldest openai==2.0.0
 	touch $@
 
@@ -37,6 +38,10 @@ system: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/typos
+	$(BIN)/zizmor --quiet --offline .github
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 
 types: $(VENV)/.test
 	$(BIN)/mypy
@@ -57,11 +62,24 @@ notebooks: $(VENV)/.test
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The peers of benchmarks/local.py, each in an environment of its own: their versions clash.
+# Build, check the metadata, and install each extra alone from the wheel.
+wheel: $(VENV)/.test
+	rm -rf dist
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python scripts/check_wheel.py dist
+
+release-check: wheel
+	$(BIN)/python scripts/release_check.py $(TAG)
+
+# The peers of benchmarks/local.py and rerank.py, each in an environment of its own: their versions clash. FlagEmbedding
+# imports with transformers up to 5.23.
 bench-peers: $(VENV)/.test
 	for peer in \
 	    "frameworks langchain-huggingface==1.2.3 llama-index-embeddings-huggingface==0.8.0 sentence-transformers==6.2.0" \
-	    "flag FlagEmbedding==1.4.2" "fastembed fastembed==0.9.1" \
+	    "flag FlagEmbedding==1.4.2 transformers==5.23.0" "fastembed fastembed==0.9.1" \
+	    "rerankers rerankers[transformers]==0.10.0" \
 	    "openvino sentence-transformers==6.2.0 optimum-intel[openvino]==2.2.0"; do \
 	  set -- $$peer; folder=.venv-peers/$$1; shift; \
 	  test -d $$folder || $(PYTHON) -m venv $$folder; \

@@ -188,21 +188,26 @@ class Peer:
 def start_engines(only: list[str] | None, folder: Path) -> list[Peer]:
     import peers
 
+    return start_all(list(only or peers.MAKERS), folder, HERE / "peers.py", ENVIRONMENTS)
+
+
+def start_all(names: list[str], folder: Path, script: Path, environments: dict[str, str]) -> list[Peer]:
+    """Start those engines whose environments are there."""
     engines = []
-    for name in only or peers.MAKERS:
-        environment = ENVIRONMENTS.get(name)
+    for name in names:
+        environment = environments.get(name)
         python = ROOT / ".venv-peers" / environment / "bin" / "python" if environment else Path(sys.executable)
         if not python.exists():
             print(f"{name}: no {python.relative_to(ROOT)}; run `make bench-peers`", file=sys.stderr)
             continue
-        engines.append(start(name, python, folder))
+        engines.append(start(name, python, folder, script))
     return [engine for engine in engines if not engine.failed]
 
 
-def start(name: str, python: Path, folder: Path) -> Peer:
+def start(name: str, python: Path, folder: Path, script: Path) -> Peer:
     quiet = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
-        [str(python), str(HERE / "peers.py"), name, str(folder)],
+        [str(python), str(script), name, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if "--quiet" in sys.argv else None,

@@ -68,6 +68,15 @@ def flag_embedding(folder: str) -> Engine:
     return Engine(lambda texts: model.encode(texts))
 
 
+def flag_embedding_m3(folder: str) -> Engine:
+    from FlagEmbedding import BGEM3FlagModel
+
+    model = BGEM3FlagModel(folder, use_fp16=False, batch_size=32, devices=["cpu"])
+    return Engine(
+        lambda texts: model.encode(texts, return_dense=True, return_sparse=True, return_colbert_vecs=True)["dense_vecs"]
+    )
+
+
 def fastembed(folder: str) -> Engine:
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
@@ -93,6 +102,13 @@ def ours(folder: str, **options: Any) -> Engine:
         lambda texts: encoder.encode(texts, role="query"),
         lambda text: encoder.aencode([text], role="query"),
     )
+
+
+def ours_m3(folder: str, **options: Any) -> Engine:
+    from bge_integrations import load_encoder
+
+    encoder = load_encoder(folder, query_instruction="", show_progress=False, **options)
+    return Engine(lambda texts: encoder.encode_outputs(texts, role="document").dense)
 
 
 def ours_langchain(folder: str) -> Engine:
@@ -126,6 +142,15 @@ MAKERS: dict[str, Callable[[str], Engine]] = {
     "ours torch, LangChain": ours_langchain,
     "ours torch, LlamaIndex": ours_llama_index,
 }
+M3: dict[str, Callable[[str], Engine]] = {
+    "sentence-transformers, dense": sentence_transformers,
+    "FlagEmbedding, all three": flag_embedding_m3,
+    "ours, dense": lambda folder: ours(folder, backend="torch"),
+    "ours, all three": lambda folder: ours_m3(folder, backend="torch"),
+    "ours bf16, dense": lambda folder: ours(folder, backend="torch", precision="bfloat16"),
+    "ours bf16, all three": lambda folder: ours_m3(folder, backend="torch", precision="bfloat16"),
+}
+"""Of ``m3.py``."""
 
 
 def jiffies() -> tuple[float, float]:
@@ -189,13 +214,13 @@ def peak_mb() -> float:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
-def main() -> None:
+def main(makers: dict[str, Callable[[str], Engine]]) -> None:
     """Load the engine, say how long it took, then answer jobs until the input ends."""
     name, folder = sys.argv[1:3]
     answers = sys.stdout
     sys.stdout = sys.stderr  # what a library prints must not stand between the answers
     start = time.perf_counter()
-    engine = MAKERS[name](folder)
+    engine = makers[name](folder)
     engine.encode(["to load it"])
     print(json.dumps({"load_seconds": time.perf_counter() - start}), file=answers, flush=True)
     jobs = {"mixed": documents, "slab": documents, "short": documents, "query": queries, "concurrent": concurrent}
@@ -210,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(MAKERS | M3)

@@ -103,13 +103,12 @@ def job(url: str, cache: str, count: int) -> None:
 
     from bge_integrations import load_encoder
     from bge_integrations.errors import HostError
-    from bge_integrations.load import engine_of
 
     encoder = load_encoder(
         "bge-small", base_url=url, api_key="k", cache=cache, max_inputs=BATCH, max_concurrency=CONCURRENCY,
         max_retries=8, show_progress=False, timeout=None
     )  # fmt: skip
-    engine: Any = engine_of(encoder)
+    engine: Any = encoder.engine
     engine.limits = replace(engine.limits, backoff=0.02, read_timeout=3.0)
     texts = texts_of(count)
     for _ in range(20):

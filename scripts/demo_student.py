@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerFast
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 POSITIONS = 512
@@ -72,7 +72,7 @@ def fresh_model(vocabulary: int, width: int, inner: int, layers: int) -> BertMod
 def start_from_teacher(model: BertModel, vectors: np.ndarray, counts: Counter[int], seed: int) -> None:
     """Set the word vectors and the last layer so that [CLS] comes out as a mean weighted by rarity."""
     width = model.config.hidden_size
-    content = torch.from_numpy(_components(vectors, width - 1, seed))
+    content = torch.from_numpy(components(vectors, width - 1, seed))
     total = sum(counts.values())
     share = np.array([counts[i] / total for i in range(len(vectors))])
     weight = np.log(1e-3 / (1e-3 + share))
@@ -99,7 +99,8 @@ def _attend_by_last_dimension(attention: torch.nn.Module, spread: float) -> None
     attention.output.dense.weight.copy_(5.0 * torch.eye(width))
 
 
-def _components(vectors: np.ndarray, width: int, seed: int) -> np.ndarray:
+def components(vectors: np.ndarray, width: int, seed: int) -> np.ndarray:
+    """Return the principal components of `vectors`, turned at random, each row of a norm that LayerNorm would give."""
     centred = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64)
     _, axes = np.linalg.eigh(centred.T @ centred)
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))
@@ -120,17 +121,18 @@ def embed(model: BertModel, ids: Tensor, shift: int = 0) -> Tensor:
     x = table.LayerNorm(x)
     mask = torch.where(ids != 0, 0.0, -1e4)[:, None, None, :]
     for layer in model.encoder.layer[:-1]:
-        x = _layer(layer, x, x, mask, config.num_attention_heads)
-    x = _layer(model.encoder.layer[-1], x[:, :1], x, mask, config.num_attention_heads)
+        x = layer_states(layer, x, x, mask, config.num_attention_heads)
+    x = layer_states(model.encoder.layer[-1], x[:, :1], x, mask, config.num_attention_heads)
     return F.normalize(x[:, 0].float(), dim=-1)
 
 
-def _layer(layer: torch.nn.Module, x: Tensor, memory: Tensor, mask: Tensor, heads: int) -> Tensor:
+def layer_states(layer: torch.nn.Module, x: Tensor, memory: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """Return the states of `x` after a layer in which they attend to `memory`."""
     attention = layer.attention
     split = lambda y: y.unflatten(-1, (heads, -1)).transpose(1, 2)  # noqa: E731
     q, k, v = attention.self.query(x), attention.self.key(memory), attention.self.value(memory)
     # Written out: torch's fused attention takes twice as long backwards on a CPU at these sizes.
-    scores = split(q * HEAD**-0.5) @ split(k).transpose(-1, -2)
+    scores = split(q * (q.shape[-1] // heads) ** -0.5) @ split(k).transpose(-1, -2)
     y = torch.softmax(scores + mask, dim=-1) @ split(v)
     x = attention.output.LayerNorm(x + attention.output.dense(y.transpose(1, 2).flatten(2)))
     return layer.output.LayerNorm(x + layer.output.dense(F.gelu(layer.intermediate.dense(x))))
@@ -138,6 +140,14 @@ def _layer(layer: torch.nn.Module, x: Tensor, memory: Tensor, mask: Tensor, head
 
 def save(model: BertModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a folder that sentence-transformers and transformers load as it stands, weights in float16."""
+    save_weights(model, tokenizer, folder)
+    for path, content in _modules(model.config.hidden_size).items():
+        _write(folder / path, content)
+
+
+def save_weights(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a folder that transformers loads as it stands, a CrossEncoder too where the model has a classifier."""
+    reranks = hasattr(model, "classifier")
     folder.mkdir(parents=True, exist_ok=True)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -146,15 +156,18 @@ def save(model: BertModel, tokenizer: Tokenizer, folder: Path) -> None:
         **{f"{token[1:-1].lower()}_token": token for token in SPECIAL},
     ).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    half = BertModel(model.config)
+    half = type(model)(model.config)
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
     # Loaders that obey the folder then compute in float32; the weights themselves are float16.
     _update(folder / "config.json", dtype="float32")
     # The class name that transformers 4 knows as well.
-    _update(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    for path, content in _modules(model.config.hidden_size).items():
-        _write(folder / path, content)
+    _update(
+        folder / "tokenizer_config.json",
+        tokenizer_class="PreTrainedTokenizerFast",
+        # The reranker knows the passage by its token type; transformers leaves it out unless told.
+        **({"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if reranks else {}),
+    )
 
 
 def _modules(width: int) -> dict[str, object]:

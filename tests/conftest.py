@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 
 from bge_integrations import PROVIDERS, load_encoder
 from bge_integrations.environment import VARIABLES
+from postgres import find_postgres, postgres
 
 NAMES = {name for provider in PROVIDERS for name in provider.key_env}
 NAMES |= {variable for provider in PROVIDERS for _, variable in provider.url_env}
@@ -27,10 +29,19 @@ os.environ.update(HOME=str(HOME), XDG_CACHE_HOME=str(HOME / "cache"), HF_HOME=st
 os.environ.update(ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false", HF_HUB_DISABLE_TELEMETRY="1")
 
 
+_SLOW_MODULE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(slow|ray)\b", re.MULTILINE)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Where slow tests are left out (``make quick``), nothing may need torch or Ray: importing them fails."""
     if "not slow" in config.getoption("markexpr"):
         sys.modules.update(dict.fromkeys(["torch", "ray"]))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where slow tests are left out, do not even import a module that holds no other: each worker would."""
+    left_out = "not slow" in config.getoption("markexpr") and collection_path.suffix == ".py"
+    return True if left_out and _SLOW_MODULE.search(collection_path.read_text("utf-8")) else None
 
 
 # What a fixture needs, its tests need. The bundled model runs on torch.
@@ -52,6 +63,19 @@ def clean_environment(monkeypatch):
     """No test sees the developer's keys or hosts."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def socket_folder():
+    """The folder of a PostgreSQL's socket, to be given as ``host``; pgvector is created in it."""
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL with pgvector is installed")
+    with postgres() as folder:
+        import psycopg
+
+        with psycopg.connect(host=folder, user="postgres", dbname="postgres", autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        yield folder
 
 
 @pytest.fixture(scope="session")

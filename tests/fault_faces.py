@@ -19,7 +19,6 @@ from bge_integrations.cache import SQLiteStore
 from bge_integrations.errors import BGEError
 from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.llama_index import BGEEmbedding
-from bge_integrations.load import engine_of
 from bge_integrations.wrappers.cache.rows import keyer, unpack
 
 CANARY = "sk-canary-5ac1f0"
@@ -55,7 +54,7 @@ class Face:
         common = {"api_key": CANARY, "cache": str(self.cache), "show_progress": False, "timeout": 20.0}
         self.object = MAKERS[self.name.removesuffix("-async")]("bge-small", **{**common, **self.options})
         # No option: users have no use for it, and tests no time to wait.
-        engine = engine_of(self.encoder)
+        engine = self.encoder.engine
         engine.limits = replace(engine.limits, backoff=0.005)
 
     @property

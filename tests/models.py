@@ -236,7 +236,7 @@ def reranker(kind: str, layers: int = 2, seed: int = 5) -> Path:
     """Return the folder of a random reranker, as transformers saves it.
 
     Args:
-        kind: ``"xlm-roberta"`` (bge-reranker-*) or ``"bert"``.
+        kind: ``"xlm-roberta"`` (bge-reranker-*), ``"bert"`` or ``"modernbert"``.
         layers: transformer layers.
         seed: of the weights.
     """
@@ -244,36 +244,37 @@ def reranker(kind: str, layers: int = 2, seed: int = 5) -> Path:
     if path.exists():
         return path
     import torch
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        XLMRobertaConfig,
-        XLMRobertaForSequenceClassification,
-    )
+    import transformers
 
     path.mkdir()
     torch.manual_seed(seed)
     sizes = {"hidden_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 192}
     sizes |= {"num_labels": 1, "initializer_range": 0.3}
-    if kind == "bert":
-        size = _write_word_pieces(path)
-        model = BertForSequenceClassification(BertConfig(vocab_size=size, max_position_embeddings=512, **sizes))
-        config = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
-        _write_json(path / "tokenizer_config.json", {**config, "model_max_length": 512})
-    else:
-        size = _write_sentence_pieces(path)
-        config = XLMRobertaConfig(
-            vocab_size=size,
-            max_position_embeddings=514,
-            type_vocab_size=1,
-            layer_norm_eps=1e-5,
-            pad_token_id=1,
-            **sizes,
-        )
-        model = XLMRobertaForSequenceClassification(config)
-        config = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
-        _write_json(path / "tokenizer_config.json", {**config, "model_max_length": 512})
-    model.save_pretrained(path)
+    size = _write_sentence_pieces(path) if kind == "xlm-roberta" else _write_word_pieces(path)
+    name, more = {
+        "xlm-roberta": (
+            "XLMRoberta",
+            {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1},
+        ),
+        "bert": ("Bert", {"max_position_embeddings": 512}),
+        "modernbert": ("ModernBert", {"max_position_embeddings": 512, "pad_token_id": 0, "cls_token_id": 101}),
+    }[kind]
+    config = getattr(transformers, f"{name}Config")(vocab_size=size, **sizes, **more)
+    getattr(transformers, f"{name}ForSequenceClassification")(config).save_pretrained(path)
+    config = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
+    _write_json(path / "tokenizer_config.json", {**config, "model_max_length": 512})
+    return path
+
+
+@cache
+def decoder_reranker() -> Path:
+    """Return the folder of a tiny Mistral with its language head, whose tokenizer has the words yes and no."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    path = root() / "random-decoder-reranker"
+    path.mkdir()
+    _write_decoder(path)
+    MistralForCausalLM(MistralConfig.from_pretrained(path)).save_pretrained(path)
     return path
 
 

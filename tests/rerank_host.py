@@ -1,6 +1,6 @@
 """Servers of rerankers on loopback, one per dialect, that answer as the real ones are documented to.
 
-A pair's logit depends on both texts; the two published pairs of the model that is served get the published logits.
+A pair's logit depends on both texts; the published pairs of the model that is served get the published logits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from bge_integrations.catalog.rerankers import find_reranker, published_scores
+from bge_integrations.catalog.rerankers import find_reranker
+from bge_integrations.catalog.score_values import published_scores
 
 PATHS = {
     "tei": ("/rerank",),
@@ -59,8 +60,12 @@ class RerankServer:
         self, dialect: str, *, model: str = "bge-reranker-v2-m3", scale: Any = None, delay: float = 0, cap: int = 0
     ) -> None:
         self.dialect, self.scale, self.delay, self.cap = dialect, scale, delay, cap
-        query, passages, logits = published_scores(find_reranker(model))
-        self.known = {(query, passage): logit for passage, logit in zip(passages, logits, strict=True)}
+        self.card = find_reranker(model)
+        self.known = {
+            (one.query, passage): logit
+            for one in published_scores(self.card)
+            for passage, logit in zip(one.passages, one.logits, strict=True)
+        }
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.faults: list[Any] = []
         self.change: Any = None
@@ -113,10 +118,20 @@ class RerankServer:
 
     def logit(self, query: str, passage: str) -> float:
         """Return a pair's logit."""
-        published = self.known.get((query, passage))
+        published = self.known.get(self.untemplated(query, passage))
         if published is not None:
             return published
         return (zlib.crc32(f"{query}\0{passage}".encode()) % 16_001 - 8000) / 1000
+
+    def untemplated(self, query: str, passage: str) -> tuple[str, str]:
+        """Return a pair without the model's template, where it is in it whole."""
+        texts = []
+        for text, template in ((query, self.card.query_template), (passage, self.card.passage_template)):
+            head, tail = template.split("{text}")
+            if not (text.startswith(head) and text.endswith(tail)):
+                return query, passage
+            texts.append(text.removeprefix(head).removesuffix(tail))
+        return texts[0], texts[1]
 
     @property
     def sent(self) -> list[list[str]]:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bge_integrations.errors import BadAnswerError
@@ -53,6 +53,7 @@ ROWS = st.lists(st.lists(NUMBERS, min_size=DIMENSIONS, max_size=DIMENSIONS) | st
 
 
 @needs_simdjson
+@settings(deadline=None)
 @given(ROWS)
 def test_any_rows_are_read_the_same(rows):
     made = body(*map(json.dumps, rows))

@@ -20,9 +20,9 @@ from bge_integrations.llama_index import BGEEmbedding
 from bge_integrations.verify import check_store, read_stamp, stamp_store
 from bulk_shards import ANSWER, QUESTION, TEXTS, make_shards
 from encoders import CARD, HashEncoder
-from postgres import find_postgres, postgres
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -35,14 +35,6 @@ STORES = {
     "faiss": "faiss",
 }
 NAME = "loaded"
-
-
-@pytest.fixture(scope="module")
-def socket_folder():
-    if find_postgres() is None:
-        pytest.skip("no PostgreSQL with pgvector is installed")
-    with postgres() as folder:
-        yield folder
 
 
 @pytest.fixture(scope="module")

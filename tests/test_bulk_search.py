@@ -28,6 +28,11 @@ def shards(demo, tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("demo") / "out", demo)
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("many") / "out", HashEncoder(), MANY, shard_rows=7)
+
+
 @pytest.fixture(params=["faiss", "numpy"])
 def counter(request, monkeypatch):
     if request.param == "faiss":
@@ -46,10 +51,9 @@ def nearest(encoder, texts, question):
 
 @pytest.mark.usefixtures("counter")
 @pytest.mark.parametrize("k", [1, 4, 49, 50, 500])
-def test_the_nearest_rows_of_all_shards_in_order(tmp_path, k, monkeypatch):
+def test_the_nearest_rows_of_all_shards_in_order(many, k, monkeypatch):
     monkeypatch.setattr(search, "_PIECE", 2)
-    encoder = HashEncoder()
-    folder = make_shards(tmp_path / "out", encoder, MANY, shard_rows=7)
+    encoder, folder = HashEncoder(), many
     questions = ["one question", "another", "a third"]
     for question, hits in zip(questions, search_files(folder, questions, encoder, k=k), strict=True):
         ids, scores = nearest(encoder, MANY, question)

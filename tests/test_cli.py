@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bge_integrations.cli import main
+from bge_integrations.cli import main, make_parser
 from bge_integrations.cli.options import add_encoder_arguments, encoder_options
 from bge_integrations.options import OPTIONS
 
@@ -83,7 +84,7 @@ MISSING = """
 import sys
 for name in ("langchain_core", "prometheus_client", "langchain_text_splitters"):
     sys.modules[name] = None
-from bge_integrations.cli import main
+from bge_integrations.cli import main, make_parser
 sys.exit(main(["demo"]))
 """
 
@@ -91,7 +92,7 @@ sys.exit(main(["demo"]))
 def test_a_demo_names_all_that_is_missing_at_once():
     done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "bge-integrations[langchain,server,all]" in done.stderr
+    assert "bge-integrations[langchain,server,all" in done.stderr  # and torch, where that is not installed
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -109,3 +110,58 @@ with _bar() as on_step:
 def test_verify_needs_no_tqdm():
     done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.strip() == "None", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("serach x", "did you mean search?"),
+        ("embd x", "did you mean embed?"),
+        ("embed a.jsonl -o out --kep title", "did you mean --keep?"),
+        ("serve --prot 80", "did you mean --port?"),
+        ("embed a.jsonl -o out --what-is-this 3", "no option --what-is-this (see"),
+    ],
+)
+def test_a_slip_of_the_hand_is_one_line_with_what_was_meant(typed, meant, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(typed.split())
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert meant in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("typed", [[], ["help"], ["help", "search"], ["--help"], ["version"], ["--version"]])
+def test_help_and_version_are_words_too(typed, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(typed)
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    wanted = "usage: bge search" if "search" in typed else "usage: bge [-h]"
+    assert (importlib.metadata.version("bge-integrations") if "version" in str(typed) else wanted) in shown
+
+
+def test_python_dash_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "bge_integrations", "version"], capture_output=True, text=True)
+    assert done.stdout.strip() == importlib.metadata.version("bge-integrations")
+
+
+def test_every_option_of_every_command_has_help():
+    def options(parser):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for child in action.choices.values():
+                    yield from options(child)
+            elif not action.help:
+                yield f"{parser.prog} {action.option_strings or action.dest}"
+
+    assert list(options(make_parser())) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_and_options(shell, capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    shown = capsys.readouterr().out
+    assert "embed" in shown
+    assert "--query-instruction" in shown

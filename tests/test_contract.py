@@ -16,7 +16,6 @@ import pytest
 import models
 from bge_integrations import ConfigError, InputError, InputTypeError, RepairWarning, RequestRefusedError, load_encoder
 from bge_integrations.core.encoder import Encoder
-from bge_integrations.load import engine_of
 from rig import Rig
 
 EN = "Represent this sentence for searching relevant passages: "
@@ -259,7 +258,7 @@ def embed_there(encoder, texts):
 
 
 def test_a_spawned_process_gives_the_same(encoder, known, elsewhere):
-    if engine_of(encoder).describe().get("backend") == "sentence-transformers":
+    if encoder.engine.describe().get("backend") == "sentence-transformers":
         pytest.skip("importing it there takes ten seconds, and what travels is the same engine")
     queries, documents, space = elsewhere.submit(embed_there, encoder, TEXTS[:3]).result(timeout=100)
     close_to(queries, known["query"][:3])
@@ -327,5 +326,5 @@ def test_blank_texts_can_be_kept_and_a_host_that_refuses_them_is_named(demo, dem
 
 
 def test_every_kind_of_engine_was_held_to_it(demo_url, tmp_path):
-    kinds = {engine_of(make(name, demo_url, tmp_path)).describe().get("protocol", "local") for name in NAMES}
+    kinds = {make(name, demo_url, tmp_path).engine.describe().get("protocol", "local") for name in NAMES}
     assert kinds == {"local", "openai", "space"}

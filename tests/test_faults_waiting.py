@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from bge_integrations import errors, load_encoder
-from bge_integrations.load import engine_of
 from fault_faces import CANARY
 from rig import Rig, cap, echo_key, latency, ok, redirect, rows, status
 
@@ -23,7 +22,7 @@ def encoder_of():
     def make(host: Rig, **options):
         options = {"api_key": CANARY, "max_concurrency": 1, "timeout": 30.0, "show_progress": False, **options}
         encoder = load_encoder("bge-small", **{"base_url": host.url, **options})
-        engine_of(encoder).limits = replace(engine_of(encoder).limits, backoff=0.005)
+        encoder.engine.limits = replace(encoder.engine.limits, backoff=0.005)
         made.append(encoder)
         return encoder
 
@@ -211,7 +210,7 @@ def formats(host: Rig) -> list[str]:
 
 def test_base64_is_found_out(encoder_of):
     with Rig() as host:
-        assert right(host, encoder_of(host, max_inputs=2), texts_of(40))
+        assert right(host, encoder_of(host, max_inputs=4), texts_of(160))
         assert formats(host)[0] == "float"
         assert formats(host)[-1] == "base64"
 
@@ -227,11 +226,11 @@ def no_base64(answer):
 )
 def test_a_host_without_base64_loses_nothing(encoder_of, answer):
     with Rig(default=no_base64(answer)) as host:
-        assert right(host, encoder_of(host, max_inputs=2), texts_of(40))
+        assert right(host, encoder_of(host, max_inputs=4), texts_of(160))
         assert formats(host).count("base64") == 1
 
 
 def test_a_host_that_answers_base64_with_floats(encoder_of):
     with Rig(base64=False) as host:
-        assert right(host, encoder_of(host, max_inputs=2), texts_of(40))
+        assert right(host, encoder_of(host, max_inputs=4), texts_of(160))
         assert formats(host).count("base64") == 1

@@ -57,6 +57,7 @@ def test_a_remote_encoder_is_put_together_without_torch():
     assert shown.stdout.split() == ["False"] * 3, shown.stderr
 
 
+@pytest.mark.slow  # test_house reads the same from the modules' own lines
 def test_faces_import_only_their_own_framework_and_no_torch():
     code = "import bge_integrations.{}, sys; print('torch' in sys.modules, {!r} in sys.modules)"
     for face, other in (("langchain", "llama_index"), ("llama_index", "langchain_core")):

@@ -178,6 +178,7 @@ def test_it_is_pickled_copied_and_used_on_the_other_side(face):
         assert twin.space == face.space
 
 
+@pytest.mark.slow
 def test_it_works_in_a_spawned_process(face):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         there = pool.submit(methodcaller("embed_documents", TEXTS[:3]), face).result(timeout=60)

@@ -8,6 +8,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from bge_integrations.langchain import BGEEmbeddings
 
+pytestmark = pytest.mark.slow
 KEY = "sk-of-the-environment"
 EN = "BAAI/bge-small-en-v1.5"
 
@@ -75,7 +76,6 @@ class TestUnitAtASpace(AtASpace, EmbeddingsUnitTests):
     pass
 
 
-@pytest.mark.slow
 class TestIntegrationHere(Here, EmbeddingsIntegrationTests):
     pass
 

@@ -33,7 +33,6 @@ from bge_integrations import (
 from bge_integrations.environment import HiddenValues, Key, cache_path, keys_from, switched_on
 from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.llama_index import BGEEmbedding
-from bge_integrations.load import engine_of
 from bge_integrations.options import OPTIONS
 
 CANARY = "sk-canary-4242"
@@ -46,7 +45,7 @@ class Masked:
 
 
 def endpoint(*args, **options):
-    return engine_of(load_encoder(*args, **options)).endpoint
+    return load_encoder(*args, **options).engine.endpoint
 
 
 # ---- which model
@@ -116,10 +115,10 @@ def test_local_and_remote_agree_on_the_space_and_other_instructions_do_not():
 
 
 def test_nothing_said_is_this_machine_and_the_environment_can_name_a_host(monkeypatch):
-    assert type(engine_of(load_encoder("bge-small"))).__name__ == "LocalEngine"
+    assert type(load_encoder("bge-small").engine).__name__ == "LocalEngine"
     monkeypatch.setenv("BGE_BASE_URL", LOCAL)
     assert endpoint("bge-small").base_url == LOCAL
-    assert type(engine_of(load_encoder("bge-small", provider="local"))).__name__ == "LocalEngine"
+    assert type(load_encoder("bge-small", provider="local").engine).__name__ == "LocalEngine"
     assert endpoint("bge-small", base_url="http://localhost:1/v1").base_url == "http://localhost:1/v1"
 
 
@@ -131,7 +130,7 @@ def test_the_environment_can_name_a_provider(monkeypatch):
 
 def test_the_bundled_model_and_folders_stay_here_whatever_the_environment_says(monkeypatch):
     monkeypatch.setenv("BGE_BASE_URL", LOCAL)
-    assert type(engine_of(load_encoder("demo"))).__name__ == "LocalEngine"
+    assert type(load_encoder("demo").engine).__name__ == "LocalEngine"
 
 
 @pytest.mark.parametrize("tail", ["", "/", "/embeddings", "/embeddings/"])
@@ -209,7 +208,7 @@ def test_a_host_that_pools_otherwise_is_refused_or_gets_a_space_of_its_own(monke
     accepted = load_encoder("bge-small", provider="cloudflare", api_key="k", accept_space="mean")
     assert accepted.space != load_encoder("bge-small").space
     assert "mean" in accepted.space
-    assert engine_of(accepted).endpoint.wire_model == "@cf/baai/bge-small-en-v1.5"
+    assert accepted.engine.endpoint.wire_model == "@cf/baai/bge-small-en-v1.5"
 
 
 def test_plain_http_leaves_this_machine_never():
@@ -288,7 +287,7 @@ def test_a_providers_key_does_not_follow_another_address(monkeypatch):
 
 def test_a_key_is_nowhere_to_be_seen(monkeypatch):
     encoder = load_encoder("bge-base", provider="deepinfra", api_key=CANARY, cache=None)
-    key = engine_of(encoder).endpoint.key
+    key = encoder.engine.endpoint.key
     shown = [
         repr(encoder),
         str(encoder),
@@ -297,7 +296,7 @@ def test_a_key_is_nowhere_to_be_seen(monkeypatch):
         repr(encoder.stamp()),
         repr(vars(encoder)),
     ]
-    shown += [repr(engine_of(encoder)), repr(engine_of(encoder).endpoint)]
+    shown += [repr(encoder.engine), repr(encoder.engine.endpoint)]
     assert not [text for text in shown if CANARY in text]
     assert CANARY.encode() not in pickle.dumps(encoder)
     assert copy.deepcopy(encoder).key == CANARY
@@ -351,8 +350,8 @@ def test_wrappers_are_the_same_model_in_the_same_space(tmp_path):
     assert wrapped.space == plain.space
     assert wrapped.stamp() == plain.stamp()
     assert wrapped.format(["q"], "query") == ["find: q"]
-    assert engine_of(wrapped) is not wrapped
-    assert engine_of(plain) is plain
+    assert wrapped.engine is not wrapped
+    assert plain.engine is plain
 
 
 def test_putting_together_never_touches_disk_network_or_warnings(tmp_path):
@@ -610,7 +609,7 @@ def test_without_a_home_folder_the_error_says_what_to_set():
 
 def test_the_way_to_a_host_reaches_the_engine(monkeypatch):
     options = {"headers": {"X-Key": CANARY}, "read_timeout": 5, "api_key": lambda: "k"}
-    engine = engine_of(load_encoder("bge-small", base_url=f"{LOCAL}?api-version=1", **options))
+    engine = load_encoder("bge-small", base_url=f"{LOCAL}?api-version=1", **options).engine
     assert dict(engine.endpoint.headers) == {"X-Key": CANARY}
     assert (engine.endpoint.key(), engine.endpoint.key_changes, engine.limits.read_timeout) == ("k", True, 5)
     assert engine.endpoint.base_url.endswith("?api-version=1")

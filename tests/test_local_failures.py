@@ -46,10 +46,10 @@ class Faulty:
     def __init__(self, inner, fails, error):
         self.inner, self.fails, self.error = inner, fails, error
 
-    def _checked(self, name, batch, **options):
+    def _checked(self, name, batch, *more, **options):
         if any(self.fails(item) for item in batch):
             raise self.error("what the library says")
-        return getattr(self.inner, name)(batch, **options)
+        return getattr(self.inner, name)(batch, *more, **options)
 
     def encode_batch_fast(self, texts, **options):
         return self._checked("encode_batch_fast", texts, **options)
@@ -57,8 +57,8 @@ class Faulty:
     def encode_batch(self, texts, **options):
         return self._checked("encode_batch", texts, **options)
 
-    def __call__(self, items):
-        return self._checked("forward", items)
+    def __call__(self, items, output):
+        return self._checked("forward", items, output)
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
@@ -131,10 +131,10 @@ def test_a_batch_that_does_not_fit_the_memory_is_computed_in_parts(engine):
     wanted = engine.encode(texts, role="document")
     backend, forward = backend_of(engine), backend_of(engine).forward
 
-    def small(items):
+    def small(items, output):
         if len(items) > 8:
             raise MemoryError("no room for so many")
-        return forward(items)
+        return forward(items, output)
 
     backend.forward = small
     assert np.abs(engine.encode(texts, role="document") - wanted).max() < 1e-5
@@ -143,7 +143,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_computed_in_parts(engine):
 def test_a_model_that_fails_at_everything_blames_no_text(engine):
     calls = []
 
-    def broken(items):
+    def broken(items, output):
         calls.append(len(items))
         raise RuntimeError("device lost\nand a second line")
 

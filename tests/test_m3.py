@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
-from bge_integrations import errors, load_encoder, load_reranker
+from bge_integrations import errors, load_encoder, load_reranker, max_sim, sparse_score
 from bge_integrations.catalog import find_model
 from bge_integrations.load import load_m3
-from bge_integrations.wrappers.multivector import MultivectorReranker, max_sim, sparse_score
+from bge_integrations.wrappers.multivector import MultivectorReranker
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")]
@@ -447,3 +447,13 @@ def test_a_too_long_passage_is_told_by_its_position(short_m3):
         with pytest.raises(errors.TooLongError) as caught:
             reranker.score("q", ["short", "word " * 90])
         assert caught.value.positions == (1,)
+
+
+def test_a_damaged_head_leaves_the_dense_vectors_alone(tmp_path, m3):
+    folder = tmp_path / "tuned"
+    shutil.copytree(models.m3(), folder)
+    (folder / "colbert_linear.pt").write_bytes(b"no head at all")
+    with load_encoder(folder, **QUIET) as encoder:
+        np.testing.assert_array_equal(encoder.encode(["a"], role="document"), m3.encode(["a"], role="document"))
+        with pytest.raises(errors.ModelLoadError, match=r"colbert_linear\.pt.*fetch it again"):
+            encoder.encode_outputs(["a"], role="document")

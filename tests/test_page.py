@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from bge_integrations.errors import MissingExtraError
-from bge_integrations.load import load_encoder
+from bge_integrations.load import load_encoder, load_reranker
 from bge_integrations.server import Limits, background
 from bge_integrations.server.responses import content_policy
 from serving import ServedEncoder
@@ -121,6 +121,48 @@ def test_ranking_with_and_without_the_instruction_is_the_servers_own(page, url):
             f"{scores[i]:.3f}"[:6] for i in order
         ]
     keep(page, "page-light.png")
+
+
+@browser_only
+def test_the_list_before_and_after_reranking_is_the_servers_own(driver, encoder):
+    reranker = load_reranker("demo") if encoder.card.id == "demo" else None
+    if reranker is None:
+        pytest.skip("the bundled models cannot run here")
+    with reranker, background(encoder, reranker=reranker) as url:
+        driver.get(url)
+        wait(driver, "return !document.getElementById('reranked-section').hidden")
+        rank(driver)
+        query, passages = driver.execute_script(
+            "return [document.getElementById('query').value, passages().map((p) => p.text)]"
+        )
+        assert texts(driver, "#before .text") == texts(driver, "#with .text")
+        ranks = reranker.rank(query, passages)
+        assert texts(driver, "#after .text") == [f"{i + 1} · {passages[i]}" for i, _ in ranks]
+        assert [text[:5] for text in texts(driver, "#after .score")] == [f"{score:.3f}" for _, score in ranks]
+        place = {text: at for at, text in enumerate(texts(driver, "#before .text"))}
+        moved = [place[text] - at for at, text in enumerate(texts(driver, "#after .text"))]
+        assert [text[5:] for text in texts(driver, "#after .score")] == [
+            f"{'▲' if by > 0 else '▼'}{abs(by)}" if by else "" for by in moved
+        ]
+        assert f"reranked, passage {ranks[0].position + 1}." in texts(driver, "#said")[0]
+        body = re.findall(r"/rerank .*?-d '(.*?)'$", texts(driver, "#curl")[0], re.MULTILINE | re.DOTALL)[0]
+        headers = {"content-type": "application/json"}
+        rows = httpx.post(f"{url}/rerank", content=body, headers=headers, timeout=60).json()
+        assert [row["index"] for row in rows] == [one.position for one in ranks]
+        assert driver.execute_script(CONTRAST) == []
+        keep(driver, "page-reranked.png")
+        phone(driver)
+        try:
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= 360
+        finally:
+            driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@browser_only
+def test_without_a_reranker_the_page_has_no_such_list(page):
+    rank(page)
+    assert page.execute_script("return document.getElementById('reranked-section').hidden")
+    assert "/rerank" not in texts(page, "#curl")[0]
 
 
 @browser_only

@@ -23,6 +23,7 @@ import pytest
 import bge_integrations
 from bge_integrations import load_encoder
 from bge_integrations.bulk import embed_files
+from bge_integrations.bulk.folder import read_manifest
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, HostUnavailableError, InputError, SpaceMismatchError
 from bge_integrations.local.select import usable_cores
@@ -626,7 +627,12 @@ FILES = """
 def test_files_whose_driver_is_killed_go_on_even_without_ray(cluster, rows, tmp_path, diary):
     folder = tmp_path / "out"
     driver = start_driver(FILES, cluster.address, str(folder), str(diary), str(rows))
-    kill_when(driver, lambda: len(files(folder)) >= 2 and any(number(text) >= 90 for text in texts_in(diary)))
+
+    def two_are_noted_and_the_rest_is_begun():  # a shard's file is there before its line in the manifest
+        record = read_manifest(folder)
+        return record and len(record.shards) >= 2 and any(number(text) >= 90 for text in texts_in(diary))
+
+    kill_when(driver, two_are_noted_and_the_rest_is_begun)
     report = embed_files(str(rows), folder, HashEncoder(), columns=columns(), shard_rows=30)
     assert (report.rows, report.shards) == (ROWS, 5)
     assert 2 <= report.resumed <= 3

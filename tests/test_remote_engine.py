@@ -52,7 +52,7 @@ TEXTS = [f"text number {i}" for i in range(40)]
 
 
 class Canary:
-    """A key that travels without its value, as load.py's."""
+    """A key that travels without its value, as load's."""
 
     def __init__(self, value=KEY):
         self.value = value
@@ -523,7 +523,7 @@ def sizes(host):
 
 def test_a_single_text_at_fault_is_no_cap(engine_of):
     with Rig(default=refuse_marked("poison", 413, "too large")) as host:
-        engine = engine_of(host)
+        engine = engine_of(host, provider=Provider(name="host", base64=False))
         with pytest.raises(errors.TooLargeError) as caught:
             engine.encode([*TEXTS, "poison"], role="document")
         assert caught.value.positions == (40,)
@@ -622,6 +622,14 @@ def test_a_known_host_is_asked_for_base64_at_once(engine_of):
         assert set(formats(host)) == {"base64"}
 
 
+def test_base64_is_tried_after_one_full_request(engine_of):
+    with Rig() as host:
+        engine = engine_of(host, limits={"max_concurrency": 1})
+        assert right(host, engine, [f"text {i}" for i in range(5 * 64)])
+        assert formats(host)[:3] == ["float", "float", "base64"]  # the comparison waits for the one slot
+        assert set(formats(host)[3:]) == {"base64"}
+
+
 def test_a_known_host_without_base64_is_never_asked(engine_of):
     with Rig() as host:
         engine = engine_of(host, provider=Provider(name="host", base64=False), limits={"max_inputs": 1})
@@ -645,7 +653,7 @@ def test_base64_that_goes_wrong_is_given_up_with_nothing_lost(engine_of, fault, 
         engine = engine_of(
             host, provider=Provider(name="h", base64=known), limits={"max_inputs": 2, "max_concurrency": 1}
         )
-        assert right(host, engine)
+        assert right(host, engine, [f"text {i}" for i in range(80)])
         assert formats(host).count("base64") == 1
         assert formats(host)[-1] == "float"
         assert engine.usage.retries == 0
@@ -661,7 +669,7 @@ def test_a_busy_moment_says_nothing_about_base64(engine_of):
             (busy.pop() if fails else ok)(exchange)
 
         host.default = first_base64_fails
-        assert right(host, engine, [f"text {i}" for i in range(80)])
+        assert right(host, engine, [f"text {i}" for i in range(200)])
         assert not busy
         assert formats(host)[-1] == "base64"
 

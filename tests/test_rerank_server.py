@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+
 import httpx
 import numpy as np
 import pytest
 
 import models
 from bge_integrations import errors, load_reranker
+from bge_integrations.cli import main, serve
 from bge_integrations.server import Limits, background
+from rerank_host import RerankServer, sigmoid
 from serving import ServedEncoder
 
 pytestmark = pytest.mark.slow
@@ -117,6 +121,63 @@ def test_limits_and_keys_hold_for_reranking_too(inner):
             np.testing.assert_allclose(client.score(QUERY, passages), inner.score(QUERY, passages), atol=1e-5)
 
 
+@pytest.mark.parametrize("dialect", ["tei", "infinity", "vllm", "llama.cpp", "xinference"])
+def test_a_reranker_at_a_host_is_served_in_every_shape(dialect):
+    with (
+        RerankServer(dialect) as host,
+        load_reranker("bge-reranker-v2-m3", base_url=host.url) as remote,
+        background(ServedEncoder(), reranker=remote) as url,
+    ):
+        logits = [host.logit(QUERY, passage) for passage in PASSAGES]
+        raw = ask(url, "/rerank", texts=PASSAGES, raw_scores=True).json()
+        assert {row["index"]: row["score"] for row in raw} == pytest.approx(dict(enumerate(logits)), abs=1e-3)
+        rows = ask(url, "/v2/rerank", documents=PASSAGES, model="bge-reranker-v2-m3").json()["results"]
+        assert [row["index"] for row in rows] == sorted(range(len(PASSAGES)), key=lambda i: (-logits[i], i))
+        assert [row["relevance_score"] for row in rows] == pytest.approx(
+            [sigmoid(logits[row["index"]]) for row in rows]
+        )
+
+
+def test_what_a_rerankers_host_says_is_not_hidden():
+    with (
+        RerankServer("tei") as host,
+        load_reranker("bge-reranker-v2-m3", base_url=host.url, max_retries=0) as remote,
+        background(ServedEncoder(), reranker=remote) as url,
+    ):
+        ask(url, "/rerank", texts=PASSAGES)
+        host.faults = [lambda handler: handler.reply(429, {}, Retry_After="7")]
+        answer = ask(url, "/rerank", texts=PASSAGES)
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "7"
+
+
+def parsed_by_serve(arguments):
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_the_command_line_names_the_rerankers_own_host(monkeypatch):
+    monkeypatch.setenv("RERANK_KEY", "k-rerank")
+    with RerankServer("jina") as host:
+        arguments = ["--model", "demo", "--truncate", "error", "--reranker", "bge-reranker-v2-m3"]
+        place = ["--reranker-base-url", host.url, "--reranker-dialect", "jina", "--reranker-verify", "first-use"]
+        parsed = parsed_by_serve(
+            [*arguments, *place, "--reranker-wire-model", "mine", "--reranker-key-env", "RERANK_KEY"]
+        )
+        with serve.make_reranker(parsed)() as made:
+            logits = made.score(QUERY, PASSAGES, scale="logit")
+            np.testing.assert_allclose(logits, [host.logit(QUERY, passage) for passage in PASSAGES], atol=1e-3)
+        assert made.truncate == "error"
+        assert {body["model"] for _, body, _ in host.requests} == {"mine"}
+        assert {headers["authorization"] for *_, headers in host.requests} == {"Bearer k-rerank"}
+
+
+def test_a_rerankers_host_without_a_reranker_is_refused(capsys):
+    assert main(["serve", "--model", "demo", "--reranker-base-url", "http://localhost:1"]) == 2
+    assert "--reranker-base-url needs --reranker MODEL" in capsys.readouterr().err
+
+
 def test_without_a_reranker_there_is_no_such_path():
     with background(ServedEncoder()) as url:
         assert ask(url, "/rerank", texts=["a"]).status_code == 404
@@ -139,7 +200,30 @@ def test_jinas_own_langchain_client(url, ranks, monkeypatch):
 
 
 def test_coheres_own_client(url, ranks):
-    cohere = pytest.importorskip("cohere")
+    cohere = pytest.importorskip("cohere", reason="cohere is not installed")
     client = cohere.ClientV2(api_key="none", base_url=url)
     found = client.rerank(model=models.reranker("xlm-roberta").name, query=QUERY, documents=PASSAGES, top_n=3)
     assert [one.index for one in found.results] == [one.position for one in ranks[:3]]
+
+
+def test_infinitys_own_langchain_client(url, ranks):
+    client = pytest.importorskip("infinity_client.client", reason="infinity_client is not installed")
+    from langchain_community.document_compressors.infinity_rerank import InfinityRerank
+    from langchain_core.documents import Document
+
+    with client.Client(base_url=url) as connection:
+        asks = InfinityRerank(client=connection, model=models.reranker("xlm-roberta").name, top_n=3)
+        found = asks.compress_documents([Document(text) for text in PASSAGES], QUERY)
+    assert [one.page_content for one in found] == [PASSAGES[one.position] for one in ranks[:3]]
+
+
+def test_llama_indexs_own_tei_client(url, ranks):
+    tei = pytest.importorskip(
+        "llama_index.postprocessor.tei_rerank", reason="llama-index-postprocessor-tei-rerank is not installed"
+    )
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    nodes = [NodeWithScore(node=TextNode(text=text), score=0.5) for text in PASSAGES]
+    found = tei.TextEmbeddingInference(base_url=url, top_n=3).postprocess_nodes(nodes, query_str=QUERY)
+    assert [one.text for one in found] == [PASSAGES[one.position] for one in ranks[:3]]
+    assert [one.score for one in found] == pytest.approx([one.score for one in ranks[:3]], abs=1e-5)

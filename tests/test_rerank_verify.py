@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bge_integrations import load_reranker
+from bge_integrations.catalog.score_values import published_scores
 from bge_integrations.cli import main
 from bge_integrations.verify import verify_reranker
 from rerank_host import RerankServer, sigmoid
@@ -38,13 +39,15 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("model", ["bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3"])
+@pytest.mark.parametrize(
+    "model", ["bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3", "bge-reranker-v2-gemma"]
+)
 @pytest.mark.parametrize("cause", CAUSES)
 def test_each_cause_is_named(cause, model):
     scale, ok = CAUSES[cause]
     with (
-        RerankServer("tei", model=model, scale=scale) as host,
-        load_reranker(model, base_url=host.url, dialect="tei") as reranker,
+        RerankServer("vllm", model=model, scale=scale) as host,
+        load_reranker(model, base_url=host.url, dialect="vllm") as reranker,
     ):
         report = verify_reranker(reranker, behaviour=False)
     said = report.summary()
@@ -53,6 +56,23 @@ def test_each_cause_is_named(cause, model):
     others = [other for other in CAUSES if not CAUSES[other][1] and other != cause]
     assert not any(other in said for other in others)
     json.dumps(report.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [("bge-reranker-base", 2), ("bge-reranker-large", 6), ("bge-reranker-v2-m3", 3), ("bge-reranker-v2-gemma", 5)],
+)
+def test_all_published_scores_are_asked_for(model, count):
+    with RerankServer("vllm", model=model) as host, load_reranker(model, base_url=host.url, dialect="vllm") as reranker:
+        report = verify_reranker(reranker, behaviour=False)
+        assert (report.ok, report.checked) == (True, count)
+        query, passages, _ = published_scores(reranker.card)[-1]
+        pair = reranker.card.query_template.format(text=query), reranker.card.passage_template.format(text=passages[0])
+        # One wrong score among all is seen.
+        host.logit = lambda query, passage: (
+            0.5 if (query, passage) == pair else RerankServer.logit(host, query, passage)
+        )
+        assert not verify_reranker(reranker, behaviour=False).ok
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.llama_index import BGEEmbedding
 from bge_integrations.verify import check_store, read_stamp, stamp_store
 from encoders import CARD, HashEncoder
-from postgres import find_postgres, postgres
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,18 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 TEXTS = ["one", "two", "three"]
-
-
-@pytest.fixture(scope="module")
-def socket_folder():
-    if find_postgres() is None:
-        pytest.skip("no PostgreSQL with pgvector is installed")
-    with postgres() as folder:
-        import psycopg
-
-        with psycopg.connect(host=folder, user="postgres", dbname="postgres", autocommit=True) as connection:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        yield folder
 
 
 @pytest.fixture

@@ -211,6 +211,6 @@ def test_wire_names_of_a_known_host(host, encoder_of):
 
 def test_one_list_is_one_request(host, encoder_of):
     encoder = encoder_of("bge-small")
-    encoder.encode([f"text {i}" for i in range(64)], role="document")
+    encoder.encode([f"text {i}" for i in range(60)], role="document")
     assert len(host.requests) == 1
     assert SimpleNamespace(**encoder.describe()).wire_model == "bge-small"

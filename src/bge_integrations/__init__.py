@@ -47,6 +47,7 @@ from .load import Options, RerankerOptions, load_encoder, load_reranker
 if TYPE_CHECKING:
     from .core.encoder import Encoder, Outputs, stream
     from .core.reranker import Reranker
+    from .core.token_outputs import max_sim, sparse_score
     from .core.usage import Usage
 
 __all__ = [
@@ -98,6 +99,8 @@ __all__ = [
     "find_provider",
     "load_encoder",
     "load_reranker",
+    "max_sim",
+    "sparse_score",
     "stream",
 ]
 
@@ -107,6 +110,8 @@ _LAZY = {
     "Outputs": "core.encoder",
     "Reranker": "core.reranker",
     "Usage": "core.usage",
+    "max_sim": "core.token_outputs",
+    "sparse_score": "core.token_outputs",
     "stream": "core.encoder",
 }
 

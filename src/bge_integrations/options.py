@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):  # noqa: D101 - made from the table below
     api_key: Any
     headers: Mapping[str, str] | None
     allow_http: bool | None
+    dialect: str | None
     wire_model: str | None
     query_instruction: str | None
     accept_space: Pooling | None
@@ -166,6 +167,7 @@ OPTIONS: dict[str, Option] = {
         Option("api_key", "key", "the host's key; better set its variable in the environment", "secret"),
         Option("headers", "headers", "sent with every request; values are treated as secrets", "secret"),
         Option("allow_http", bool, "send texts and key over plain http to another machine", "patience"),
+        Option("dialect", str, "who is asked for bge-m3's sparse and multivector output, if unsaid: vllm, tei, ..."),
         Option("wire_model", str, "what is sent as 'model' when it differs from the provider's name"),
         Option("query_instruction", str, "instead of the model's own; '' for none"),
         Option("accept_space", Pooling, "pooling of a host, or of a folder that states none; gets its own space"),

@@ -108,7 +108,23 @@ class _Parquet(ShardFormat):
                 columns = {name: batch.column(name) for name in names}
                 numbers = _numbers(columns.pop("embedding")) if vectors else _NONE
                 found = _sparse_rows(columns.pop(_IDS), columns.pop(_WEIGHTS)) if _IDS in columns else None
-                yield _part({name: column.to_pylist() for name, column in columns.items()}, numbers, found)
+                yield _part({name: _python(column) for name, column in columns.items()}, numbers, found)
+
+
+def _python(column: Any) -> list[Any]:
+    """Return Python's values of an Arrow column; of nanoseconds, which these do not hold, whole microseconds."""
+    if getattr(column.type, "unit", "") == "ns":
+        column = column.cast(_microseconds(column.type), safe=False)
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _microseconds(kind: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
 
 
 def _table(rows: Sequence[Row], vectors: Any, contents: Contents) -> Any:

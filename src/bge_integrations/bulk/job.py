@@ -15,8 +15,9 @@ from ..catalog.records import OutputName
 from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning, warn
 from .columns import kept_kinds
-from .folder import Manifest, Record, check_ours, read_manifest
+from .folder import Record, read_manifest
 from .formats import FORMATS, Contents, Format, need_pyarrow
+from .manifest import Manifest, check_ours
 from .part import SparseRows
 from .pipeline import Embedded, EncoderShards, OnError, ShardEmbedder, embed_shards, stopped_at, with_sparse
 from .readers import read_rows

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from ..errors import ModelLoadError
-from .records import ModelCard, OutputName, RerankerCard
+from .records import ModelCard, RerankerCard
+from .weights import HEAD_FILES, find_head, fingerprint, is_lfs_pointer, is_published, read_heads, weight_files
 
 __all__ = [
-    "HEAD_FILES",
     "POOLINGS",
     "describe_contents",
-    "find_head",
-    "fingerprint",
-    "is_lfs_pointer",
     "is_model_folder",
     "no_reranker",
     "pooling_of",
@@ -48,9 +43,6 @@ _OLD_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-HEAD_FILES: dict[str, str] = {"sparse": "sparse_linear", "multivector": "colbert_linear"}
-"""The file, without its ending, that holds the head of an output beside the dense one."""
-
 _SIZES = ("hidden_size", "d_model", "dim", "n_embd")
 _ENCODERS = ("bert", "roberta", "xlm-roberta")
 
@@ -94,14 +86,6 @@ _OTHER_FORMATS = {
 }
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Return whether a file is what git leaves of a large one that git-lfs did not fetch."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(40).startswith(b"version https://git-lfs")
-
-
 def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:
     """Return the card of the model in ``folder``.
 
@@ -128,7 +112,7 @@ def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:
     if named is not None and named.dimensions == full:
         return _named(replace(named, dimensions=size, folder=str(folder)), folder, commit, stated)
     guessed = stated or _trained_pooling(folder, config, known)
-    outputs, heads = _heads(folder)
+    outputs, heads = read_heads(folder)
     return ModelCard(
         id=name,
         dimensions=size,
@@ -147,29 +131,11 @@ def read_folder(folder: Path, known: Mapping[str, ModelCard]) -> ModelCard:
     )
 
 
-def find_head(folder: Path, name: str) -> Path | None:
-    """Return the file of a head in a model's folder, or None."""
-    files = (folder / f"{HEAD_FILES[name]}{ending}" for ending in (".safetensors", ".pt"))
-    return next((file for file in files if file.is_file() and not is_lfs_pointer(file)), None)
-
-
-def _heads(folder: Path) -> tuple[tuple[OutputName, ...], str]:
-    """Return the outputs for which a folder has heads, and a fingerprint of these."""
-    outputs: tuple[OutputName, ...] = ("dense",)
-    digest = hashlib.sha256()
-    for name in get_args(OutputName):
-        file = find_head(folder, name) if name in HEAD_FILES else None
-        if file is not None:
-            outputs += (name,)
-            digest.update(file.read_bytes())
-    return outputs, digest.hexdigest()[:8] if len(outputs) > 1 else ""
-
-
 def read_reranker_folder(folder: Path, known: Mapping[str, RerankerCard]) -> RerankerCard:
     """Return the card of the reranker in ``folder``.
 
     Args:
-        folder: has a ``config.json`` that names a classifier of one label.
+        folder: has a ``config.json`` that names a classifier of one label, or a decoder that CrossEncoder has saved.
         known: cards by lower-case name; a folder of that name and width takes the card, as ``read_folder`` does.
 
     Raises:
@@ -177,9 +143,9 @@ def read_reranker_folder(folder: Path, known: Mapping[str, RerankerCard]) -> Rer
     """
     folder = _snapshot(folder)
     config = _object(folder / "config.json")
-    reason = no_reranker(config)
+    reason = no_reranker(folder)
     if reason:
-        raise ModelLoadError(f"{str(folder)!r} {reason}; an embedding model belongs to load_encoder(...)")
+        raise ModelLoadError(f"{str(folder)!r} {reason}")
     dimensions = next((size for key in _SIZES if (size := _count(config.get(key)))), None)
     if dimensions is None:
         raise ModelLoadError(f"{str(folder)!r} has no config.json with a hidden_size: is it a model's folder?")
@@ -199,12 +165,28 @@ def read_reranker_folder(folder: Path, known: Mapping[str, RerankerCard]) -> Rer
     )
 
 
-def no_reranker(config: Mapping[str, Any]) -> str:
-    """Return why a configuration is not that of a reranker, or nothing."""
+def no_reranker(folder: Path) -> str:
+    """Return why a folder's model is no reranker, or nothing.
+
+    A decoder is one where its modules say with which words it answers (sentence-transformers' ``LogitScore``): without
+    them, CrossEncoder takes "yes" and "no" of any model, and no prompt.
+
+    Raises:
+        ModelLoadError: a configuration file cannot be read.
+    """
+    config = _object(folder / "config.json")
     architectures = config.get("architectures")
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    kind = names[0] if names else "model without a head"
+    if any(name == "LogitScore" for name, _ in read_modules(folder)):
+        return ""
+    if kind.endswith("ForCausalLM"):
+        return (
+            f"holds a {kind}, and no file says with which prompt and which words it answers: start a server with it "
+            "(vLLM) and pass base_url=, or save it as a CrossEncoder with a LogitScore"
+        )
     if not any(name.endswith("SequenceClassification") for name in names):
-        return f"holds a {names[0] if names else 'model without a head'}, which gives no scores of pairs"
+        return f"holds a {kind}, which gives no scores of pairs; an embedding model belongs to load_encoder(...)"
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, Mapping) else config.get("num_labels", 2)
     return "" if count == 1 else f"sorts into {count} classes: a reranker has one"
@@ -214,69 +196,12 @@ def _named(card: ModelCard, folder: Path, commit: str | None, stated: str | None
     if commit is not None:
         return card if card.revision in (None, commit) else replace(card, revision=commit)
     own = [find_head(folder, name) for name in HEAD_FILES if name in card.outputs]
-    if not all(_is_published(path, folder, card) for path in own if path is not None):
-        card = replace(card, heads=_heads(folder)[1])
-    files = _weight_files(folder)
-    if not files or all(_is_published(path, folder, card) for path in files):
+    if not all(is_published(path, folder, card) for path in own if path is not None):
+        card = replace(card, heads=read_heads(folder)[1])
+    files = weight_files(folder)
+    if not files or all(is_published(path, folder, card) for path in files):
         return card
     return replace(card, revision=fingerprint(folder), pooling=stated or card.pooling)
-
-
-def _is_published(path: Path, folder: Path, card: ModelCard) -> bool:
-    """Return whether a file of weights is the one that the card's authors published.
-
-    The hub's own download leaves a note with the commit; it counts while the file is not newer than the note, which is
-    huggingface_hub's rule too. Otherwise the whole file is compared with the digests that the card knows.
-    """
-    note = folder / ".cache" / "huggingface" / "download" / f"{path.relative_to(folder).as_posix()}.metadata"
-    try:
-        status = path.stat()
-        if note.is_file():
-            commit, _, written = note.read_text("utf-8").split()[:3]
-            if commit == card.revision and status.st_mtime <= float(written) + 1:
-                return True
-    except (OSError, ValueError):
-        return False
-    return bool(card.weights) and _digest(path, status.st_size, status.st_mtime_ns) in card.weights
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, size: int, changed: int) -> str:
-    del size, changed  # part of the cache's key alone
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a digest of the weights that is the same wherever the folder lies: sizes, and samples of every file.
-
-    A copy in another format beside them, such as what ``bge export`` writes, does not change it.
-
-    Raises:
-        ModelLoadError: a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    for path in _weight_files(folder):
-        try:
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder).as_posix().removeprefix('onnx/')}:{size}".encode())
-            with path.open("rb") as file:
-                for offset in range(0, size, max(65_536, size // 256)):
-                    file.seek(offset)
-                    digest.update(file.read(65_536))
-        except OSError as error:
-            raise ModelLoadError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-    return digest.hexdigest()[:16]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that are loaded: of the folder itself, then of its modules, such as a Dense layer."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        found = sorted(folder.glob(pattern)) + sorted(folder.glob(f"[0-9]*_*/{pattern}"))
-        found = [path for path in found if path.stem not in HEAD_FILES.values()]
-        if found:
-            return found
-    return sorted(path for path in folder.glob("onnx/*") if path.is_file())
 
 
 def _snapshot(folder: Path) -> Path:
@@ -389,5 +314,6 @@ def _max_tokens(folder: Path, inner: Path, config: Mapping[str, Any]) -> int:
     tokenizer = _object(folder / "tokenizer_config.json").get("model_max_length")
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and config.get("model_type") in ("xlm-roberta", "roberta"):
-        positions -= 2
+        padding = config.get("pad_token_id")
+        positions -= (padding if isinstance(padding, int) else 1) + 1  # the first token stands behind the padding's
     return min((n for n in (tokenizer, positions) if isinstance(n, int) and 0 < n < 1_000_000), default=512)

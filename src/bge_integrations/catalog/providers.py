@@ -69,6 +69,8 @@ PROVIDERS: tuple[Provider, ...] = (
             Offer(_ICL, _ICL),
         ),
         max_inputs=1024,
+        output_dialect="deepinfra",
+        quirks="BAAI/bge-m3-multi at /v1/inference gives dense, sparse and multivector.",
         source="the host's documentation, mid-2026",
         checked=_CHECKED,
     ),
@@ -174,6 +176,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="tei",
         title="Text Embeddings Inference",
+        output_dialect="tei",
         max_inputs=32,
         quirks="Ignores 'model'; 422 for a batch over its maximum (its OpenAPI says 413); 400 empty, 424 back-end, 429 overloaded without Retry-After; truncates silently since 2026-02 (before: 422); 2 MB body; a --default-prompt set on the server can double the prefix; /info shows pooling; accepts token ids and embeds garbage.",
         source="the host's documentation, mid-2026",
@@ -190,6 +193,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="vllm",
         title="vllm",
+        output_dialect="vllm",
         quirks="400 over the context length; 400 on 'dimensions'; older versions 400 on base64.",
         source="the host's documentation, mid-2026",
         checked=_CHECKED,
@@ -197,6 +201,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="sglang",
         title="sglang",
+        output_dialect="sglang",
         quirks="Early versions pooled the last token for BERT models.",
         source="the host's documentation, mid-2026",
         checked=_CHECKED,
@@ -235,6 +240,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="xinference",
         title="xinference",
+        output_dialect="xinference",
         quirks="Model ids without 'BAAI/'.",
         source="the host's documentation, mid-2026",
         checked=_CHECKED,
@@ -244,6 +250,7 @@ PROVIDERS: tuple[Provider, ...] = (
         title="BGE Embedding API (Hugging Face Space, Docker)",
         key_env=("HF_TOKEN",),
         protocol="space",
+        output_dialect=None,
         quirks="POST /embed {texts: str|str[], normalize: bool=true, is_query: bool=false} -> {embeddings, model, dimension}; the SERVER adds the query prefix when is_query is true, so the client must not; GET /health -> {status, model_loaded, model}; errors: 500 {detail: str}, 422 {detail: [...]}; no auth unless the Space is private (Authorization: Bearer <HF token>); port 7860; BAAI/bge-small-en-v1.5, 384 dimensions.",
         source="the host's documentation, mid-2026",
         checked=_CHECKED,

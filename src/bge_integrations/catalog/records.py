@@ -175,6 +175,9 @@ class Provider:
         needs_key: whether a call without a key cannot work.
         base64: whether it answers ``encoding_format="base64"`` well; ``None`` where unknown.
         pooling: what it pools by where that is not what the model wants.
+        output_dialect: how bge-m3's sparse and multivector output is asked for, one of
+            ``remote.protocols.OUTPUT_PROTOCOLS``; ``""`` where dense vectors alone are given, None where the server is
+            asked which one it is.
         refused: why no BGE model can be had there, for a host that serves none.
         quirks: what to know about it.
     """
@@ -191,6 +194,7 @@ class Provider:
     protocol: Protocol = "openai"
     base64: bool | None = None
     pooling: Pooling | None = None
+    output_dialect: str | None = ""
     refused: str = ""
     quirks: str = ""
     source: str = ""

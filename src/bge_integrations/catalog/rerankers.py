@@ -1,4 +1,4 @@
-"""The BGE rerankers, the hosts and servers that serve them, and published scores: one record each."""
+"""The BGE rerankers, and the hosts and servers that serve them: one record each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from ..demo import RERANKER_FOLDER
 from ..environment import expand_user
 from ..errors import UnknownModelError, UnknownProviderError
-from .local_folder import is_model_folder, no_reranker, read_json, read_reranker_folder
-from .records import ModelCard, Offer, Provider, RerankerCard
+from .local_folder import is_model_folder, no_reranker, read_reranker_folder
+from .records import Offer, Provider, RerankerCard
 
 __all__ = [
     "DIALECTS",
@@ -25,7 +26,6 @@ __all__ = [
     "find_reranker",
     "is_reranker",
     "known_reranker",
-    "published_scores",
     "who_reranks",
 ]
 
@@ -35,6 +35,7 @@ _BASE = "BAAI/bge-reranker-base"
 _LARGE = "BAAI/bge-reranker-large"
 _V2_M3 = "BAAI/bge-reranker-v2-m3"
 _V2_GEMMA = "BAAI/bge-reranker-v2-gemma"
+_DEMO = "demo-reranker"
 
 Dialect = Literal[
     "tei", "infinity", "vllm", "vllm-score", "llama.cpp", "xinference", "sglang", "jina", "cohere", "siliconflow",
@@ -103,6 +104,22 @@ RERANKERS: tuple[RerankerCard, ...] = (
         hosts_only="a decoder of 2.5 billion parameters that answers 'Yes': it needs a GPU and a server such as vLLM",
         note="The score is the logit of 'Yes'. vLLM serves it with --hf-overrides; the template is added here.",
         source=f"{_SOURCE}; template: vLLM's test of the model",
+        checked=_CHECKED,
+    ),
+    RerankerCard(
+        id=_DEMO,
+        dimensions=96,
+        max_tokens=512,
+        query_instruction="",
+        instruction_needed="none",
+        languages=("en",),
+        licence="mit",
+        revision="66b4e20ce94518b1",
+        parameters_millions=1.05,
+        aliases=("demo",),
+        folder=str(RERANKER_FOLDER),
+        note="bundled, for demos and tests; not a BGE model",
+        source="demo/reranker/README.md",
         checked=_CHECKED,
     ),
 )
@@ -228,33 +245,6 @@ DIALECTS: dict[str, RerankHost] = {
 }
 """The record of each dialect, for any server; no provider's key is sent there by default."""
 
-_PANDA = "what is panda?"
-_GIANT = (
-    "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a bear species "
-    "endemic to China."
-)
-_CAPITAL = "What is the capital of France?"
-_PARIS = "Paris is the capital of France."
-
-_PUBLISHED: dict[str, tuple[str, tuple[str, str], tuple[float, float]]] = {
-    # qdrant/fastembed tests/test_text_cross_encoder.py (float32)
-    _BASE: (_CAPITAL, (_PARIS, "Berlin is the capital of Germany."), (6.15733337, -3.65939403)),
-    # FlagEmbedding examples/inference/reranker/README.md (float16)
-    _LARGE: (_PANDA, (_GIANT, "hi"), (5.76171875, -5.60546875)),
-    _V2_M3: (_PANDA, (_GIANT, "hi"), (5.26171875, -8.1875)),
-    # FlagEmbedding examples/inference/reranker/decoder_only/base_single_device.py (float16)
-    _V2_GEMMA: (_CAPITAL, (_PARIS, "The population of China is over 1.4 billion people."), (9.171875, -4.49609375)),
-}
-
-
-def published_scores(card: ModelCard) -> tuple[str, list[str], list[float]] | None:
-    """Return a query, two passages and their published logits, or None; a folder of other weights has none."""
-    known = _names().get(card.id.lower())
-    if known is None or known.revision != card.revision:
-        return None
-    query, passages, logits = _PUBLISHED[card.id]
-    return query, list(passages), list(logits)
-
 
 def known_reranker(name: str) -> RerankerCard | None:
     """Return the catalogue's reranker of that name in any spelling, or None; never looks for a folder."""
@@ -266,14 +256,15 @@ def is_reranker(name: str) -> bool:
     """Tell whether a name is a reranker's, or a folder holds one."""
     folder = expand_user(name) if name.startswith("~") else Path(name)
     if name.strip() and is_model_folder(folder):
-        return not no_reranker(read_json(folder / "config.json"))
-    return known_reranker(name) is not None
+        return not no_reranker(folder)
+    return known_reranker(name) is not None and name.strip().lower() != "demo"  # the embedding model's name first
 
 
 @lru_cache
 def _names() -> dict[str, RerankerCard]:
     names = {card.id.lower(): card for card in RERANKERS}
-    names |= {card.id.lower().partition("/")[2]: card for card in RERANKERS}
+    own = ((alias, card) for card in RERANKERS for alias in (card.id.partition("/")[2], *card.aliases) if alias)
+    names |= {alias.lower(): card for alias, card in own}
     for host in RERANK_HOSTS:
         for offer in host.offers:
             names.setdefault(offer.wire.lower(), names[offer.model.lower()])

@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from ..errors import BGEError
+from .parser import Parser
 
 _COMMANDS = {
     "demo": "see it work on a folder of text: two frameworks, local and remote",
@@ -26,6 +27,7 @@ _COMMANDS = {
     "upload": "upload the shards of a folder into a vector store, with their stamp",
     "cache": "inspect, prune or clear the cache of vectors",
     "export": "write an ONNX file from a torch model",
+    "completion": "print a script that completes commands and options in a shell",
 }
 
 _ALIASES = {"upload": ["load"]}
@@ -62,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bge", description="BAAI's BGE embeddings, on this machine or at a host.")
+def make_parser() -> Parser:
+    """Return the parser of all commands."""
+    parser = Parser(prog="bge", description="BAAI's BGE embeddings and rerankers, local or remote.")
     parser.add_argument("--version", action="version", version=version("bge-integrations"))
     parser.add_argument("--verbose", action="store_true", help="log what is done, and show tracebacks")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -72,7 +75,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         module = import_module(f".{name}", __package__)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    return parser.parse_args(arguments)
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    return make_parser().parse_args(_plain(sys.argv[1:] if arguments is None else arguments))
+
+
+def _plain(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with what people type for help and version as the options that say so."""
+    first, *rest = [*arguments] or ["--help"]
+    if first == "help":
+        return [*rest[:1], "--help"]
+    return ["--version"] if first == "version" else [first, *rest]
 
 
 def _one_line(error: BaseException) -> str:

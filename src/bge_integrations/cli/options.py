@@ -49,6 +49,8 @@ def _argument(option: Option) -> dict[str, Any]:
         return {**about, "action": "store_true", "default": None}
     if option.type in (int, float):
         return {**about, "type": option.type, "metavar": "N"}
+    if option.type == "weights":
+        return {**about, "type": float, "nargs": 3, "metavar": ("DENSE", "SPARSE", "MULTIVECTOR")}
     if option.type == "headers":
         return {**about, "action": "append", "metavar": "NAME:VALUE"}
     return {**about, "metavar": "TEXT"}
@@ -70,7 +72,7 @@ def make_reranker(parsed: argparse.Namespace) -> Reranker:
 
 def _options(parsed: argparse.Namespace, table: Mapping[str, Option]) -> dict[str, Any]:
     flags = (name for name, option in table.items() if option.flag)
-    given: dict[str, Any] = {name: value for name in flags if (value := getattr(parsed, name)) is not None}
+    given: dict[str, Any] = {name: value for name in flags if (value := vars(parsed).get(name)) is not None}
     if "headers" in given:
         pairs = [header.partition(":") for header in given["headers"]]
         if not all(colon for _, colon, _ in pairs):

@@ -22,7 +22,7 @@ class _Passage(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge rerank``."""
     kinds = "JSON lines, CSV, TSV, Parquet; a text file is one passage; also .gz, .bz2, .xz, .zst"
-    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("question", metavar="QUESTION", help="what the passages are to answer")
     parser.add_argument(
         "inputs",
         nargs="*",

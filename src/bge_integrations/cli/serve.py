@@ -12,7 +12,21 @@ from ..core.reranker import Reranker
 from ..environment import keys_from
 from ..errors import ConfigError, MissingKeyError
 from ..load import load_encoder, load_reranker
+from ..options import RERANKER_OPTIONS
 from .options import add_encoder_arguments, encoder_options
+
+_OF_THE_HOST = {
+    "provider": "a host of rerankers of the catalogue",
+    "base_url": "a server of rerankers (default: this machine)",
+    "dialect": RERANKER_OPTIONS["dialect"].help,
+    "wire_model": RERANKER_OPTIONS["wire_model"].help,
+    "verify": "first-use: compare published scores before the first request",
+}
+_SHARED = (
+    "allow_http", "cache", "device", "max_concurrency", "max_retries", "precision", "read_timeout", "timeout",
+    "truncate", "trust_remote_code",
+)  # fmt: skip
+"""Options of the command that hold for the encoder and for the reranker."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--provider-key-env", metavar="VARIABLE", help="variable with the remote host's key, instead of --api-key"
     )
     parser.add_argument("--provider-key-file", metavar="FILE", help="file with the remote host's key")
-    parser.add_argument(
-        "--reranker", metavar="MODEL", help="also serve a reranker of this machine at /rerank: a name or a folder"
-    )
     add_encoder_arguments(parser)
+    _add_reranker_arguments(parser.add_argument_group("the reranker"))
+
+
+def _add_reranker_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--reranker", metavar="MODEL", help="also serve a reranker at /rerank: a name or a folder")
+    for name, about in _OF_THE_HOST.items():
+        group.add_argument(f"--reranker-{name.replace('_', '-')}", metavar="TEXT", help=about)
+    group.add_argument("--reranker-key-env", metavar="VARIABLE", help="variable with the key of the reranker's host")
+    group.add_argument("--reranker-key-file", metavar="FILE", help="file with the key of the reranker's host")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -56,16 +76,26 @@ def run(parsed: argparse.Namespace) -> int:
         workers=parsed.workers,
         cors_origins=parsed.cors_origin,
         model_names=[parsed.model] if parsed.model else [],
-        reranker=_reranker(parsed),
+        reranker=make_reranker(parsed),
     )
     return 0
 
 
-def _reranker(parsed: argparse.Namespace) -> Callable[[], Reranker] | None:
+def make_reranker(parsed: argparse.Namespace) -> Callable[[], Reranker] | None:
+    """Return what makes the reranker that the command line names, or None.
+
+    Raises:
+        ConfigError: its host is named and it is not.
+    """
+    own = {name: value for name in _OF_THE_HOST if (value := getattr(parsed, f"reranker_{name}")) is not None}
     if parsed.reranker is None:
+        if own:
+            raise ConfigError(f"--reranker-{next(iter(own)).replace('_', '-')} needs --reranker MODEL")
         return None
-    names = ("device", "precision", "truncate", "cache", "trust_remote_code")
-    options = {name: value for name in names if (value := getattr(parsed, name)) is not None}
+    options = {name: value for name in _SHARED if (value := getattr(parsed, name)) is not None}
+    options |= own
+    if keys := _keys(parsed.reranker_key_env, parsed.reranker_key_file):
+        options["api_key"] = keys[0]
     return partial(load_reranker, parsed.reranker, **options)
 
 

@@ -58,7 +58,7 @@ def check_texts(texts: Sequence[str], *, blank: Blank = "error") -> list[str]:
 
 def _is_table(texts: object) -> bool:
     # Iterating over a DataFrame (pandas, polars, Spark), a Table of pyarrow or a Dataset of xarray gives no cell.
-    return any(hasattr(texts, name) for name in ("columns", "column_names", "data_vars"))
+    return hasattr(texts, "columns") or hasattr(texts, "column_names") or hasattr(texts, "data_vars")
 
 
 def _others(positions: Sequence[int]) -> str:

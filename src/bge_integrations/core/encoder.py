@@ -16,8 +16,9 @@ from typing import Any, Protocol, Self
 
 from ..catalog.records import ModelCard, OutputName, Role
 from ..errors import ConfigError, TruncationWarning, shorten, warn
-from .batches import Batch, Collector, OnBatch, OnTruncated, Relay, Stream, waited_for
+from .batches import Batch, OnBatch, OnTruncated, Relay, Stream
 from .checks import Blank, Truncate, check_role, check_texts
+from .collector import Collector, waited_for
 from .outputs import Dense, Output, Rows, Vectors
 from .token_outputs import NAMES, Outputs, SparseVector, check_names, output_of
 from .tokenizer import TextTokenizer

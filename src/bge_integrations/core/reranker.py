@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
 from ..errors import BGEWarning, ConfigError, InputError, InputTypeError, TruncationWarning, shorten, warn
-from .batches import Collector, OnTruncated, Placed, Stream, waited_for
+from .batches import OnTruncated, Placed, Stream
 from .checks import Blank, Truncate, check_texts
+from .collector import Collector, waited_for
 from .outputs import Score
 from .usage import Usage
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
-from ..catalog.rerankers import Scale, published_scores
+from ..catalog.rerankers import Scale
+from ..catalog.score_values import published_scores
 
 __all__ = ["SCALES", "Judgement", "judge", "judge_scores", "logits_of"]
 
@@ -49,7 +50,7 @@ class Judgement:
 def judge_scores(card: RerankerCard, scores: Sequence[float]) -> Judgement | None:
     """Judge a host's scores of a model's two published pairs, or return None where none are published."""
     published = published_scores(card)
-    return None if published is None else judge(published[2], scores)
+    return judge(published[0].logits, scores) if published else None
 
 
 def judge(logits: Sequence[float], scores: Sequence[float]) -> Judgement:
@@ -83,6 +84,8 @@ def _cause(found: Numbers, wanted: Numbers, within: bool) -> str:
     softmax = np.exp(wanted - wanted.max())
     if within and abs(found.sum() - 1) < 1e-3 and np.abs(found - softmax / softmax.sum()).max() <= 0.01:
         return "a softmax over the list: scores of one request depend on its other passages"
+    if len(found) == 1:
+        return ""
     if np.abs(found[::-1] - wanted).max() <= SAME or (within and np.abs(found[::-1] - _sigmoid(wanted)).max() <= 0.01):
         return "the right scores at the wrong passages: the host's positions are not those of the request"
     if within and found.min() > 0.15 and found.max() < 0.99:

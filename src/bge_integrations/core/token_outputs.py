@@ -27,9 +27,11 @@ __all__ = [
     "Sparse",
     "SparseVector",
     "check_names",
+    "max_sim",
     "output_of",
     "select",
     "sparse_arrays",
+    "sparse_score",
 ]
 
 SparseVector: TypeAlias = dict[int, float]
@@ -285,3 +287,21 @@ def output_of(card: ModelCard, names: Iterable[str]) -> Output:
         "multivector": Multivector(card.dimensions),
     }
     return parts["dense"] if checked == ("dense",) else Several(tuple(parts[name] for name in checked))
+
+
+def max_sim(query: Vectors, passage: Vectors) -> float:
+    """Return bge-m3's score of two multivectors: the mean over the query's vectors of the largest dot product.
+
+    Qdrant's MaxSim and vLLM's late interaction are the sum: divide theirs by the number of the query's vectors.
+
+    Args:
+        query: shape (vectors, dimensions), rows of length 1.
+        passage: likewise.
+    """
+    return float((query @ passage.T).max(axis=1).mean())
+
+
+def sparse_score(query: SparseVector, passage: SparseVector) -> float:
+    """Return the sum over common token ids of the products of their weights."""
+    fewer, more = sorted((query, passage), key=len)
+    return sum(weight * more[token] for token, weight in fewer.items() if token in more)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalog.local_folder import is_lfs_pointer, read_json
+from ..catalog.local_folder import read_json
 from ..catalog.records import ModelCard
+from ..catalog.weights import is_lfs_pointer
 from ..environment import variable
 from ..errors import BGEError, ConfigError, MissingExtraError, ModelLoadError, TextError
 from ..extras import require

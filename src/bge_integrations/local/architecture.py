@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..catalog.local_folder import read_json, read_modules
-from ..catalog.records import ModelCard
+from ..catalog.records import ModelCard, RerankerCard
 from ..errors import ModelLoadError
 from .heads import KNOWN
 
@@ -86,7 +86,18 @@ def _reason(folder: Path, card: ModelCard, config: Mapping[str, Any]) -> str:
         return f"its configuration sets {switched[0]}"
     if config.get("hidden_size") != card.dimensions:
         return f"it is {config.get('hidden_size')} wide and gives {card.dimensions} dimensions"
-    return modules_reason(folder, card.pooling)
+    return _scores_reason(folder) if isinstance(card, RerankerCard) else modules_reason(folder, card.pooling)
+
+
+def _scores_reason(folder: Path) -> str:
+    """Return why a reranker's folder is more than a classifier, or nothing; CrossEncoder lists one module since 6.0."""
+    modules = read_modules(folder)
+    if modules and modules != [("Transformer", "")]:
+        return f"its modules are {', '.join(kind for kind, _ in modules)}"
+    saved = _object(folder / "config_sentence_transformers.json")
+    if saved.get("default_prompt_name"):
+        return "it puts a prompt in front of its texts"
+    return _other_files(folder)
 
 
 def modules_reason(folder: Path, pooling: str) -> str:
@@ -97,14 +108,9 @@ def modules_reason(folder: Path, pooling: str) -> str:
     """
     if pooling not in KNOWN:
         return f"it pools by {pooling}"
-    code = foreign_code(folder)
-    if code:
-        return f"it brings code of its own ({code})"
-    extra = [name for name in _EXTRAS if (folder / name).exists()]
-    if extra:
-        return f"it has {extra[0]}"
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        return "it has no tokenizer.json"
+    reason = _other_files(folder)
+    if reason:
+        return reason
     modules = read_modules(folder)
     if not modules:
         return ""
@@ -114,6 +120,18 @@ def modules_reason(folder: Path, pooling: str) -> str:
     if modules[0][1]:
         return f"its transformer lies in {modules[0][1]!r}"
     return _pooling_reason(folder / modules[1][1] / "config.json")
+
+
+def _other_files(folder: Path) -> str:
+    code = foreign_code(folder)
+    if code:
+        return f"it brings code of its own ({code})"
+    extra = [name for name in _EXTRAS if (folder / name).exists()]
+    if extra:
+        return f"it has {extra[0]}"
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        return "it has no tokenizer.json"
+    return ""
 
 
 def _pooling_reason(path: Path) -> str:

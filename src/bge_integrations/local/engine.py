@@ -175,7 +175,7 @@ def _loaded(settings: Settings, choice: Choice, folder: Path) -> Backend:
         from .backends.packed import PackedBackend
 
         tokenizer = TextTokenizer.read(folder, card.max_tokens)
-        heads = TokenHeads(folder, tokenizer) if len(card.outputs) > 1 else None
+        heads = TokenHeads(folder, tokenizer, choice.device) if len(card.outputs) > 1 else None
         return PackedBackend(choice, read_weights(folder), tokenizer, pooling=card.pooling, heads=heads)
     from .backends.sentence_transformers import SentenceTransformerBackend
 

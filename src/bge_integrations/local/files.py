@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ..catalog.local_folder import HEAD_FILES, is_lfs_pointer, read_modules
-from ..catalog.records import ModelCard, RerankerCard
+from ..catalog.local_folder import read_modules
+from ..catalog.records import ModelCard
+from ..catalog.weights import HEAD_FILES, is_lfs_pointer
 from ..environment import variable
 from ..errors import BGEError, ModelLoadError
 from ..extras import require
@@ -89,12 +90,11 @@ def get_folder(card: ModelCard, kinds: Sequence[Weights], *, code: bool = False)
     except BGEError:
         raise
     except Exception as error:
-        bundled = "" if isinstance(card, RerankerCard) else "model='demo' (bundled), "
         raise ModelLoadError(
             f"{card.id!r} is not on this machine and could not be fetched from the hub "
-            f"({_reason(error, hub)}){_other_revisions(card, kinds, hub)}. Without a network: use {bundled}"
-            "a local folder as the model, a host with provider=, or fetch it beforehand where there is one: "
-            f"hf download {card.id}"
+            f"({_reason(error, hub)}){_other_revisions(card, kinds, hub)}. Without a network: use "
+            "model='demo' (bundled), a local folder as the model, a host with provider=, or fetch it beforehand where "
+            f"there is one: hf download {card.id}"
         ) from error
 
 

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..catalog.local_folder import is_lfs_pointer, no_reranker, read_json
+from ..catalog.local_folder import no_reranker
 from ..catalog.records import RerankerCard
+from ..catalog.weights import is_lfs_pointer
 from ..core.batches import Stream
 from ..core.checks import Blank, Truncate, refuse_truncation
 from ..core.pairs import PairTokenizer
@@ -93,7 +94,7 @@ def choose_scores(settings: Settings, device: str, folder: Path, kinds: Sequence
     held = [kind for kind in kinds if has_weights(folder, kind)]
     if not held:
         raise ModelLoadError(f"{str(folder)!r} has no weights for {' or '.join(kinds)}: was the download finished?")
-    reason = no_reranker(read_json(folder / "config.json"))
+    reason = no_reranker(folder)
     if reason:
         raise ModelLoadError(f"{str(folder)!r} {reason}")
     if is_lfs_pointer(folder / "tokenizer.json"):

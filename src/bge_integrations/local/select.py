@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..catalog.local_folder import describe_contents, is_lfs_pointer, pooling_of
+from ..catalog.local_folder import describe_contents, pooling_of
 from ..catalog.records import ModelCard
+from ..catalog.weights import is_lfs_pointer
 from ..errors import BGEWarning, ConfigError, MissingExtraError, ModelLoadError, warn
 from ..extras import install_line
 from .architecture import Architecture, modules_reason, other_task, read_architecture

@@ -8,14 +8,13 @@ first token alone. Written for arrays of numpy and of torch alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalog.local_folder import HEAD_FILES, find_head
+from ..catalog.weights import HEAD_FILES, find_head
 from ..core.outputs import Output
 from ..core.token_outputs import Several, SparseVector
 from ..core.tokenizer import TextTokenizer
@@ -27,29 +26,34 @@ _SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]")
 
 
 class TokenHeads:
-    """The heads that a model's folder has, in float32.
+    """The heads that a model's folder has, in float32; each is read at first use.
 
-    Raises:
-        ModelLoadError: a head's file cannot be read.
+    Args:
+        folder: of the model.
+        tokenizer: knows the special tokens.
+        device: where states are torch's tensors; None where they are numpy's arrays.
     """
 
-    def __init__(self, folder: Path, tokenizer: TextTokenizer) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tokenizer: TextTokenizer, device: str | None = None) -> None:
+        self.folder, self.device = folder, device
         self.special = {tokenizer.library.token_to_id(token) for token in _SPECIAL}
-        self.layers: dict[str, tuple[Any, Any]] = {
-            name: _read(file) for name in HEAD_FILES if (file := find_head(folder, name)) is not None
-        }
+        self._layers: dict[str, tuple[Any, Any]] = {}
 
-    def on(self, device: str) -> TokenHeads:
-        """Return these heads as torch's tensors."""
-        import torch
+    def layer(self, name: str) -> tuple[Any, Any]:
+        """Return weight and bias of an output's head.
 
-        moved = copy(self)
-        moved.layers = {
-            name: (torch.from_numpy(weight).to(device), torch.from_numpy(bias).to(device))
-            for name, (weight, bias) in self.layers.items()
-        }
-        return moved
+        Raises:
+            ModelLoadError: the folder has no such file, or it cannot be read.
+        """
+        if name not in self._layers:
+            file = find_head(self.folder, name)
+            if file is None:
+                raise ModelLoadError(
+                    f"{str(self.folder)!r} has no {HEAD_FILES[name]}.pt, so no {name} output can be computed: "
+                    "download that file of BAAI/bge-m3 into it, or ask for the other outputs"
+                )
+            self._layers[name] = _on(self.device, *_read(file))
+        return self._layers[name]
 
     def columns(
         self, output: Several, pooled: NDArray[np.float32], states: Any, items: Sequence[NDArray[np.int32]]
@@ -70,7 +74,7 @@ class TokenHeads:
         return columns
 
     def _sparse(self, states: Any, items: Sequence[NDArray[np.int32]]) -> list[SparseVector]:
-        weight, bias = self.layers["sparse"]
+        weight, bias = self.layer("sparse")
         weights = _array((states @ weight[0] + bias).clip(min=0)).tolist()
         rows: list[SparseVector] = []
         start = 0
@@ -84,7 +88,7 @@ class TokenHeads:
         return rows
 
     def _multivector(self, states: Any, items: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
-        weight, bias = self.layers["multivector"]
+        weight, bias = self.layer("multivector")
         vectors = _array(states @ weight.T + bias)
         ends = np.cumsum([len(ids) for ids in items]).tolist()
         return [vectors[end - len(ids) + 1 : end] for end, ids in zip(ends, items, strict=True)]
@@ -95,19 +99,22 @@ def accept(output: Output, heads: TokenHeads | None) -> None:
 
     Raises:
         ConfigError: the model has none at all.
-        ModelLoadError: its folder lacks the head's file.
+        ModelLoadError: its folder lacks the head's file, or that cannot be read.
     """
-    if not isinstance(output, Several):
-        return
-    for name in output.names:
-        if name == "dense" or (heads is not None and name in heads.layers):
-            continue
+    for name in output.names if isinstance(output, Several) else ():
         if heads is None:
-            raise ConfigError(f"this model gives no {name} output: BAAI/bge-m3 does")
-        raise ModelLoadError(
-            f"{str(heads.folder)!r} has no {HEAD_FILES[name]}.pt, so no {name} output can be computed: "
-            f"download that file of BAAI/bge-m3 into it, or ask for the other outputs"
-        )
+            raise ConfigError(f"this model gives no {output.names[-1]} output: BAAI/bge-m3 does")
+        if name in HEAD_FILES:
+            heads.layer(name)
+
+
+def _on(device: str | None, *arrays: NDArray[np.float32]) -> tuple[Any, Any]:
+    if device is None:
+        return arrays[0], arrays[1]
+    import torch
+
+    weight, bias = (torch.from_numpy(array).to(device) for array in arrays)
+    return weight, bias
 
 
 def _read(file: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

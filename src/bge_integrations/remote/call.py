@@ -7,22 +7,20 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
-from types import TracebackType
-from typing import Self
 
 from ..core.encoder import Batch, Stream
 from ..core.outputs import Rows
 from ..errors import (
     BadAnswerError,
-    DeadlineError,
     HostError,
     HostUnavailableError,
     RateLimitError,
     TooLargeError,
 )
+from .deadline import Deadline
 from .endpoint import Limits
 from .host import HostSession
-from .requests import RequestPlan
+from .requests import RequestLimits, RequestPlan
 
 log = logging.getLogger("bge_integrations.remote")
 
@@ -34,55 +32,6 @@ LONGEST_BACKOFF = 30.0
 
 Send = Callable[[list[str], int], Awaitable[tuple[Rows, int]]]
 """Sends one request with so many tokens; returns its rows and the tokens that the host counted."""
-
-
-class Deadline:
-    """The clock of one call, over tokenising, waiting and retries alike.
-
-    With ``timeout`` it runs once; without, it starts anew with each finished request.
-
-    Raises:
-        DeadlineError: time is up.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits, self._clock = limits, asyncio.timeout(None)
-
-    async def __aenter__(self) -> Self:
-        await self._clock.__aenter__()
-        self._wind(self._limits.timeout or self._limits.patience)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._clock.__aexit__(kind, error, trace)
-        except TimeoutError:
-            if self._limits.timeout:
-                late = f"the call was not finished within timeout={self._limits.timeout:g} s"
-            else:
-                late = f"no request was finished within {self._limits.patience:g} s"
-            raise DeadlineError(late) from None
-
-    @property
-    def expired(self) -> bool:
-        """Whether time is up."""
-        return self._clock.expired()
-
-    def progress(self) -> None:
-        """Start anew, unless the whole call has a timeout."""
-        if not self._limits.timeout:
-            self._wind(self._limits.patience)
-
-    def allows(self, seconds: float) -> bool:
-        """Tell whether so many seconds of waiting end before time is up."""
-        ends = self._clock.when()
-        return ends is None or asyncio.get_running_loop().time() + seconds < ends
-
-    def _wind(self, seconds: float) -> None:
-        now = asyncio.get_running_loop().time()
-        self._clock.reschedule(None if seconds == float("inf") else now + seconds)
 
 
 class Call:
@@ -97,6 +46,7 @@ class Call:
         texts: as they are sent.
         tokens: of each text, or a guess.
         truncated: positions of texts that were longer than the model reads.
+        request_limits: how much one request may hold; the session's when None.
         on_retry: called for each request that is sent again.
 
     Attributes:
@@ -114,12 +64,14 @@ class Call:
         texts: list[str],
         tokens: list[int],
         truncated: Sequence[int] = (),
+        request_limits: RequestLimits | None = None,
         on_retry: Callable[[], None],
     ) -> None:
         self._session, self._limits, self._deadline = session, limits, deadline
         self._send_texts, self._stream, self._on_retry = send, stream, on_retry
         self._texts, self._tokens, self._truncated = texts, tokens, frozenset(truncated)
-        self._plan = RequestPlan([len(text.encode()) for text in texts], tokens, session.limits)
+        self._request_limits = request_limits or session.limits
+        self._plan = RequestPlan([len(text.encode()) for text in texts], tokens, self._request_limits)
         self.failure: BaseException | None = None
         self._stopping = False
         self._timeouts = 0  # in a row
@@ -144,7 +96,7 @@ class Call:
             raise self.failure
 
     async def _run_workers(self) -> None:
-        self._hire(-(-len(self._texts) // self._session.limits.inputs))
+        self._hire(-(-len(self._texts) // self._request_limits.inputs))
         try:
             while self._workers:
                 patience = GRACE if self._stopping else None
@@ -268,9 +220,9 @@ class Call:
 
     def _learn(self, part: range, error: TooLargeError) -> None:
         if len(part) == 1:
-            self._session.limits.forget()
+            self._request_limits.forget()
             raise error
-        self._session.limits.learn(len(part), self._plan.size(part), limit=error.limit)
+        self._request_limits.learn(len(part), self._plan.size(part), limit=error.limit)
         self._split(part)
 
     def _split(self, part: range) -> None:

@@ -83,6 +83,11 @@ class Endpoint:
         return split_url(self.base_url)._replace(query="", fragment="").geturl().rstrip("/")
 
     @property
+    def root(self) -> str:
+        """The server's root: the address without the version and ``/openai`` at its end."""
+        return re.sub(r"(/v\d+)?(/openai)?(/v\d+)?$", "", self.address)
+
+    @property
     def query(self) -> dict[str, str]:
         """The query of the base URL."""
         return dict(parse_qsl(split_url(self.base_url).query, keep_blank_values=True))

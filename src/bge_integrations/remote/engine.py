@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..catalog.records import ModelCard
+from ..catalog.records import ModelCard, OutputName
 from ..core.checks import refuse_truncation
 from ..core.encoder import Blank, Encoder, Role, Stream, Truncate
+from ..core.token_outputs import Several
 from ..core.tokenizer import TextTokenizer
 from ..errors import (
     BadAnswerError,
@@ -19,12 +20,14 @@ from ..errors import (
     HostUnavailableError,
     TextError,
 )
-from .call import Call, Deadline
+from .call import Call
+from .deadline import Deadline
 from .endpoint import Endpoint, Limits
 from .exchange import Exchange
 from .host import HostSession
 from .host_client import HostClient
-from .protocols import PROTOCOLS, Request, WireProtocol
+from .output_exchange import OutputExchange, givers
+from .protocols import OUTPUT_PROTOCOLS, PROTOCOLS, Request, WireProtocol
 from .transport import answer_bound
 from .vectors import read_json
 
@@ -38,7 +41,7 @@ _SLICE = 1024  # texts that are tokenised between two looks at the clock
 _PACES = ("requests_per_minute", "tokens_per_minute", "max_inputs")
 
 
-class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # properties for attributes
+class RemoteEngine(HostClient, Encoder):
     """An encoder at a host.
 
     Args:
@@ -90,8 +93,37 @@ class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # prop
             "base_url": self.endpoint.address,
             "wire_model": self.endpoint.wire_model,
             **{name: pace for name in _PACES if (pace := getattr(self.limits, name))},
+            **self._about_outputs(),
             **({"max_inputs": session.limits.inputs, "base64": session.base64} if session else {}),
         }
+
+    @property
+    def outputs(self) -> tuple[OutputName, ...]:
+        """What the host gives of the model's outputs; all of them while it is not known which server it is."""
+        dialect = self._output_dialect
+        if dialect is None:
+            return self.card.outputs
+        given = OUTPUT_PROTOCOLS[dialect].outputs if dialect else ("dense",)
+        return tuple(name for name in self.card.outputs if name in given)
+
+    @property
+    def _output_dialect(self) -> str | None:
+        return (self._session or self.endpoint.provider).output_dialect
+
+    def _about_outputs(self) -> dict[str, Any]:
+        if len(self.card.outputs) == 1:
+            return {}
+        dialect = self._output_dialect
+        shown = {} if dialect == "" else {"dialect": dialect or "asked of the host at first use"}
+        return {"outputs": list(self.outputs), **shown}
+
+    def why_not(self, name: str) -> str:
+        """Return why the host does not give an output, and who does."""
+        if name not in self.card.outputs:
+            return super().why_not(name)
+        dialect = self._output_dialect
+        needs = f" ({OUTPUT_PROTOCOLS[dialect].needs})" if dialect else ""
+        return f"{self.endpoint.name} gives {', '.join(self.outputs)} alone{needs}; it comes from: {givers(name)}"
 
     def tokenizer(self) -> TextTokenizer:
         """Return the model's tokenizer, which was passed or found on this machine.
@@ -130,50 +162,56 @@ class RemoteEngine(HostClient, Encoder):  # type: ignore[misc, override]  # prop
             raise self._complete(error) from None
 
     async def _send(self, texts: list[str], role: Role, stream: Stream) -> None:
-        session = self._here()
+        session, output = self._here(), stream.output
+        instruct = self._server_instructs(role) and not isinstance(output, Several)
         try:
             async with Deadline(self.limits) as deadline:
-                sent, long, tokens = await self._truncated(texts, role, deadline)
+                sent = texts if instruct else self.format(texts, role)
+                sent, long, tokens = await self._truncated(sent, deadline, instruct=instruct)
                 if self.truncate == "error":
                     refuse_truncation(long, model=self.card.id, max_tokens=self.card.max_tokens)
                 exchange = Exchange(
                     session, self.endpoint, self.protocol, self.card, self.usage,
-                    instruct=self._server_instructs(role), counted=self.cutter is not None,
+                    instruct=instruct, counted=self.cutter is not None,
                 )  # fmt: skip
+                several = self._several(session, exchange, output) if isinstance(output, Several) else None
+                if "multivector" in output.names and self.cutter is not None:
+                    tokens = await asyncio.to_thread(self.cutter.count, sent)  # exact: each has a vector in the answer
                 await Call(
-                    session, self.limits, deadline, exchange.send, stream,
+                    session, self.limits, deadline, several.send if several else exchange.send, stream,
                     texts=sent, tokens=tokens, truncated=long, on_retry=partial(self.usage.add, retries=1),
+                    request_limits=several.limits if several else None,
                 ).run()  # fmt: skip
         except HostError as error:
             raise self._complete(await self._explain(session, error)) from None
 
+    def _several(self, session: HostSession, dense: Exchange, output: Several) -> OutputExchange:
+        return OutputExchange(
+            session, self.endpoint, self.card, self.usage, dense=dense, output=output, cutter=self.cutter
+        )
+
     async def _truncated(
-        self, texts: list[str], role: Role, deadline: Deadline
+        self, texts: list[str], deadline: Deadline, *, instruct: bool
     ) -> tuple[list[str], list[int], list[int]]:
         """Return what is sent, the positions of texts that were truncated, and tokens of each text, or a guess."""
-        sent = texts if self._server_instructs(role) else self.format(texts, role)
         cutter = self._cutter if self._looked else await asyncio.to_thread(lambda: self.cutter)  # reads files
         if cutter is None:
-            return sent, [], [len(text.encode()) // 4 + 2 for text in sent]
-        room = self._room(role)
+            return texts, [], [len(text.encode()) // 4 + 2 for text in texts]
+        room = self.card.max_tokens
+        if instruct:  # the server puts the instruction in front
+            whole_tokens, text_tokens = cutter.count([self.card.format("a", "query"), "a"])
+            room -= whole_tokens - text_tokens
         whole: list[str] = []
         long: list[int] = []
         tokens: list[int] = []
-        for start in range(0, len(sent), _SLICE):
-            part, over, counts = await asyncio.to_thread(_cut, cutter, sent, start, room)
+        for start in range(0, len(texts), _SLICE):
+            part, over, counts = await asyncio.to_thread(_cut, cutter, texts, start, room)
             whole, long, tokens = whole + part, long + [start + i for i in over], tokens + counts
             deadline.progress()
         return whole, long, tokens
 
     def _server_instructs(self, role: Role) -> bool:
         return self.protocol.instructs and role == "query" and self.query_instruction is None
-
-    def _room(self, role: Role) -> int:
-        """Return how many tokens of what is sent the model reads, less those that the server puts in front."""
-        if not self._server_instructs(role) or self.cutter is None:
-            return self.card.max_tokens
-        whole, alone = self.cutter.count([self.card.format("a", role), "a"])
-        return self.card.max_tokens - (whole - alone)
 
     async def _explain(self, session: HostSession, error: HostError) -> HostError:
         """Return an error with what the host says of itself when it is asked."""

@@ -78,7 +78,7 @@ class Exchange:
             vectors, counted, packed = await self._without_base64(texts, error)
         if encoding == "base64" and not packed:
             self._session.base64 = False
-        if self._protocol.encodings and len(texts) > 1 and self._session.may_probe():
+        if self._protocol.encodings and len(texts) > 1 and self._session.may_probe(len(texts)):
             self._session.spawn(self._probe_base64(texts[:1], vectors[:1], tokens // len(texts)))
         return vectors, counted or (tokens if self._counted else 0)
 
@@ -128,7 +128,7 @@ class Exchange:
                 f"{self._endpoint.name} sends rows without an index: they are used in the order they came",
                 RepairWarning,
             )
-        return vectors, answer.tokens, all(isinstance(row, str) for row in answer.rows)
+        return vectors, answer.tokens, isinstance(answer.rows[0], str)
 
     def _read(self, body: bytes, count: int, *, lazy: bool) -> Answer:
         content = read_answer(body) if lazy else read_json(body)
@@ -136,10 +136,7 @@ class Exchange:
         if error is not None:
             raise error
         answer = self._protocol.parse(content, count)
-        # Any other name than another model of the catalogue is the host's own affair.
-        served = known_model(answer.model) if isinstance(answer.model, str) else None
-        if served is not None and answer.model != self._endpoint.wire_model and served.id != self._card.id:
-            raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self._card.id!r}")
+        check_model(answer.model, self._endpoint, self._card)
         return answer
 
     def _with_answer(self, error: BadAnswerError, body: bytes) -> BadAnswerError:
@@ -147,3 +144,16 @@ class Exchange:
         if error.positions or error.status:
             return error
         return error.add(f"; it begins with {quote(body, self._endpoint)!r}")
+
+
+def check_model(name: object, endpoint: Endpoint, card: ModelCard) -> None:
+    """Refuse an answer that is another model's of the catalogue; any other name is the host's own affair.
+
+    Raises:
+        BadAnswerError: names both.
+    """
+    if not isinstance(name, str) or name == endpoint.wire_model:
+        return
+    served = known_model(name)
+    if served is not None and served.id != card.id:
+        raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {card.id!r}")

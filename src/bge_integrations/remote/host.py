@@ -15,8 +15,17 @@ from .transport import Transport
 DEFAULT_INPUTS = 64
 """Texts per request: more gain nothing where several are in flight."""
 
-PROBE_AFTER = 8
-"""Requests answered in floats before base64, two to four times as fast, is tried at a host that is not known."""
+PROBE_AFTER = 64
+"""Texts answered in floats before base64, two to four times as fast, is tried at a host that is not known.
+
+One full request: requests that are under way while base64 is tried still come in floats.
+"""
+
+OUTPUT_INPUTS = 32
+"""Texts per request for several outputs."""
+
+MULTIVECTOR_TOKENS = 4096
+"""Tokens per request for token vectors: 1024 numbers each, so that such an answer is some 50 MB of JSON."""
 
 LEAD_SECONDS = 3.0
 """How long other requests wait for the first one; a hanging host is then asked by all."""
@@ -29,10 +38,12 @@ class HostSession:
 
     Attributes:
         limits: how much one request may hold.
+        output_dialect: how sparse and multivector output is asked for; ``""`` where it is not, None while unknown.
         base64: whether the host answers base64 well; None while unknown.
         no_format: the host refuses ``encoding_format``, which is not sent any more.
         answered: requests that were answered well.
         warned_unnumbered: the user knows that rows come without an index.
+        warned_special: the user knows that special tokens are in sparse rows.
         closing: the encoder is being closed.
     """
 
@@ -44,21 +55,42 @@ class HostSession:
         inputs = limits.max_inputs or DEFAULT_INPUTS
         inputs = min(inputs, endpoint.provider.max_inputs or inputs)
         self.limits = RequestLimits(inputs, limits.max_bytes, limits.max_tokens)
+        self._output_limits: dict[bool, RequestLimits] = {}
+        self.output_dialect = endpoint.provider.output_dialect
+        self.warned_special = False
         self.base64 = endpoint.provider.base64
         self.no_format = False
         self.answered = 0
         self.warned_unnumbered = False
         self.closing = False
         self._led = False
+        self._texts = 0
         self._probe_at = PROBE_AFTER
         self._background: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
 
-    def may_probe(self) -> bool:
-        """Tell whether it is time to try base64; requests meanwhile go on in floats. Failures make it rarer."""
-        if self.base64 is not None or self.answered < self._probe_at:
+    def output_limits(self, *, multivector: bool, inputs: int) -> RequestLimits:
+        """Return how much one request for several outputs may hold; what a host refuses there is learned apart.
+
+        Args:
+            multivector: whether a vector per token is wanted.
+            inputs: texts per request that the dialect takes.
+        """
+        if multivector not in self._output_limits:
+            tokens = min(self.limits.tokens, MULTIVECTOR_TOKENS) if multivector else self.limits.tokens
+            most = RequestLimits(min(self.limits.inputs, inputs), self.limits.bytes, tokens)
+            self._output_limits[multivector] = most
+        return self._output_limits[multivector]
+
+    def may_probe(self, texts: int) -> bool:
+        """Tell whether it is time to try base64, when so many more texts have been answered in floats.
+
+        Requests meanwhile go on in floats. Failures make it rarer.
+        """
+        self._texts += texts
+        if self.base64 is not None or self._texts < self._probe_at:
             return False
-        self.base64, self._probe_at = False, 2 * self._probe_at
+        self.base64, self._probe_at = False, 2 * self._texts
         return True
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -34,19 +34,28 @@ class HostClient:
         card: the model.
         endpoint: the host.
         limits: bounds on requests and on waiting.
+        base_url: the host's address.
+        max_concurrency: requests in flight.
+        price: USD per million tokens, where the host states it.
     """
 
-    remote = True
+    remote: bool = True
     card: ModelCard
     endpoint: Endpoint
     limits: Limits
     usage: Usage
+    base_url: str | None
+    max_concurrency: int
+    price: float | None
 
     def open(self, tokenizer: Any, rate_limiter: Any) -> None:
         """Set what all clients have; called once, when the engine is made."""
-        self.tokenizer = tokenizer
+        self.given_tokenizer = tokenizer
         known = rate_limiter is None or isinstance(rate_limiter, PortableLimiter)
         self.rate_limiter = rate_limiter if known else PortableLimiter(rate_limiter)
+        offer = self.endpoint.provider.offer(self.card.id)
+        self.base_url, self.max_concurrency = self.endpoint.base_url, self.limits.max_concurrency
+        self.price = offer.usd_per_million_tokens if offer else None
         self.usage = Usage(usd=0.0 if self.price else None)
         self._start()
 
@@ -64,11 +73,6 @@ class HostClient:
         self._start()
 
     @property
-    def base_url(self) -> str:
-        """The host's address."""
-        return self.endpoint.base_url
-
-    @property
     def key(self) -> str | None:
         """The host's key, or None."""
         try:
@@ -77,21 +81,10 @@ class HostClient:
             return None
 
     @property
-    def max_concurrency(self) -> int:
-        """Requests in flight."""
-        return self.limits.max_concurrency
-
-    @property
-    def price(self) -> float | None:
-        """USD per million tokens, where the host states it."""
-        offer = self.endpoint.provider.offer(self.card.id)
-        return offer.usd_per_million_tokens if offer else None
-
-    @property
     def cutter(self) -> TextTokenizer | None:
         """The model's tokenizer where it is on this machine; looked for once."""
         if not self._looked:
-            self._cutter, self._looked = find_tokenizer(self.card, self.tokenizer), True
+            self._cutter, self._looked = find_tokenizer(self.card, self.given_tokenizer), True
         return self._cutter
 
     def launch(self, work: Callable[[], Awaitable[None]], stream: Stream) -> None:

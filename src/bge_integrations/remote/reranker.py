@@ -21,7 +21,8 @@ from ..errors import (
     BGEError,
     HostError,
 )
-from .call import Call, Deadline
+from .call import Call
+from .deadline import Deadline
 from .endpoint import Endpoint, Limits
 from .host import HostSession
 from .host_client import HostClient
@@ -36,7 +37,7 @@ _TEMPLATED = ("vllm", "vllm-score")
 Numbers = NDArray[np.float64]
 
 
-class RemoteReranker(HostClient, Reranker):  # type: ignore[misc, override]  # properties for attributes
+class RemoteReranker(HostClient, Reranker):
     """A reranker at a host.
 
     Args:

@@ -127,7 +127,7 @@ def _about_paths(endpoint: Endpoint, message: str) -> str:
 
 def error_in(answer: Any, body: bytes, endpoint: Endpoint) -> HostError | None:
     """Return the error of an error object that came with status 200, or None where it is none."""
-    if not isinstance(answer, Mapping) or any(is_filled(answer.get(name)) for name in ("data", "embeddings")):
+    if not isinstance(answer, Mapping) or is_filled(answer.get("data")) or is_filled(answer.get("embeddings")):
         return None
     if not any(answer.get(name) for name in ("error", "errors", "message", "detail", "msg")):
         return None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
-from ..catalog.rerankers import DIALECTS, Dialect, RerankHost, Scale, known_reranker, published_scores
+from ..catalog.rerankers import DIALECTS, RerankHost, Scale, known_reranker
+from ..catalog.score_values import published_scores
 from ..core.outputs import Rows, check_scores
 from ..core.reranker import Pair
 from ..core.score_scale import judge_scores, logits_of
@@ -20,7 +20,6 @@ from ..errors import (
     BGEWarning,
     ConfigError,
     HostError,
-    HostUnavailableError,
     NotServedError,
     SpaceMismatchError,
     UnverifiedWarning,
@@ -28,6 +27,7 @@ from ..errors import (
 )
 from .endpoint import Endpoint
 from .host import HostSession
+from .identify import ask_server
 from .protocols.rerank import RERANK_PROTOCOLS, RerankAnswer, RerankProtocol, RerankRequest
 from .responses import error_in, quote
 from .vectors import read_json
@@ -38,27 +38,6 @@ _TEMPLATED = ("vllm", "vllm-score")
 """Dialects of servers that read query and passage as they are, so that a template can be put in from here."""
 
 Numbers = NDArray[np.float64]
-
-
-def _is_infinity(api: dict[str, Any]) -> bool:
-    about = api.get("info")
-    return isinstance(about, dict) and "infinity" in str(about.get("title")).lower()
-
-
-def _is_xinference(api: dict[str, Any]) -> bool:
-    paths = api.get("paths")
-    return isinstance(paths, dict) and any("/cluster/" in path for path in paths)
-
-
-_SIGNS: tuple[tuple[str, Callable[[dict[str, Any]], bool], Dialect], ...] = (
-    ("/info", lambda about: "max_client_batch_size" in about, "tei"),
-    ("/props", lambda about: "default_generation_settings" in about, "llama.cpp"),
-    ("/get_model_info", lambda about: "model_path" in about, "sglang"),
-    ("/openapi.json", _is_infinity, "infinity"),
-    ("/openapi.json", _is_xinference, "xinference"),
-    ("/version", lambda about: "version" in about, "vllm"),
-)
-"""What servers tell about themselves, and which one that is."""
 
 
 class ScoreExchange:
@@ -138,12 +117,11 @@ class ScoreExchange:
 
     async def _find_dialect(self) -> RerankHost:
         """Ask a server which one it is, by what only it answers."""
-        for path, tells, dialect in _SIGNS:
-            about = await self._get(path)
-            if tells(about):
-                if dialect == "tei":
-                    self._read_info(about)
-                return DIALECTS[dialect]
+        server, about = await ask_server(self.session.transport, self._endpoint.root, DIALECTS)
+        if server is not None:
+            if server == "tei":
+                self._read_info(about)
+            return DIALECTS[server]
         raise ConfigError(
             f"{self._endpoint.address} does not say which server it is: pass dialect=, one of {', '.join(DIALECTS)}"
         )
@@ -155,22 +133,6 @@ class ScoreExchange:
         if isinstance(cap, int) and 0 < cap < self.session.limits.inputs:
             self.session.limits.inputs = cap
 
-    async def _get(self, path: str) -> dict[str, Any]:
-        """Return a JSON object that a server tells about itself, or nothing.
-
-        Raises:
-            HostUnavailableError: nobody answers.
-        """
-        try:
-            answer = read_json(await self.session.transport.send(path, None, 10_000_000))
-        except HostUnavailableError as error:
-            if error.status is None:
-                raise
-            return {}
-        except HostError:
-            return {}
-        return answer if isinstance(answer, dict) else {}
-
     async def _measure(self) -> None:
         """Compare two published pairs with what the host gives for them.
 
@@ -178,7 +140,7 @@ class ScoreExchange:
             SpaceMismatchError: these are not the model's scores; none of the caller's texts was sent.
         """
         published = published_scores(self._card)
-        if published is None:
+        if not published:
             if self._verify or self.scale is None:
                 warn(
                     f"no scores of {self._card.id!r} are published: {self._endpoint.name} is used unverified, and its "
@@ -187,7 +149,7 @@ class ScoreExchange:
                 )
             self.scale, self._measured = self.scale or "sigmoid", True
             return
-        pairs = [self.templated(Pair(published[0], passage)) for passage in published[1]]
+        pairs = [self.templated(Pair(published[0].query, passage)) for passage in published[0].passages]
         try:
             answer = await self.request(pairs[0].query, [pair.passage for pair in pairs])
             scores = check_scores(answer.scores, len(pairs)).tolist()

@@ -37,7 +37,6 @@ class Transport:
         self._sdk: Any = None
         self._client: Any = None
         self._headers: dict[str, Any] = {}
-        self._key: str | None = None
 
     async def send(self, path: str, payload: Mapping[str, Any] | None, bound: int) -> bytes:
         """Post JSON (or get, without a payload) and return the body.
@@ -61,15 +60,16 @@ class Transport:
 
     async def _ask(self, path: str, payload: Mapping[str, Any] | None) -> Any:
         await self._open()
+        sdk, headers = self._sdk, self._headers
         if self._endpoint.key_changes:
-            self._key = await asyncio.to_thread(self._endpoint.secret)  # it may ask an identity service
-        sdk = self._sdk
+            key = await asyncio.to_thread(self._endpoint.secret)  # it may ask an identity service
+            headers = {**headers, **self._authorization(key)}
         # A stream, so that the body is left to us; its events are never asked for.
         how = {
             "cast_to": object,
             "stream": True,
             "stream_cls": sdk.AsyncStream[object],
-            "options": {"headers": {**self._headers, **self._authorization()}},
+            "options": {"headers": headers},
         }
         try:
             if payload is None:
@@ -83,18 +83,19 @@ class Transport:
         except Exception as error:  # noqa: BLE001 - SDK 2 wraps whatever its HTTP client raises, SDK 3 lets some through
             return self._unreachable(error)
 
-    def _authorization(self) -> dict[str, Any]:
+    def _authorization(self, key: str | None) -> dict[str, Any]:
         if any(name.lower() == "authorization" for name in self._endpoint.headers):
             return {}  # the user's own
-        return {"Authorization": f"Bearer {self._key}" if self._key else self._sdk.Omit()}
+        return {"Authorization": f"Bearer {key}" if key else self._sdk.Omit()}
 
     async def _open(self) -> None:
         async with self._opening:
             if self._client is None:
-                self._key = None if self._endpoint.key_changes else self._endpoint.secret()
+                key = None if self._endpoint.key_changes else self._endpoint.secret()
                 # In a thread: importing the SDK and reading certificates would block the loop for half a second.
                 opened = await asyncio.to_thread(open_client, self._endpoint, self._limits)
-                self._sdk, self._client, self._headers = opened
+                self._sdk, self._client, headers = opened
+                self._headers = {**headers, **self._authorization(key)}
 
     async def _read(self, response: Any, bound: int) -> bytes:
         failure: HostError | None = None

@@ -131,10 +131,10 @@ def vectors_of(embeddings: list[Any], dimensions: int) -> Vectors:
         BadAnswerError: as ``check_vectors``, and for base64 that cannot be read. ``retryable`` unless all rows are
             as long as another model's.
     """
-    embeddings = _unwrapped(embeddings)
     if all(isinstance(row, str) for row in embeddings):
         rows: Any = _decoded(embeddings, dimensions)
     else:
+        embeddings = _unwrapped(embeddings)
         rows = _numbers(embeddings)
     try:
         return check_vectors(rows, count=len(embeddings), dimensions=dimensions)

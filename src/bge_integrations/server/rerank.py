@@ -113,7 +113,7 @@ def _jina_answer(
         rows = [{**row, "document": {"text": body.documents[row["index"]]}} for row in rows]
     return {
         "id": str(uuid.uuid4()),
-        "object": "list",
+        "object": "rerank",  # as Infinity has it, whose own client takes nothing else
         "model": reranker.card.id,
         "results": rows,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},

@@ -272,7 +272,8 @@ def known_names(card: ModelCard, more: Sequence[str] = ()) -> set[str]:
 def names_of_reranker(card: RerankerCard) -> set[str]:
     """Return every spelling of a reranker, in lower case."""
     offers = (offer for host in RERANK_HOSTS for offer in host.offers if offer.model == card.id)
-    return {name.lower() for name in (card.id, card.id.rpartition("/")[2], *(offer.wire for offer in offers))}
+    own = (card.id, card.id.rpartition("/")[2], *card.aliases)
+    return {name.lower() for name in (*own, *(offer.wire for offer in offers))}
 
 
 def read_characters(text: str, count: Callable[[list[str]], list[int]], limit: int) -> int:

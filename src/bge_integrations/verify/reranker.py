@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog.records import RerankerCard
-from ..catalog.rerankers import RERANKERS, Scale, published_scores
+from ..catalog.rerankers import RERANKERS, Scale
+from ..catalog.score_values import KnownScores, published_scores
 from ..core.reranker import Reranker
 from ..core.score_scale import Judgement, judge, judge_scores
 from ..errors import BadAnswerError, ConfigError, HostError
@@ -23,15 +24,6 @@ _ANSWER = "Paris is the capital of France."
 _QUESTION = "What is the capital of France?"
 _WORD = "and "  # one token for XLM-R
 Ask = Callable[[str, list[str]], list[float]]
-
-
-@dataclass(frozen=True)
-class Known:
-    """Passages of one query whose logits are known."""
-
-    query: str
-    passages: list[str]
-    logits: list[float]
 
 
 @dataclass(frozen=True)
@@ -93,19 +85,21 @@ def verify_reranker(
     """
     engine = reranker.engine
     ask = _asker(engine)
-    known = _published(engine.card) if golden is None else _read(Path(golden), engine.card)
+    known = published_scores(engine.card) if golden is None else _read(Path(golden), engine.card)
+    sizes = [len(one.logits) for one in known]
     host = engine.base_url or "this machine"
     try:
-        judgements = [judge(one.logits, ask(one.query, one.passages)) for one in known]
+        judgements = [judge(one.logits, ask(one.query, list(one.passages))) for one in known]
     except BadAnswerError as error:
-        return ScoreReport(engine.card.id, host, None, str(error), checked=len(known))
-    worst = max(judgements, key=lambda one: (one.scale is None, bool(one.cause), one.off), default=Judgement(None))
+        return ScoreReport(engine.card.id, host, None, str(error), checked=sum(sizes))
+    # Several passages of one query tell more of a cause than one does.
+    weights = [(one.scale is None, bool(one.cause), size, one.off) for one, size in zip(judgements, sizes, strict=True)]
+    worst = judgements[max(range(len(weights)), key=weights.__getitem__)] if known else Judgement(None)
     cause = worst.cause
     if worst.scale is None and known:
         cause = _another_model(engine.card, ask) or cause
     seen = tuple(_behaviour(engine, ask)) if behaviour else ()
-    checked = sum(len(one.logits) for one in known)
-    return ScoreReport(engine.card.id, host, worst.scale, cause, worst.off, checked, seen)
+    return ScoreReport(engine.card.id, host, worst.scale, cause, worst.off, sum(sizes), seen)
 
 
 def table_of_scores(report: ScoreReport) -> list[tuple[str, str, str]]:
@@ -121,12 +115,7 @@ def _asker(engine: Reranker) -> Ask:
     return lambda query, passages: engine.score(query, passages, scale="logit").tolist()
 
 
-def _published(card: RerankerCard) -> list[Known]:
-    found = published_scores(card)
-    return [] if found is None else [Known(*found)]
-
-
-def _read(path: Path, card: RerankerCard) -> list[Known]:
+def _read(path: Path, card: RerankerCard) -> list[KnownScores]:
     """Return a file's entries about a model, all on the scale of logits.
 
     Raises:
@@ -143,21 +132,21 @@ def _read(path: Path, card: RerankerCard) -> list[Known]:
     return found
 
 
-def _by_query(entry: dict[str, Any]) -> Iterator[Known]:
+def _by_query(entry: dict[str, Any]) -> Iterator[KnownScores]:
     pairs = entry.get("pairs") or [(entry["query"], document) for document in entry["documents"]]
     queries: dict[str, list[tuple[str, float]]] = {}
     for (query, passage), score in zip(pairs, entry["scores"], strict=True):
         queries.setdefault(query, []).append((passage, float(score)))
     for query, scored in queries.items():
-        yield Known(query, [passage for passage, _ in scored], [score for _, score in scored])
+        yield KnownScores(query, *zip(*scored, strict=True))
 
 
 def _another_model(card: RerankerCard, ask: Ask) -> str:
     for other in RERANKERS:
         published = published_scores(other)
-        if other.id == card.id or published is None or other.hosts_only:
+        if other.id == card.id or not published or other.hosts_only:
             continue
-        found = judge_scores(other, ask(published[0], published[1]))
+        found = judge_scores(other, ask(published[0].query, list(published[0].passages)))
         if found is not None and found.scale is not None and not found.cause:
             return f"these are the scores of {other.id}"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from ..catalog.records import OutputName
@@ -19,7 +20,7 @@ def _inner(name: str) -> Any:
     def refuse(_: Encoder, __: object) -> None:
         raise ReadOnlyError(f"{name} cannot change any more: load_encoder makes another encoder")
 
-    return property(lambda self: getattr(self.inner, name), refuse)
+    return property(attrgetter(f"inner.{name}"), refuse)
 
 
 class Wrapper(Encoder):

@@ -14,32 +14,14 @@ import numpy as np
 from ..catalog.records import ModelCard, OutputName, RerankerCard
 from ..core.batches import Batch, Placed, Stream
 from ..core.encoder import Encoder
-from ..core.outputs import Output, Rows, Vectors
+from ..core.outputs import Output, Rows
 from ..core.reranker import Pair, Reranker
-from ..core.token_outputs import SparseVector, output_of
+from ..core.token_outputs import max_sim, output_of, sparse_score
 from ..errors import BGEError, ConfigError
 
-__all__ = ["MultivectorReranker", "max_sim", "sparse_score"]
+__all__ = ["MultivectorReranker"]
 
 _PARTS: tuple[OutputName, ...] = ("dense", "sparse", "multivector")
-
-
-def max_sim(query: Vectors, passage: Vectors) -> float:
-    """Return bge-m3's score of two multivectors: the mean over the query's vectors of the largest dot product.
-
-    Qdrant's MaxSim and vLLM's late interaction are the sum: divide theirs by the number of the query's vectors.
-
-    Args:
-        query: shape (vectors, dimensions), rows of length 1.
-        passage: likewise.
-    """
-    return float((query @ passage.T).max(axis=1).mean())
-
-
-def sparse_score(query: SparseVector, passage: SparseVector) -> float:
-    """Return the sum over common token ids of the products of their weights."""
-    fewer, more = sorted((query, passage), key=len)
-    return sum(weight * more[token] for token, weight in fewer.items() if token in more)
 
 
 class MultivectorReranker(Reranker):

@@ -12,6 +12,7 @@ require("langchain_pinecone", install="langchain-pinecone", purpose="m3.sparse('
 
 from langchain_pinecone import PineconeSparseEmbeddings  # noqa: E402 - first say what is missing
 from pinecone import SparseValues  # noqa: E402
+from pydantic import SecretStr  # noqa: E402
 
 __all__ = ["Sparse", "adapter"]
 
@@ -43,7 +44,7 @@ class Sparse(PineconeSparseEmbeddings):  # type: ignore[misc]
 def adapter(encoder: Encoder) -> Sparse:
     """Return sparse vectors for Pinecone."""
     # Without validation: the base class asks for a key and one of Pinecone's own models.
-    made: Sparse = Sparse.model_construct(encoder=encoder)
+    made: Sparse = Sparse.model_construct(encoder=encoder, model=encoder.card.id, pinecone_api_key=SecretStr(""))
     return made
 
 

@@ -134,7 +134,7 @@ class PackedBackend(Backend):
         assert shape is not None
         dtype: torch.dtype = getattr(torch, choice.precision)
         weights = {name: tensor.to(device=choice.device, dtype=torch.float32) for name, tensor in weights.items()}
-        self.tokenizer, self.heads = tokenizer, heads and heads.on(choice.device)
+        self.tokenizer, self.heads = tokenizer, heads
         self.pick = ONE_TOKEN.get(pooling)
         self.threads = set_threads()
         self.shape = shape

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ __all__ = ["CachedReranker"]
 
 
 def _inner(name: str) -> Any:
-    return property(lambda self: getattr(self.inner, name))
+    return property(attrgetter(f"inner.{name}"))
 
 
 class CachedReranker(Reranker):

@@ -1,0 +1,35 @@
+"""Say what stands between this tree and a release; exits with 1 where something does.
+
+python scripts/release_check.py [vX.Y.Z]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def problems(tag: str | None) -> list[str]:
+    """Return what is missing, a line each."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    version = project["version"]
+    found = []
+    if not project.get("urls"):
+        found.append("pyproject.toml: [project.urls] is empty; say where the repository and the documentation are")
+    if tag and tag != f"v{version}":
+        found.append(f"the tag is {tag}, pyproject.toml says {version}")
+    if f"version: {version}" not in (ROOT / "CITATION.cff").read_text("utf-8"):
+        found.append(f"CITATION.cff does not say version: {version}")
+    if not re.search(rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE):
+        found.append(f"CHANGELOG.md has no section [{version}]")
+    return found
+
+
+if __name__ == "__main__":
+    listed = problems(sys.argv[1] if len(sys.argv) > 1 else None)
+    print("\n".join(listed) or "ready")
+    raise SystemExit(bool(listed))
