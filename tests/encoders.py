@@ -6,15 +6,20 @@ import hashlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
 from bge_integrations.catalog.records import ModelCard, Role
 from bge_integrations.core.checks import refuse_truncation
 from bge_integrations.core.encoder import Batch, Blank, Encoder, Stream, Usage, Vectors
+from bge_integrations.core.outputs import Output, Rows
+from bge_integrations.core.token_outputs import Several, SparseVector
 
 CARD = ModelCard(
     id="test/hash",
@@ -116,7 +121,11 @@ class HashEncoder(Encoder):
                 self.before_batch(rows, part)
             self.usage.add(requests=1)
             tokens = sum(len(text.split()) for text in part)
-            stream.put(Batch(rows, self.vectors(part, role), tokens, [i for i in rows if i in long]))
+            answer = self.rows(part, role, stream.output)
+            stream.put(Batch(rows, answer, tokens, [i for i in rows if i in long]))
+
+    def rows(self, texts: list[str], role: Role, output: Output) -> Rows:
+        return self.vectors(texts, role)
 
     def vectors(self, texts: list[str], role: Role) -> Vectors:
         return hash_vectors(self.format(texts, role), self.card.dimensions)
@@ -132,3 +141,21 @@ class HashEncoder(Encoder):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
+
+
+class WordsEncoder(HashEncoder):
+    """Sparse vectors as well: an id per word, and as its weight how often it is there."""
+
+    def __init__(self, card: ModelCard = CARD, **options: Any) -> None:
+        super().__init__(replace(card, outputs=("dense", "sparse"), vocabulary=5000), **options)
+
+    def rows(self, texts: list[str], role: Role, output: Output) -> Rows:
+        vectors = self.vectors(texts, role)
+        if not isinstance(output, Several):
+            return vectors
+        return output.check({"dense": vectors, "sparse": [self.sparse(text) for text in texts]}, len(texts))
+
+    @staticmethod
+    def sparse(text: str) -> SparseVector:
+        counts = Counter(crc32(word.encode()) % 5000 for word in text.split())
+        return {token: float(count) for token, count in counts.items()}

@@ -18,7 +18,7 @@ import pytest
 
 from bge_integrations.bulk import embed_files, read_shards
 from bge_integrations.errors import ConfigError
-from encoders import HashEncoder
+from encoders import HashEncoder, WordsEncoder
 
 pytest.importorskip("pyarrow")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")]
@@ -52,10 +52,11 @@ MOMENTS = textwrap.dedent("""
     from pathlib import Path
     import orjson, pyarrow.parquet
     pyarrow.array(["imports more"])  # once, for all children
-    from encoders import HashEncoder
+    import encoders
     from bge_integrations.bulk import embed_files
 
-    rows, root = sys.argv[1:]
+    rows, root, made, *options = sys.argv[1:]
+    options = eval(*options)
 
     def die_at(name, moment, after):
         real, left = getattr(os, name), [moment]
@@ -75,7 +76,7 @@ MOMENTS = textwrap.dedent("""
             child = os.fork()
             if not child:
                 die_at(name, moment, after)
-                embed_files(rows, folder, HashEncoder(), shard_rows=10)
+                embed_files(rows, folder, getattr(encoders, made)(), shard_rows=10, **options)
                 os._exit(0)
             status = os.waitpid(child, 0)[1]
             if os.WIFEXITED(status):
@@ -85,18 +86,26 @@ MOMENTS = textwrap.dedent("""
 """)
 
 
-def test_killed_around_every_lasting_step(rows, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("made", "options"),
+    [(HashEncoder, {}), (WordsEncoder, {"format": "numpy", "outputs": ("dense", "sparse")})],
+    ids=["parquet", "sparse-numpy"],
+)
+def test_killed_around_every_lasting_step(made, options, rows, tmp_path):
+    embed_files(str(rows), tmp_path / "undisturbed", made(), shard_rows=SHARD_ROWS, **options)
+    undisturbed = contents(tmp_path / "undisturbed")
     root = tmp_path / "killed"
     root.mkdir()
-    subprocess.run([sys.executable, "-c", MOMENTS, str(rows), str(root)], env=ENVIRONMENT, check=True, timeout=100)
+    command = [sys.executable, "-c", MOMENTS, str(rows), str(root), made.__name__, repr(options)]
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=100)
     folders = sorted(root.iterdir())
     assert len(folders) > 2 * 12 + 3
     for folder in folders:
         before = contents(folder)
-        again = HashEncoder()
-        report = embed_files(str(rows), folder, again, shard_rows=SHARD_ROWS)
+        again = made()
+        report = embed_files(str(rows), folder, again, shard_rows=SHARD_ROWS, **options)
         assert contents(folder) == undisturbed, folder.name
-        whole = {name for name in before if name.endswith(".parquet")}
+        whole = {name for name in before if name.endswith((".parquet", ".npy", ".npz"))}
         assert all(before[name] == undisturbed[name] for name in whole), folder.name
         assert len(again.sent) <= 23 - 10 * max(report.resumed - 1, 0)
 

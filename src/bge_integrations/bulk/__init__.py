@@ -2,8 +2,9 @@
 
 from .estimate import Plan, plan_files
 from .folder import read_shards, stamp_of
-from .formats import Part
+from .hybrid import Hybrid
 from .job import Report, embed_files
+from .part import Part, SparseRows
 from .rows import Columns
 from .search import Hit, encoder_of, search_files
 from .upload import Loaded, load_files, upload_files
@@ -11,10 +12,12 @@ from .upload import Loaded, load_files, upload_files
 __all__ = [
     "Columns",
     "Hit",
+    "Hybrid",
     "Loaded",
     "Part",
     "Plan",
     "Report",
+    "SparseRows",
     "embed_files",
     "encoder_of",
     "load_files",

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .formats import FORMATS, ROWS, Part, parquet_stamp, read_part
+from .formats import FORMATS, ROWS, parquet_stamp, read_part
+from .part import Part, SparseRows
 
 __all__ = [
     "MANIFEST",
@@ -106,14 +107,16 @@ def read_shards(folder: str | Path) -> Iterator[Part]:
     """
     width = int(stamp["dimensions"]) if (stamp := _stamp(Path(folder))) else 0
     for path in shard_files(folder):
-        pieces = list(read_part(path, _MANY)) or [Part([], [], np.empty((0, width), np.float32), {})]
+        pieces = list(read_part(path, _MANY, sparse=True)) or [Part([], [], np.empty((0, width), np.float32), {})]
         yield pieces[0] if len(pieces) == 1 else _joined(pieces)
 
 
 def _joined(pieces: Sequence[Part]) -> Part:
     kept = {name: [value for piece in pieces for value in piece.kept[name]] for name in pieces[0].kept}
     ids, texts = ([value for piece in pieces for value in piece[i]] for i in (0, 1))
-    return Part(ids, texts, np.concatenate([piece.vectors for piece in pieces]), kept)
+    sparse = [piece.sparse for piece in pieces if piece.sparse is not None]
+    joined = SparseRows.joined(sparse) if sparse else None
+    return Part(ids, texts, np.concatenate([piece.vectors for piece in pieces]), kept, joined)
 
 
 def stamp_of(folder: str | Path) -> dict[str, Any]:

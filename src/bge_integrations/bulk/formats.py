@@ -6,28 +6,29 @@ import json
 import os
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, NamedTuple
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.encoder import Vectors
 from ..core.files import PARTIAL
 from ..errors import ConfigError
 from ..extras import require
 from ..stamps.slots import KEY
-from .rows import Columns, Row
+from .part import Part, SparseRows
+from .rows import RESERVED, Columns, Row
 
 __all__ = [
     "FORMATS",
     "ROWS",
     "Contents",
     "Format",
-    "Part",
     "column_types",
     "need_pyarrow",
     "parquet_stamp",
@@ -36,24 +37,9 @@ __all__ = [
 
 Format = Literal["parquet", "numpy", "jsonl"]
 ROWS = ".rows.jsonl"  # beside an .npy file: all that is not a vector
-_NAMES = ("id", "text", "embedding")
+SPARSE = ".sparse.npz"  # beside an .npy file, where there are sparse vectors: as scipy.sparse.load_npz reads it
+_IDS, _WEIGHTS = "sparse_indices", "sparse_values"
 _NONE = np.empty((0, 0), np.float32)
-
-
-class Part(NamedTuple):
-    """Rows of one shard that were read: ``for ids, texts, vectors, kept in read_shards(folder)``.
-
-    Attributes:
-        ids: strings, or row numbers where the job named no column of ids.
-        texts: what was embedded.
-        vectors: float32, shape (n, dimensions), rows of length 1 (of float16 precision where the shard has that).
-        kept: the values of each kept column.
-    """
-
-    ids: list[Any]
-    texts: list[str]
-    vectors: Vectors
-    kept: dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -81,38 +67,48 @@ class ShardFormat(ABC):
     ending: ClassVar[str]
 
     @abstractmethod
-    def write(self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents) -> None:
-        """Write a shard; ``vectors`` have the type that they get in the file.
+    def write(
+        self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents, sparse: SparseRows | None = None
+    ) -> None:
+        """Write a shard; ``vectors`` have the type that they get in the file, sparse weights are float32.
 
         Raises:
             OSError: the disk is full; nothing of the shard stays.
         """
 
     @abstractmethod
-    def read(self, path: Path, size: int, *, rows: bool, vectors: bool) -> Iterator[Part]:
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool) -> Iterator[Part]:
         """Yield a shard in pieces of at most ``size`` rows, of which only what is wanted is read."""
 
 
 class _Parquet(ShardFormat):
     ending = ".parquet"
 
-    def write(self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents) -> None:
+    def write(
+        self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents, sparse: SparseRows | None = None
+    ) -> None:
         parquet = need_pyarrow()
         # Numbers do not shrink (a tenth, for twice the time), and nobody asks for the least of them.
         counted = ["id", *contents.columns.keep]
         squeezed = dict.fromkeys(("text", *counted), "zstd") | {"embedding.list.element": "none"}
         options = {"compression": squeezed, "write_statistics": counted, "use_dictionary": False, "version": "2.6"}
         table = _table(rows, vectors, contents)
+        if sparse is not None:
+            squeezed |= {f"{name}.list.element": "zstd" for name in (_IDS, _WEIGHTS)}
+            for name, numbers in ((_IDS, sparse.indices), (_WEIGHTS, sparse.values)):
+                table = table.append_column(*_lists(name, sparse.starts, numbers))
         _write_whole(path, lambda file: parquet.write_table(table, file, **options))
 
-    def read(self, path: Path, size: int, *, rows: bool, vectors: bool) -> Iterator[Part]:
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool) -> Iterator[Part]:
         parquet = need_pyarrow()
+        wanted = {"embedding": vectors, _IDS: sparse, _WEIGHTS: sparse}
         with parquet.ParquetFile(path, memory_map=True) as file:
-            names = [name for name in file.schema_arrow.names if (vectors if name == "embedding" else rows)]
+            names = [name for name in file.schema_arrow.names if wanted.get(name, rows)]
             for batch in file.iter_batches(batch_size=size, columns=names):
                 columns = {name: batch.column(name) for name in names}
                 numbers = _numbers(columns.pop("embedding")) if vectors else _NONE
-                yield _part({name: _python(column) for name, column in columns.items()}, numbers)
+                found = _sparse_rows(columns.pop(_IDS), columns.pop(_WEIGHTS)) if _IDS in columns else None
+                yield _part({name: _python(column) for name, column in columns.items()}, numbers, found)
 
 
 def _python(column: Any) -> list[Any]:
@@ -155,42 +151,83 @@ def _numbers(column: Any) -> Vectors:
     return flat.reshape(len(column), -1) if len(column) else _NONE
 
 
+def _lists(name: str, starts: NDArray[np.int64], numbers: NDArray[Any]) -> tuple[Any, Any]:
+    import pyarrow as pa
+
+    values = pa.array(numbers)
+    kind = pa.list_(pa.field("element", values.type, nullable=False))
+    lists = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values, type=kind)
+    return pa.field(name, kind, nullable=False), lists
+
+
+def _sparse_rows(ids: Any, weights: Any) -> SparseRows:
+    starts = ids.offsets.to_numpy().astype(np.int64)
+    return SparseRows(starts - starts[0], ids.flatten().to_numpy(), weights.flatten().to_numpy())
+
+
 class _Numpy(ShardFormat):
     ending = ".npy"
 
-    def write(self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents) -> None:
+    def write(
+        self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents, sparse: SparseRows | None = None
+    ) -> None:
         keep = contents.columns.keep
         _write_whole(path.with_suffix(ROWS), lambda file: file.writelines(_line(row, keep) for row in rows))
+        if sparse is not None:
+            arrays: Any = {"indices": sparse.indices, "indptr": sparse.starts, "data": sparse.values}
+            about: Any = {"format": np.array("csr"), "shape": np.array([len(sparse), contents.stamp["vocabulary"]])}
+            _write_whole(path.with_suffix(SPARSE), lambda file: np.savez(file, **about, **arrays))
         _write_whole(path, lambda file: np.save(file, vectors))
 
-    def read(self, path: Path, size: int, *, rows: bool, vectors: bool) -> Iterator[Part]:
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool) -> Iterator[Part]:
         numbers = np.load(path, mmap_mode="r")
         lines = _lines(path.with_suffix(ROWS)) if rows else iter(())
+        found = _load_sparse(path.with_suffix(SPARSE)) if sparse else None
         for first in range(0, len(numbers), size):
             part = numbers[first : first + size]
-            yield _part(_columns(list(islice(lines, len(part)))), np.asarray(part, np.float32) if vectors else _NONE)
+            yield _part(
+                _columns(list(islice(lines, len(part)))),
+                np.asarray(part, np.float32) if vectors else _NONE,
+                found and found.part(first, first + len(part)),
+            )
+
+
+def _load_sparse(path: Path) -> SparseRows | None:
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        return SparseRows(arrays["indptr"], arrays["indices"], arrays["data"])
 
 
 class _JsonLines(ShardFormat):
     ending = ".jsonl"
 
-    def write(self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents) -> None:
+    def write(
+        self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents, sparse: SparseRows | None = None
+    ) -> None:
         keep, plain = contents.columns.keep, vectors.astype(np.float32, copy=False)
-        _write_whole(path, lambda file: file.writelines(_line(row, keep, plain[i]) for i, row in enumerate(rows)))
+        numbers: list[dict[str, Any]] = [{"embedding": vector} for vector in plain]
+        for fields, (ids, weights) in zip(numbers, sparse or (), strict=sparse is not None):
+            fields |= {_IDS: ids, _WEIGHTS: weights}
+        lines = (_line(row, keep, fields) for row, fields in zip(rows, numbers, strict=True))
+        _write_whole(path, lambda file: file.writelines(lines))
 
-    def read(self, path: Path, size: int, *, rows: bool, vectors: bool) -> Iterator[Part]:
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool) -> Iterator[Part]:
         lines = _lines(path)
         while part := list(islice(lines, size)):
             numbers = [row.pop("embedding") for row in part]
-            yield _part(_columns(part if rows else []), np.array(numbers, np.float32) if vectors else _NONE)
+            ids, weights = ([row.pop(name) for row in part if name in row] for name in (_IDS, _WEIGHTS))
+            yield _part(
+                _columns(part if rows else []),
+                np.array(numbers, np.float32) if vectors else _NONE,
+                SparseRows.from_lists(ids, weights) if sparse and ids else None,
+            )
 
 
-def _line(row: Row, keep: Sequence[str], vector: Any = None) -> bytes:
+def _line(row: Row, keep: Sequence[str], numbers: Mapping[str, Any] | None = None) -> bytes:
     import orjson
 
-    fields = {"id": row.id, "text": row.text, **dict(zip(keep, row.kept, strict=True))}
-    if vector is not None:
-        fields["embedding"] = vector
+    fields = {"id": row.id, "text": row.text, **dict(zip(keep, row.kept, strict=True)), **(numbers or {})}
     return orjson.dumps(fields, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
 
@@ -206,15 +243,17 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
 
 
-def _part(columns: dict[str, list[Any]], vectors: Vectors) -> Part:
-    kept = {name: values for name, values in columns.items() if name not in _NAMES}
-    return Part(columns.get("id", []), columns.get("text", []), vectors, kept)
+def _part(columns: dict[str, list[Any]], vectors: Vectors, sparse: SparseRows | None) -> Part:
+    kept = {name: values for name, values in columns.items() if name not in RESERVED}
+    return Part(columns.get("id", []), columns.get("text", []), vectors, kept, sparse)
 
 
 FORMATS: dict[Format, ShardFormat] = {"parquet": _Parquet(), "numpy": _Numpy(), "jsonl": _JsonLines()}
 
 
-def read_part(path: Path, size: int, *, rows: bool = True, vectors: bool = True) -> Iterator[Part]:
+def read_part(
+    path: Path, size: int, *, rows: bool = True, vectors: bool = True, sparse: bool = False
+) -> Iterator[Part]:
     """Yield a shard in pieces of at most ``size`` rows, so that one of any size needs little memory.
 
     Args:
@@ -222,6 +261,7 @@ def read_part(path: Path, size: int, *, rows: bool = True, vectors: bool = True)
         size: rows per piece.
         rows: read ids, texts and kept columns; else they are empty.
         vectors: read vectors; else their shape is (0, 0).
+        sparse: read sparse vectors, where there are any.
 
     Raises:
         ConfigError: the shard cannot be read.
@@ -229,7 +269,7 @@ def read_part(path: Path, size: int, *, rows: bool = True, vectors: bool = True)
     """
     reader = next(each for each in FORMATS.values() if each.ending == path.suffix)
     try:
-        yield from reader.read(path, size, rows=rows, vectors=vectors)
+        yield from reader.read(path, size, rows=rows, vectors=vectors, sparse=sparse)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -246,7 +286,7 @@ def column_types(path: Path) -> dict[str, Any]:
     import pyarrow as pa
 
     if path.suffix == ".parquet":
-        return {field.name: field.type for field in parquet.read_schema(path) if field.name not in _NAMES[1:]}
+        return {field.name: field.type for field in parquet.read_schema(path) if field.name not in RESERVED[1:]}
     part = next(read_part(path, 1000, vectors=False), Part([], [], _NONE, {}))
     kinds = {name: pa.array(values).type for name, values in {"id": part.ids, **part.kept}.items()}
     return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in kinds.items()}

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from ..catalog.records import OutputName
 from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning, warn
 from .columns import kept_kinds
 from .folder import Record, read_manifest
 from .formats import FORMATS, Contents, Format, need_pyarrow
 from .manifest import Manifest, check_ours
-from .pipeline import Embedded, EncoderShards, OnError, ShardEmbedder, embed_shards, stopped_at
+from .part import SparseRows
+from .pipeline import Embedded, EncoderShards, OnError, ShardEmbedder, embed_shards, stopped_at, with_sparse
 from .readers import read_rows
 from .rows import Columns, Row, RowParser, Shard, cut_shards
 from .sources import STDIN, TEXTS, BytesRead, find_inputs, fingerprint, input_kind
@@ -77,10 +79,11 @@ def embed_files(
     shard_rows: int = SHARD_ROWS,
     format: Format = "parquet",
     half: bool = False,
+    outputs: Sequence[OutputName] = ("dense",),
     on_error: OnError = "record",
     on_shard: OnProgress | None = None,
     on_progress: OnProgress | None = None,
-    on: Callable[[Encoder], ShardEmbedder] = EncoderShards,
+    on: Callable[..., ShardEmbedder] = EncoderShards,
 ) -> Report:
     """Embed the rows of files as documents into shards; the same call again resumes.
 
@@ -97,7 +100,10 @@ def embed_files(
             other values become strings (JSON where they are none).
         shard_rows: rows of the input per shard; fewer where they come to 64 million characters.
         format: ``"numpy"`` writes ``.npy`` with a ``.rows.jsonl`` beside it, ``"jsonl"`` a line for each row.
-        half: float16 instead of float32.
+        half: float16 instead of float32, for dense vectors.
+        outputs: ``("dense", "sparse")`` writes sparse vectors as well, from the same forward pass: columns
+            ``sparse_indices`` (token ids, ascending) and ``sparse_values``; beside an ``.npy`` a ``.sparse.npz``, which
+            ``scipy.sparse.load_npz`` reads.
         on_error: note rows that cannot be embedded in ``errors.jsonl``, or stop at the first.
         on_shard: called after each shard.
         on_progress: called as rows are finished, from the encoder's thread, and as finished shards are passed over.
@@ -105,13 +111,13 @@ def embed_files(
             a Ray cluster.
 
     Raises:
-        ConfigError: an input cannot be read or has changed, another job's shards lie in the folder, another process is
-            at work there, or the disk is full. Finished shards stay.
+        ConfigError: the model gives no such output, an input cannot be read or has changed, another job's shards lie in
+            the folder, another process is at work there, or the disk is full. Finished shards stay.
         SpaceMismatchError: the folder holds vectors of another space.
         InputError: a bad row and ``on_error="stop"``, or not one good row among the first.
         HostError: the host failed; finished shards stay.
     """
-    job = _Job(inputs, Path(folder), encoder, columns or Columns(), shard_rows, format, half, on_error)
+    job = _Job(inputs, Path(folder), encoder, columns or Columns(), shard_rows, format, half, outputs, on_error)
     job.watch(on_shard, on_progress)
     job.run(on)
     job.warn()
@@ -128,16 +134,18 @@ class _Job:
         shard_rows: int,
         format: Format,
         half: bool,
+        outputs: Sequence[OutputName],
         on_error: OnError,
     ) -> None:
         _check(shard_rows, format, on_error)
+        self.sparse = with_sparse(outputs, encoder)
         check_ours(folder)
         self.folder, self.encoder, self.on_error, self.shard_rows = folder, encoder, on_error, shard_rows
         self.format, self.files = format, find_inputs(inputs, besides=folder)
         self.inputs = fingerprint(self.files)
         self.parser = self._make_parser(columns, read_manifest(folder))
         named = columns.id is not None or self.parser.named
-        self.contents = Contents(columns, encoder.stamp(), half, self.parser.kinds, named)
+        self.contents = Contents(columns, encoder.stamp(sparse=self.sparse), half, self.parser.kinds, named)
         self.report = Report(bytes=None if STDIN in self.files else self.inputs["bytes"])
         self._ids = array("q")
         self.watch(None, None)
@@ -173,10 +181,10 @@ class _Job:
             options["split"] = parser.split and parser.split.limit
         return {"inputs": self.inputs, "options": options, "stamp": self.contents.stamp}
 
-    def run(self, on: Callable[[Encoder], ShardEmbedder]) -> None:
+    def run(self, on: Callable[..., ShardEmbedder]) -> None:
         with _explain(self.folder):
             manifest = Manifest(self.folder, self.described())
-        with manifest, on(self.encoder) as embedder:
+        with manifest, on(self.encoder, **({"sparse": True} if self.sparse else {})) as embedder:
             with closing(embed_shards(self._left(manifest), embedder, self.on_error, self._embedded)) as done:
                 for shard, embedded in done:
                     self._keep(manifest, Shard(shard.number, embedded.rows), embedded)
@@ -190,7 +198,8 @@ class _Job:
         path = self.folder / f"part-{shard.number:06}{writer.ending}"
         dtype = np.float16 if contents.half else np.float32
         with _explain(self.folder):
-            writer.write(path, shard.good, np.ascontiguousarray(embedded.vectors, dtype), contents)
+            sparse = None if embedded.sparse is None else SparseRows.of(embedded.sparse)
+            writer.write(path, shard.good, np.ascontiguousarray(embedded.vectors, dtype), contents, sparse)
             if shard.number >= len(manifest.shards):
                 digest = self._digests.pop(shard.number)
                 line = {"file": path.name, "bytes": path.stat().st_size, "digest": digest}

@@ -14,11 +14,14 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ..catalog.records import OutputName
 from ..core.encoder import Encoder, Vectors
-from ..errors import BadAnswerError, BGEError, HostError, InputError, TooLargeError, no_thread
+from ..core.outputs import Output, Rows
+from ..core.token_outputs import Several, SparseVector, check_names, output_of
+from ..errors import BadAnswerError, BGEError, ConfigError, HostError, InputError, TooLargeError, no_thread
 from .rows import Row, Shard
 
-__all__ = ["Embedded", "EncoderShards", "OnError", "ShardEmbedder", "embed_shards", "stopped_at"]
+__all__ = ["Embedded", "EncoderShards", "OnError", "ShardEmbedder", "embed_shards", "stopped_at", "with_sparse"]
 
 OnError = Literal["stop", "record"]
 OnRows = Callable[[int], None]
@@ -33,6 +36,7 @@ class Embedded:
     rows: list[Row]
     vectors: Vectors
     truncated: int = 0
+    sparse: list[SparseVector] | None = None
 
 
 class ShardEmbedder(ABC):
@@ -119,11 +123,16 @@ class EncoderShards(ShardEmbedder):
     One shard at a time goes into an engine on this machine, so that its batches, and with them the last bits of its
     vectors, depend on nothing but the shard. A host gets the next shard while the last requests of one are under way;
     the encoder itself bounds the requests in flight.
+
+    Args:
+        encoder: what embeds.
+        sparse: whether sparse vectors are wanted as well.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, *, sparse: bool = False) -> None:
         self.encoder, self.lanes = encoder, 2 if encoder.remote else 1
-        self._calls: set[Future[Vectors]] = set()
+        self._output = output_of(encoder.card, ["dense", "sparse"] if sparse else ["dense"])
+        self._calls: set[Future[Rows]] = set()
         self._lock = threading.Lock()
         self._stopped = False
         self._answered = 0
@@ -136,7 +145,7 @@ class EncoderShards(ShardEmbedder):
         """
         began = time.perf_counter()
         try:
-            shard = _Shard(rows, self.encoder.card.dimensions)
+            shard = _Shard(rows, self._output)
             refused = 0
             while left := shard.left():
                 try:
@@ -155,7 +164,7 @@ class EncoderShards(ShardEmbedder):
     def _call(self, shard: _Shard, left: list[int], on_rows: OnRows) -> None:
         places = np.array(left)
 
-        def keep(positions: Sequence[int], part: Vectors) -> None:
+        def keep(positions: Sequence[int], part: Rows) -> None:
             shard.put(places[list(positions)], part)
             self._answered += len(positions)
             on_rows(len(positions))
@@ -163,8 +172,12 @@ class EncoderShards(ShardEmbedder):
         with self._lock:
             if self._stopped:
                 raise BGEError("the job was stopped")
-            call = self.encoder.submit(
-                [shard.rows[i].text for i in left], role="document", on_batch=keep, on_truncated=shard.count_truncated
+            call = self.encoder.submit_rows(
+                [shard.rows[i].text for i in left],
+                role="document",
+                output=self._output,
+                on_batch=keep,
+                on_truncated=shard.count_truncated,
             )
             self._calls.add(call)
         try:
@@ -193,16 +206,16 @@ class EncoderShards(ShardEmbedder):
 class _Shard:
     """What is known of a shard under way; what was finished when a call fails is not sent again."""
 
-    def __init__(self, rows: list[Row], dimensions: int) -> None:
-        self.rows = rows
-        self.vectors = np.empty((len(rows), dimensions), np.float32)
+    def __init__(self, rows: list[Row], output: Output) -> None:
+        self.rows, self.output = rows, output
+        self.vectors = output.empty(len(rows))
         self.done = np.zeros(len(rows), bool)
         self.truncated = 0
 
     def left(self) -> list[int]:
         return [i for i, row in enumerate(self.rows) if not (row.reason or self.done[i])]
 
-    def put(self, places: NDArray[Any], part: Vectors) -> None:
+    def put(self, places: NDArray[Any], part: Rows) -> None:
         self.vectors[places], self.done[places] = part, True
 
     def count_truncated(self, positions: Sequence[int]) -> None:
@@ -210,7 +223,9 @@ class _Shard:
 
     def embedded(self) -> Embedded:
         vectors = self.vectors if self.done.all() else self.vectors[self.done]
-        return Embedded(self.rows, vectors, self.truncated)
+        if not isinstance(self.output, Several):
+            return Embedded(self.rows, vectors, self.truncated)
+        return Embedded(self.rows, np.ascontiguousarray(vectors["dense"]), self.truncated, vectors["sparse"].tolist())
 
 
 def _placed(error: InputError | HostError, rows: Sequence[Row]) -> BGEError:
@@ -232,3 +247,21 @@ def _placed(error: InputError | HostError, rows: Sequence[Row]) -> BGEError:
 def stopped_at(row: Row) -> InputError:
     """Return the error of a row that stops a job."""
     return InputError(f"line {row.line} of {row.source!r}: {row.reason}; on_error='record' skips such rows")
+
+
+def with_sparse(outputs: Sequence[OutputName], encoder: Encoder) -> bool:
+    """Tell whether sparse vectors are among the outputs that a job is to write.
+
+    Raises:
+        ConfigError: shards do not hold these outputs, or the encoder does not give them.
+    """
+    names = check_names(outputs)
+    if names not in (("dense",), ("dense", "sparse")):
+        raise ConfigError(
+            f"shards hold dense, or dense,sparse, not {','.join(names)}: vectors per token would be hundreds of kB a "
+            "text; score some tens of candidates by them instead (load_reranker)"
+            if "multivector" in names
+            else "shards hold dense, or dense,sparse, not sparse alone: both are of one forward pass"
+        )
+    encoder.output_for(names)
+    return "sparse" in names

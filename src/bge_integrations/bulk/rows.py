@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError
 from .splitting import TextSplitter
 
-RESERVED = ("id", "text", "embedding")
+RESERVED = ("id", "text", "embedding", "sparse_indices", "sparse_values")
 ID = "\0id"
 """A field that text files give each part: its path, and behind the first part the part's number."""
 JSON = "json"

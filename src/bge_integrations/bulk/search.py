@@ -1,28 +1,28 @@
-"""Exact search over the shards of a folder: all vectors are looked at, none are kept."""
+"""Exact search over the shards of a folder, by dense vectors or by both: all are looked at, none are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 
 from ..catalog import find_model
 from ..catalog.records import ModelCard
-from ..core.encoder import Encoder, Vectors
+from ..core.encoder import Encoder, Vectors, held_encoder
 from ..errors import ConfigError, UnknownModelError
 from ..load import Options, load_encoder
 from ..stamps.stamp import check_stamp
 from .folder import shard_files, stamp_of
 from .formats import read_part
+from .hybrid import Best, Hybrid, merged, top
+from .part import Part
 
 _PIECE = 2048
-_Best: TypeAlias = tuple[Any, Any]
-"""Scores and row numbers, each of shape (queries, at most k), best first."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Hit:
     """A row that was found.
 
     Attributes:
-        score: cosine of the angle between query and row.
+        score: cosine of the angle between query and row; in hybrid search the sum that ``Hybrid`` says.
         id: of the row.
         text: of the row.
         kept: its kept columns.
@@ -43,7 +43,12 @@ class Hit:
 
 
 def search_files(
-    folder: str | Path, queries: str | Sequence[str], encoder: Any = None, *, k: int = 10
+    folder: str | Path,
+    queries: str | Sequence[str],
+    encoder: Any = None,
+    *,
+    k: int = 10,
+    hybrid: bool | Hybrid = False,
 ) -> list[list[Hit]]:
     """Return the rows that are nearest to each query, exactly, best first.
 
@@ -56,12 +61,14 @@ def search_files(
         encoder: an encoder or a face that holds one; made from the folder's stamp when None, on this machine or
             where ``BGE_PROVIDER`` and ``BGE_BASE_URL`` say.
         k: rows for each query.
+        hybrid: search by dense and sparse vectors, which ``outputs=("dense", "sparse")`` wrote; a ``Hybrid`` says how
+            their scores become one.
 
     Returns:
         For each query, at most ``k`` hits.
 
     Raises:
-        ConfigError: no shards, or no ``encoder`` can be made from their stamp.
+        ConfigError: no shards, no ``encoder`` can be made from their stamp, or no sparse vectors in hybrid search.
         SpaceMismatchError: the encoder's vectors are of another space than the shards'.
         InputError: a query is blank.
 
@@ -73,12 +80,38 @@ def search_files(
         raise ConfigError(f"k must be at least 1, not {k!r}")
     asked = [queries] if isinstance(queries, str) else list(queries)
     written, files = stamp_of(folder), shard_files(folder)
+    how = (hybrid if isinstance(hybrid, Hybrid) else Hybrid()) if hybrid else None
+    if how and "sparse_space" not in written:
+        raise ConfigError(f"the shards in {str(folder)!r} have no sparse vectors: embed with --outputs dense,sparse")
     if encoder is not None:
         check_stamp(written, encoder)
-        return _search(files, getattr(encoder, "encoder", encoder).encode(asked, role="query"), k)
+        return _ask(files, held_encoder(encoder), asked, k, how)
     with encoder_of(folder) as made:
-        vectors = made.encode(asked, role="query")
-    return _search(files, vectors, k)
+        return _ask(files, made, asked, k, how)
+
+
+def _ask(files: Sequence[Path], encoder: Encoder, asked: list[str], k: int, how: Hybrid | None) -> list[list[Hit]]:
+    starts: list[int] = []
+    if how is None:
+        best = _nearest(_pieces(files, starts), encoder.encode(asked, role="query"), k)
+        return _hits(files, starts, best)
+    queries = encoder.encode_outputs(asked, role="query", outputs=("dense", "sparse"))
+    assert queries.dense is not None
+    assert queries.sparse is not None
+    pieces = _pieces(files, starts, sparse=True)
+    best = how.search(pieces, queries.dense, queries.sparse, encoder.card.vocabulary, k)
+    return _hits(files, starts, best)
+
+
+def _pieces(files: Sequence[Path], starts: list[int], *, sparse: bool = False) -> Iterator[Part]:
+    """Yield all shards in pieces, and note at which row each shard starts."""
+    row = 0
+    for path in files:
+        starts.append(row)
+        for piece in read_part(path, _PIECE, rows=False, sparse=sparse):
+            if len(piece.vectors):
+                yield piece
+            row += len(piece.vectors)
 
 
 def encoder_of(folder: str | Path, model: str | None = None, **options: Any) -> Encoder:
@@ -126,17 +159,18 @@ def _of_stamp(stamp: dict[str, Any], card: ModelCard) -> dict[str, Any]:
     return options
 
 
-def _search(files: Sequence[Path], queries: Vectors, k: int) -> list[list[Hit]]:
+def _nearest(pieces: Iterable[Part], queries: Vectors, k: int) -> Best:
     nearest = _faiss if find_spec("faiss") else _numpy
-    best: _Best = (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
-    row, starts = 0, []
-    for path in files if len(queries) else ():
-        starts.append(row)
-        for piece in read_part(path, _PIECE, rows=False):
-            if len(piece.vectors):
-                scores, numbers = nearest(queries, piece.vectors, min(k, len(piece.vectors)))
-                best = _merged(best, (scores, numbers + row), k)
-            row += len(piece.vectors)
+    best: Best = (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
+    row = 0
+    for piece in pieces if len(queries) else ():
+        scores, numbers = nearest(queries, piece.vectors, min(k, len(piece.vectors)))
+        best = merged(best, (scores, numbers + row), k)
+        row += len(piece.vectors)
+    return best
+
+
+def _hits(files: Sequence[Path], starts: Sequence[int], best: Best) -> list[list[Hit]]:
     rows = _rows(files, starts, set(best[1].ravel().tolist()))
     return [
         [Hit(score, *rows[number]) for score, number in zip(scores, numbers, strict=True)]
@@ -144,28 +178,17 @@ def _search(files: Sequence[Path], queries: Vectors, k: int) -> list[list[Hit]]:
     ]
 
 
-def _faiss(queries: Vectors, vectors: Vectors, k: int) -> _Best:
+def _faiss(queries: Vectors, vectors: Vectors, k: int) -> Best:
     import faiss
 
-    found: _Best = faiss.knn(
+    found: Best = faiss.knn(
         np.ascontiguousarray(queries), np.ascontiguousarray(vectors), k, metric=faiss.METRIC_INNER_PRODUCT
     )
     return found
 
 
-def _numpy(queries: Vectors, vectors: Vectors, k: int) -> _Best:
-    scores = queries @ vectors.T
-    numbers = np.argpartition(scores, len(vectors) - k, axis=1)[:, len(vectors) - k :] if k < len(vectors) else None
-    if numbers is None:
-        numbers = np.broadcast_to(np.arange(len(vectors)), scores.shape)
-    return np.take_along_axis(scores, numbers, axis=1), numbers
-
-
-def _merged(first: _Best, second: _Best, k: int) -> _Best:
-    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(first, second, strict=True))
-    # Among equals the earlier row comes first.
-    order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+def _numpy(queries: Vectors, vectors: Vectors, k: int) -> Best:
+    return top(queries @ vectors.T, k)
 
 
 def _rows(files: Sequence[Path], starts: Sequence[int], wanted: set[int]) -> dict[int, tuple[Any, str, dict[str, Any]]]:

@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="columns to keep")
     parser.add_argument("--format", choices=("parquet", "numpy", "jsonl"), default="parquet", help="of the shards")
     parser.add_argument("--half", action="store_true", help="write float16")
+    parser.add_argument(
+        "--outputs", default="dense", metavar="NAMES", help="dense, or dense,sparse where the model gives both"
+    )
     parser.add_argument("--shard-rows", type=int, default=10_000, metavar="N", help="rows per shard (default: 10000)")
     parser.add_argument(
         "--on-error", choices=("record", "stop"), default="record", help="bad rows: into errors.jsonl, or stop"
@@ -88,6 +91,7 @@ def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns, place
             shard_rows=parsed.shard_rows,
             format=parsed.format,
             half=parsed.half,
+            outputs=parsed.outputs.replace(" ", "").split(","),
             on_error=parsed.on_error,
             on_shard=on_shard,
             on_progress=on_progress,

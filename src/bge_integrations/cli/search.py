@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from .options import add_encoder_arguments, encoder_options
 
 if TYPE_CHECKING:
+    from ..bulk.hybrid import Hybrid
     from ..bulk.search import Hit
 
 _ID = 40
@@ -22,6 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="without any: one per line on standard input")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="rows for each question (default: 10)")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each question, with texts in full")
+    group = parser.add_argument_group("hybrid search, over shards of --outputs dense,sparse")
+    group.add_argument("--hybrid", action="store_true", help="by dense and sparse vectors")
+    group.add_argument(
+        "--fusion", choices=("sum", "rrf"), help="weighted sum of scores (default), or reciprocal rank fusion"
+    )
+    group.add_argument(
+        "--weights", nargs=2, type=float, metavar=("DENSE", "SPARSE"), help="default: 0.4 0.2; with rrf 1 1"
+    )
     add_encoder_arguments(parser, default="the one that made the shards")
 
 
@@ -33,9 +43,10 @@ def run(parsed: argparse.Namespace) -> int:
     if not questions:
         print("bge: no question: name it, or write one per line to standard input", file=sys.stderr)
         return 1
+    hybrid = _hybrid(parsed)
     tell_unfinished(parsed.folder)
     with encoder_of(parsed.folder, parsed.model, **encoder_options(parsed)) as encoder:
-        found = search_files(parsed.folder, questions, encoder, k=parsed.k)
+        found = search_files(parsed.folder, questions, encoder, k=parsed.k, hybrid=hybrid)
     for question, hits in zip(questions, found, strict=True):
         if parsed.json:
             print(
@@ -44,6 +55,16 @@ def run(parsed: argparse.Namespace) -> int:
         else:
             _show(question if len(questions) > 1 else "", hits)
     return 0
+
+
+def _hybrid(parsed: argparse.Namespace) -> bool | Hybrid:
+    from ..bulk.hybrid import Hybrid
+
+    if not parsed.hybrid:
+        if parsed.fusion or parsed.weights:
+            raise ConfigError("--fusion and --weights are for --hybrid")
+        return False
+    return Hybrid(parsed.fusion or "sum", parsed.weights)
 
 
 def tell_unfinished(folder: str) -> None:

@@ -109,13 +109,19 @@ class Encoder(ABC):
         """Name of the space of document vectors, which no query instruction changes."""
         return self.card.document_space(self.variant)
 
-    def stamp(self) -> dict[str, Any]:
-        """Return what a store must remember about its vectors, as plain data."""
+    def stamp(self, *, sparse: bool = False) -> dict[str, Any]:
+        """Return what a store must remember about its vectors, as plain data.
+
+        Args:
+            sparse: whether it holds sparse vectors as well.
+        """
         from importlib.metadata import version
 
         card = self.card
         chosen = card.query_instruction if self.query_instruction is None else self.query_instruction
+        heads = {"sparse_space": card.output_space("sparse", self.variant), "vocabulary": card.vocabulary}
         return {
+            **(heads if sparse else {}),
             "space": self.space,
             "model": card.id,
             "revision": card.revision,

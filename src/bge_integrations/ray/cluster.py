@@ -74,6 +74,7 @@ class RayShards(ShardEmbedder):
     Args:
         encoder: pickled without model and keys; a cache lies on each worker's machine.
         address: as ``connect`` takes it.
+        sparse: whether sparse vectors are wanted as well.
         workers: shards at a time; by default as many as there is room for.
         num_cpus: CPUs of each, and its threads; by default 1.
         num_gpus: GPUs of each; by default 1 where the cluster has any and the model runs on the workers.
@@ -92,6 +93,7 @@ class RayShards(ShardEmbedder):
         encoder: Encoder,
         address: str | None = None,
         *,
+        sparse: bool = False,
         workers: int | None = None,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
@@ -100,7 +102,7 @@ class RayShards(ShardEmbedder):
         import ray
 
         plan = plan_tasks(nodes(), local=not encoder.remote, workers=workers, num_cpus=num_cpus, num_gpus=num_gpus)
-        self.encoder, self.lanes = encoder, plan.size
+        self.encoder, self.lanes, self.sparse = encoder, plan.size, sparse
         self._task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=_ATTEMPTS, max_calls=0)(_embed)
         self._batches = ray.put(BGEBatchEncoder(role="document", encoder=encoder))
         self._running: set[Any] = set()
@@ -114,7 +116,7 @@ class RayShards(ShardEmbedder):
         """
         import ray
 
-        reference = self._task.remote(self._batches, rows, on_error)
+        reference = self._task.remote(self._batches, rows, on_error, self.sparse)
         self._running.add(reference)
         try:
             answer: tuple[Embedded, dict[str, float]] = ray.get(reference)
@@ -145,12 +147,14 @@ class RayShards(ShardEmbedder):
             ray.cancel(reference)
 
 
-def _embed(batches: BGEBatchEncoder, rows: list[Row], on_error: OnError) -> tuple[Embedded, dict[str, float]]:
+def _embed(
+    batches: BGEBatchEncoder, rows: list[Row], on_error: OnError, sparse: bool
+) -> tuple[Embedded, dict[str, float]]:
     """Run on a worker."""
     encoder = batches.loaded()
     before = encoder.usage.to_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the driver says it, once for all shards
-        embedded = EncoderShards(encoder).embed(rows, on_error, lambda _: None)
+        embedded = EncoderShards(encoder, sparse=sparse).embed(rows, on_error, lambda _: None)
     after = encoder.usage.to_dict()
     return embedded, {name: after[name] - (before[name] or 0) for name in after if after[name] and name != "seconds"}

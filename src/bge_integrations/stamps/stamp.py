@@ -15,6 +15,8 @@ __all__ = ["check_stamp", "check_store", "read_stamp", "stamp_store"]
 
 _DOCUMENTS = ("model", "revision", "dimensions", "pooling", "variant")
 _STAMPED = (*_DOCUMENTS, "query_instruction")
+_SPARSE = ("sparse_space",)  # compared where both have it: who searches by dense vectors alone needs no head
+_VECTORS = (*_DOCUMENTS, *_SPARSE)
 
 
 Stamped = Encoder | HoldsEncoder | Mapping[str, Any]
@@ -52,7 +54,7 @@ def stamp_store(store: Any, encoder: Stamped, *, replace: bool = False) -> dict[
             reembed=True,
         )
     written = _parse(slot.read())
-    changed = [name for name in _differences(written, stamp) if name in _DOCUMENTS] if written else []
+    changed = [name for name in _differences(written, stamp) if name in _VECTORS] if written else []
     if changed and not replace:
         raise _mismatch(written, stamp)
     line = json.dumps(stamp, sort_keys=True)
@@ -98,6 +100,9 @@ def check_stamp(written: Mapping[str, Any], encoder: Stamped) -> None:
         SpaceMismatchError: as ``check_store`` does.
     """
     stamp = _stamp(encoder)
+    if "sparse_space" in written and not isinstance(encoder, Mapping):
+        held = held_encoder(encoder)
+        stamp = held.stamp(sparse="sparse" in held.outputs)
     if _differences(written, stamp):
         raise _mismatch(written, stamp)
 
@@ -124,13 +129,14 @@ def _parse(line: str | None) -> dict[str, Any]:
 
 
 def _differences(written: Mapping[str, Any], stamp: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    pairs = {name: (written.get(name), stamp.get(name)) for name in _STAMPED}
+    names = [*_STAMPED, *(name for name in _SPARSE if name in written and name in stamp)]
+    pairs = {name: (written.get(name), stamp.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if (pair[0] or None) != (pair[1] or None)}
 
 
 def _mismatch(written: Mapping[str, Any], stamp: Mapping[str, Any]) -> SpaceMismatchError:
     differences = _differences(written, stamp)
-    reembed = any(name in _DOCUMENTS for name in differences)
+    reembed = any(name in _VECTORS for name in differences)
     listed = "; ".join(f"{name}: {old!r} in the store, {new!r} here" for name, (old, new) in differences.items())
     remedy = (
         "the vectors cannot be compared: use the store's model, or embed its documents again and "

@@ -49,9 +49,9 @@ class Wrapper(Encoder):
     def __init__(self, inner: Encoder) -> None:
         self.inner = inner
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self, *, sparse: bool = False) -> dict[str, Any]:
         """Return what a store must remember about its vectors, as plain data."""
-        return self.inner.stamp()
+        return self.inner.stamp(sparse=sparse)
 
     def describe(self) -> dict[str, Any]:
         """Return how the inner encoder works, as plain data without secrets."""

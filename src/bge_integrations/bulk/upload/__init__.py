@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
-from ...errors import BGEError, ConfigError
+from ...errors import BGEError, BGEWarning, ConfigError, warn
 from ...extras import require_packages
 from ...stamps.slots import find_slot
 from ...stamps.stamp import check_store, read_stamp, stamp_store
 from ..folder import shard_files, stamp_of
-from ..formats import Part, read_part
+from ..formats import read_part
+from ..part import Part, SparseRows
 from .target import Batch, Place, Store, Target, check_folder
 
 __all__ = ["Into", "Loaded", "load_files", "upload_files"]
@@ -64,6 +65,8 @@ def upload_files(
 
     Rows are laid out as LangChain's store classes expect by default: the text, the vector, and as metadata the row's
     ``id`` and its kept columns. A row whose id is there already is replaced, so the same call again is idempotent.
+    Sparse vectors go into Qdrant (vectors named ``dense`` and ``sparse``) and pgvector (a ``sparsevec`` column
+    ``sparse``); the other stores get the dense ones alone, with a warning.
 
     Args:
         folder: of ``embed_files``.
@@ -89,13 +92,18 @@ def upload_files(
     """
     stamp, files = stamp_of(folder), shard_files(folder)
     store = _store(into)
+    vocabulary = int(stamp.get("vocabulary", 0))
+    if vocabulary and not store.SPARSE:
+        warn(f"{into} gets the dense vectors alone: sparse ones are uploaded into qdrant and pgvector", BGEWarning)
+        vocabulary = 0
+        stamp = {name: value for name, value in stamp.items() if name not in ("sparse_space", "vocabulary")}
     name = collection or ("index" if into == "faiss" else Path(folder).resolve().name)
-    place = Place(name, int(stamp["dimensions"]), files[0], url, str(path) if path else None, key, client)
+    place = Place(name, int(stamp["dimensions"]), files[0], url, str(path) if path else None, key, client, vocabulary)
     _check_place(into, store, place)
     rows = 0
     with _said(into, place, lambda: rows), store.open_target(place) as target:
         written = _stamped(target, stamp, name)
-        for batch in _batches(files, store.BATCH_ROWS):
+        for batch in _batches(files, store.BATCH_ROWS, sparse=bool(vocabulary)):
             target.put(batch)
             rows += len(batch.ids)
             if on_batch:
@@ -134,9 +142,9 @@ def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]
     return check_store(target.stamped, {**stamp, "query_instruction": written.get("query_instruction")})
 
 
-def _batches(files: Sequence[Path], size: int) -> Iterator[Batch]:
+def _batches(files: Sequence[Path], size: int, *, sparse: bool) -> Iterator[Batch]:
     for path in files:
-        for part in read_part(path, size):
+        for part in read_part(path, size, sparse=sparse):
             yield Batch(_each_once(part))
 
 
@@ -147,7 +155,8 @@ def _each_once(part: Part) -> Part:
         return part
     rows = sorted(last.values())
     kept = {name: [values[i] for i in rows] for name, values in part.kept.items()}
-    return Part([part.ids[i] for i in rows], [part.texts[i] for i in rows], part.vectors[rows], kept)
+    sparse = part.sparse and SparseRows.joined([part.sparse.part(i, i + 1) for i in rows])
+    return Part([part.ids[i] for i in rows], [part.texts[i] for i in rows], part.vectors[rows], kept, sparse)
 
 
 @contextmanager

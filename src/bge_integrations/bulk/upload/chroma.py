@@ -15,6 +15,7 @@ BATCH_ROWS = 1000
 TAKES = ("url", "path", "client")
 PACKAGES = {"chromadb": "chromadb"}
 MARKS: tuple[str, ...] = ("chroma.sqlite3",)
+SPARSE = False
 
 
 class _Target:

@@ -21,6 +21,7 @@ BATCH_ROWS = 10_000
 TAKES = ("path",)
 PACKAGES = {"faiss": "faiss-cpu", "langchain_community": "langchain-community"}
 MARKS: tuple[str, ...] = ("*.faiss", f"{KEY}.json")
+SPARSE = False
 _KNOWN = {
     ("langchain_community.docstore.in_memory", "InMemoryDocstore"),
     ("langchain_core.documents.base", "Document"),

@@ -10,7 +10,8 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...extras import require
-from ..formats import Part, column_types
+from ..formats import column_types
+from ..part import Part
 from .target import Batch, Place, check_dimensions
 
 # A commit is a version and some files of its own, so few and large ones.
@@ -18,6 +19,7 @@ BATCH_ROWS = 10_000
 TAKES = ("path", "url", "client")
 PACKAGES = {"lancedb": "lancedb", "pyarrow": "pyarrow"}
 MARKS: tuple[str, ...] = ("*.lance",)
+SPARSE = False
 
 
 class _Target:

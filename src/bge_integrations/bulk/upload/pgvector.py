@@ -1,4 +1,7 @@
-"""PostgreSQL with pgvector, in the layout of LangChain's ``PGVectorStore``, with ids as text."""
+"""PostgreSQL with pgvector, in the layout of LangChain's ``PGVectorStore``, with ids as text.
+
+Sparse vectors go into one column more, ``sparse``; ids count from 1 in pgvector's text, from 0 in its clients.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from ...errors import BGEWarning, warn
 from ...extras import require
 from ...stamps.slots import comment_slot
 from .target import Batch, Place, check_dimensions
@@ -16,8 +20,10 @@ BATCH_ROWS = 2000
 TAKES = ("url", "client")
 PACKAGES = {"sqlalchemy": "sqlalchemy", "psycopg": "'psycopg[binary]'"}
 MARKS: tuple[str, ...] = ()
+SPARSE = True
 _SCHEMA = "public"
-_COLUMNS = '"langchain_id", "content", "embedding", "langchain_metadata"'
+_COLUMNS = ("langchain_id", "content", "embedding", "langchain_metadata", "sparse")
+_INDEXABLE, _STORABLE = 1000, 16_000  # elements; https://github.com/pgvector/pgvector#sparse-vectors
 
 
 def _quoted(name: str) -> str:
@@ -28,6 +34,8 @@ class _Target:
     def __init__(self, engine: Any, place: Place) -> None:
         self.engine, self.table = engine, f"{_SCHEMA}.{_quoted(place.collection)}"
         self.stamped = comment_slot(self._run, place.collection, _SCHEMA)
+        self.columns = _COLUMNS if place.vocabulary else _COLUMNS[:-1]
+        self.vocabulary, self._warned = place.vocabulary, False
 
     def _run(self, work: Callable[[Any], str | None]) -> str | None:
         with self.engine.begin() as connection:
@@ -38,31 +46,52 @@ class _Target:
             return int(connection.exec_driver_sql(f"SELECT count(*) FROM {self.table}").scalar())
 
     def put(self, batch: Batch) -> None:
+        columns = ", ".join(map(_quoted, self.columns))
+        changed = ", ".join(f"{name} = excluded.{name}" for name in map(_quoted, self.columns[1:]))
+        self._warn(batch)
         with self.engine.begin() as connection:
             # A table of the target's own types takes the rows, since COPY itself cannot replace any.
             connection.exec_driver_sql(f"CREATE TEMP TABLE bge_rows (LIKE {self.table}) ON COMMIT DROP")
             with (
                 connection.connection.cursor() as cursor,
-                cursor.copy(f"COPY bge_rows ({_COLUMNS}) FROM STDIN") as copy,
+                cursor.copy(f"COPY bge_rows ({columns}) FROM STDIN") as copy,
             ):
-                for row in _rows(batch):
+                for row in _rows(batch, self.vocabulary):
                     copy.write_row(row)
             connection.exec_driver_sql(
-                f"INSERT INTO {self.table} ({_COLUMNS}) SELECT {_COLUMNS} FROM bge_rows "
-                'ON CONFLICT ("langchain_id") DO UPDATE SET "content" = excluded."content", '
-                '"embedding" = excluded."embedding", "langchain_metadata" = excluded."langchain_metadata"'
+                f"INSERT INTO {self.table} ({columns}) SELECT {columns} FROM bge_rows "
+                f'ON CONFLICT ("langchain_id") DO UPDATE SET {changed}'
+            )
+
+    def _warn(self, batch: Batch) -> None:
+        large = [key for key, (ids, _) in zip(batch.ids, batch.sparse or (), strict=False) if len(ids) > _INDEXABLE]
+        if large and not self._warned:
+            self._warned = True
+            warn(
+                f"row {large[0]!r} has more than {_INDEXABLE} sparse elements: pgvector stores up to {_STORABLE}, but "
+                "an HNSW index on the column refuses such rows; use shorter chunks",
+                BGEWarning,
             )
 
 
-def _rows(batch: Batch) -> Iterator[tuple[str, str, str, str]]:
-    for key, text, vector, metadata in zip(batch.ids, batch.texts, batch.vectors, batch.metadata, strict=True):
+def _rows(batch: Batch, vocabulary: int) -> Iterator[tuple[str, ...]]:
+    sparse: list[tuple[str, ...]] = [(_sparse(ids, weights, vocabulary),) for ids, weights in batch.sparse or ()]
+    sparse = sparse or [()] * len(batch.ids)
+    rows = zip(batch.ids, batch.texts, batch.vectors, batch.metadata, sparse, strict=True)
+    for key, text, vector, metadata, last in rows:
         # PostgreSQL's text cannot hold a NUL.
         yield (
             key,
             text.replace("\0", "\ufffd"),
             orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY).decode(),
             orjson.dumps(metadata).decode(),
+            *last,
         )
+
+
+def _sparse(ids: Any, weights: Any, vocabulary: int) -> str:
+    elements = ",".join(f"{i + 1}:{weight!r}" for i, weight in zip(ids.tolist(), weights.tolist(), strict=True))
+    return f"{{{elements}}}/{vocabulary}"
 
 
 @contextmanager
@@ -98,6 +127,10 @@ def _ready(connection: Any, table: str, place: Place) -> None:
         f'CREATE TABLE IF NOT EXISTS {table} ("langchain_id" TEXT PRIMARY KEY, "content" TEXT NOT NULL, '
         f'"embedding" vector({place.dimensions}) NOT NULL, "langchain_metadata" JSON)'
     )
+    if place.vocabulary:
+        connection.exec_driver_sql(
+            f'ALTER TABLE {table} ADD COLUMN IF NOT EXISTS "sparse" sparsevec({place.vocabulary})'
+        )
     # pgvector keeps the size as the type's modifier.
     found = connection.exec_driver_sql(
         "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'embedding'",
@@ -109,8 +142,13 @@ def _ready(connection: Any, table: str, place: Place) -> None:
 def how_to_open(place: Place, model: str) -> str:
     """Return Python that opens the table."""
     url = _url(place).render_as_string(hide_password=True)
+    sparse = (
+        "The column \"sparse\" takes m3.sparse('pgvector').embed_query(...) of BGEM3: ORDER BY sparse <#> ...\n"
+        if place.vocabulary
+        else ""
+    )
     return (
         f"PGVectorStore.create_sync(PGEngine.from_connection_string({url!r}), BGEEmbeddings({model!r}), "
         f"{place.collection!r})  # langchain_postgres\n"
-        "LlamaIndex's PGVectorStore wants a table of its own layout and does not read this one."
+        f"{sparse}LlamaIndex's PGVectorStore wants a table of its own layout and does not read this one."
     )

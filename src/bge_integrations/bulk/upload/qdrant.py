@@ -1,4 +1,7 @@
-"""Qdrant, in LangChain's layout: an unnamed cosine vector, ``page_content`` and ``metadata`` in the payload."""
+"""Qdrant, in LangChain's layout: a cosine vector, ``page_content`` and ``metadata`` in the payload.
+
+The vector has no name; where there are sparse vectors as well, the two are named ``dense`` and ``sparse``.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ BATCH_ROWS = 256
 TAKES = ("url", "path", "client")
 PACKAGES = {"qdrant_client": "qdrant-client"}
 MARKS: tuple[str, ...] = (".lock",)  # the client holds it, and leaves it
+SPARSE = True
 # A request may have 32 MB, and a number is up to 22 characters of it.
 _NUMBERS = 300_000
+DENSE, SPARSE_NAME = "dense", "sparse"
 
 
 def point_id(value: str | int) -> str | int:
@@ -45,15 +50,25 @@ class _Target:
         from qdrant_client.models import Batch as Points
 
         step = max(1, min(BATCH_ROWS, _NUMBERS // self.place.dimensions))
+        sparse = list(batch.sparse or ())
         for first in range(0, len(batch.ids), step):
             part = slice(first, first + step)
             rows = zip(batch.texts[part], batch.metadata[part], strict=True)
             points = Points(
                 ids=[point_id(row["id"]) for row in batch.metadata[part]],
-                vectors=batch.vectors[part].tolist(),
+                vectors=_vectors(batch.vectors[part].tolist(), sparse[part]),
                 payloads=[{"page_content": text, "metadata": metadata} for text, metadata in rows],
             )
             self.client.upsert(self.place.collection, points=points, wait=True)
+
+
+def _vectors(dense: list[list[float]], sparse: list[Any]) -> Any:
+    if not sparse:
+        return dense
+    from qdrant_client.models import SparseVector
+
+    rows = [SparseVector(indices=ids.tolist(), values=weights.tolist()) for ids, weights in sparse]
+    return {DENSE: dense, SPARSE_NAME: rows}
 
 
 @contextmanager
@@ -76,12 +91,23 @@ def open_target(place: Place) -> Iterator[_Target]:
 
 
 def _ready(client: Any, place: Place, models: Any) -> None:
+    config = models.VectorParams(size=place.dimensions, distance=models.Distance.COSINE)
     if not client.collection_exists(place.collection):
-        config = models.VectorParams(size=place.dimensions, distance=models.Distance.COSINE)
-        client.create_collection(place.collection, vectors_config=config)
+        if place.vocabulary:
+            sparse = {SPARSE_NAME: models.SparseVectorParams()}
+            client.create_collection(place.collection, vectors_config={DENSE: config}, sparse_vectors_config=sparse)
+        else:
+            client.create_collection(place.collection, vectors_config=config)
         return
-    vectors = client.get_collection(place.collection).config.params.vectors
-    if not hasattr(vectors, "size"):
+    params = client.get_collection(place.collection).config.params
+    vectors = params.vectors
+    if place.vocabulary:
+        if not isinstance(vectors, dict) or DENSE not in vectors or SPARSE_NAME not in (params.sparse_vectors or {}):
+            raise ConfigError(
+                f"{place.collection!r} has no vectors named {DENSE!r} and {SPARSE_NAME!r}: name another collection"
+            )
+        vectors = vectors[DENSE]
+    elif not hasattr(vectors, "size"):
         raise ConfigError(f"{place.collection!r} has named vectors, LangChain's default is one without a name")
     check_dimensions(vectors.size, place)
 
@@ -89,6 +115,16 @@ def _ready(client: Any, place: Place, models: Any) -> None:
 def how_to_open(place: Place, model: str) -> str:
     """Return Python that opens the collection."""
     where = f"path={place.path!r}" if place.path else f"url={place.url!r}"
+    if place.vocabulary:
+        names = f"{place.collection!r}, m3.dense, RetrievalMode.HYBRID, {DENSE!r}"
+        return (
+            f"m3 = BGEM3({model!r})\n"
+            f"QdrantVectorStore(QdrantClient({where}), {names}, sparse_embedding=m3.sparse('qdrant'), "
+            f"sparse_vector_name={SPARSE_NAME!r})  # langchain_qdrant\n"
+            f"QdrantVectorStore({place.collection!r}, client=QdrantClient({where}), text_key='page_content', "
+            f"enable_hybrid=True, dense_vector_name={DENSE!r}, sparse_vector_name={SPARSE_NAME!r}, "
+            "sparse_doc_fn=m3.sparse_documents, sparse_query_fn=m3.sparse_queries)  # llama_index.vector_stores.qdrant"
+        )
     return (
         f"QdrantVectorStore(QdrantClient({where}), {place.collection!r}, BGEEmbeddings({model!r}))"
         "  # langchain_qdrant\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import ConfigError
-from ..formats import Part
+from ..part import Part
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Place:
         path: of a folder on this machine.
         key: of the server, where it wants one.
         client: a ready client, instead of all three.
+        vocabulary: size of sparse vectors; 0 where there are none.
         shard: the first shard, for what a store has to know of its columns.
     """
 
@@ -34,6 +35,7 @@ class Place:
     path: str | None = None
     key: str | None = None
     client: Any = None
+    vocabulary: int = 0
 
     def ready(self, make: Callable[[], Any]) -> Any:
         """Return the client that was given, or a new one; LanceDB's is false while it has no table."""
@@ -47,6 +49,7 @@ class Batch:
         self.part = part
         self.ids = [str(value) for value in part.ids]
         self.texts, self.vectors = part.texts, part.vectors
+        self.sparse = part.sparse
 
     @cached_property
     def metadata(self) -> list[dict[str, Any]]:
@@ -92,6 +95,7 @@ class Store(Protocol):
     """What pip calls each package that it needs, by the name it is imported by."""
     MARKS: tuple[str, ...]
     """Names by which its folder is known, as patterns."""
+    SPARSE: bool
 
     def open_target(self, place: Place) -> AbstractContextManager[Target]:
         """Make the collection where it is missing; leaving without an error makes all that was put last."""
