@@ -114,7 +114,7 @@ def load(folder: Path) -> Embed:
 
 WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 FIRST = (0.0, 0.5, 1.0, 2.0, 4.0)
-CANDIDATES = 30
+STAGE = 30
 
 
 def every_output(encoder: Encoder, texts: Sequence[str], role: Role) -> Outputs:
@@ -139,7 +139,7 @@ class Search:
 
     def second_stage(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return each query's first candidates, and MaxSim for these."""
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :CANDIDATES]
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :STAGE]
         asked, found = self.queries.multivector, self.passages.multivector
         again = [
             [max_sim(query.astype(np.float32), found[j].astype(np.float32)) for j in row]
@@ -182,11 +182,11 @@ def heads(folder: Path, data: demo_data.Debian, queries: Sequence[str], passages
         f"hybrid: dense + {weight:g} · sparse": hybrid,
         "hybrid: reciprocal rank fusion": ranks + reciprocal_ranks(held_out.sparse),
         "dense and BM25: reciprocal rank fusion": ranks + reciprocal_ranks(words),
-        f"dense, its first {CANDIDATES} by multivector": again(
+        f"dense, its first {STAGE} by multivector": again(
             held_out.dense, held_out.second_stage(held_out.dense), 0.0
         ),
-        f"hybrid, its first {CANDIDATES} by multivector": again(hybrid, stage, 0.0),
-        f"hybrid, its first {CANDIDATES} by {first:g} · hybrid + multivector": again(hybrid, stage, first),
+        f"hybrid, its first {STAGE} by multivector": again(hybrid, stage, 0.0),
+        f"hybrid, its first {STAGE} by {first:g} · hybrid + multivector": again(hybrid, stage, first),
     }
     return {name: ndcg_at_10(each) for name, each in rows.items()}
 
