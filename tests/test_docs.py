@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import builtins
 import contextlib
 import importlib
 import importlib.util
@@ -158,7 +159,7 @@ def run_python(block, code, namespace):
     if name := block.wished("raises"):
         expected = pytest.raises(getattr(bge_integrations, name))
     elif name := block.wished("warns"):
-        expected = pytest.warns(getattr(bge_integrations, name))
+        expected = pytest.warns(getattr(bge_integrations, name, None) or getattr(builtins, name))
     with expected, contextlib.redirect_stdout(printed):
         execute(code, namespace)
     for promise in PROMISE.findall(code):
