@@ -49,6 +49,7 @@ _LINKS = {
     "ARCHITECTURE.md": "explanation/architecture.md",
     "CONTRIBUTING.md": "contributing.md",
     "RELEASING.md": "releasing.md",
+    "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
     "notebooks/README.md": "notebooks.md",
     "deploy/space/": "how-to/serve.md",
@@ -64,6 +65,7 @@ def pages() -> dict[str, str]:
         "explanation/architecture.md": _from_root("ARCHITECTURE.md", "../"),
         "contributing.md": _from_root("CONTRIBUTING.md"),
         "releasing.md": _from_root("RELEASING.md"),
+        "security.md": _from_root("SECURITY.md"),
         "changelog.md": _from_root("CHANGELOG.md"),
         "notebooks.md": _notebooks_page(),
         "providers/index.md": providers_page(PROVIDERS),
@@ -78,6 +80,7 @@ def pages() -> dict[str, str]:
 
 def _from_root(name: str, up: str = "") -> str:
     text = (ROOT / name).read_text("utf-8")
+    text = re.sub(r"<!-- badges -->.*?<!-- /badges -->\n", "", text, flags=re.DOTALL)  # images of other sites
     for there, here in _LINKS.items():
         text = re.sub(rf"\]\({re.escape(there)}", f"]({up}{here}", text)
     return text
