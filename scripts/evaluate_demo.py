@@ -182,9 +182,7 @@ def heads(folder: Path, data: demo_data.Debian, queries: Sequence[str], passages
         f"hybrid: dense + {weight:g} · sparse": hybrid,
         "hybrid: reciprocal rank fusion": ranks + reciprocal_ranks(held_out.sparse),
         "dense and BM25: reciprocal rank fusion": ranks + reciprocal_ranks(words),
-        f"dense, its first {STAGE} by multivector": again(
-            held_out.dense, held_out.second_stage(held_out.dense), 0.0
-        ),
+        f"dense, its first {STAGE} by multivector": again(held_out.dense, held_out.second_stage(held_out.dense), 0.0),
         f"hybrid, its first {STAGE} by multivector": again(hybrid, stage, 0.0),
         f"hybrid, its first {STAGE} by {first:g} · hybrid + multivector": again(hybrid, stage, first),
     }

@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):  # noqa: D101 - made from the table below
     allow_http: bool | None
     dialect: str | None
     wire_model: str | None
+    revision: str | None
     query_instruction: str | None
     accept_space: Pooling | None
     verify: Literal["first-use"] | None
@@ -169,6 +170,7 @@ OPTIONS: dict[str, Option] = {
         Option("allow_http", bool, "send texts and key over plain http to another machine", "patience"),
         Option("dialect", str, "which server is asked for bge-m3's sparse and multivector output: vllm, tei, ..."),
         Option("wire_model", str, "what is sent as 'model' when it differs from the provider's name"),
+        Option("revision", str, "commit, tag or branch of a model of the hub that is not in the catalogue"),
         Option("query_instruction", str, "instead of the model's own; '' for none"),
         Option("accept_space", Pooling, "pooling of a host, or of a folder that states none; gets its own space"),
         Option("verify", Literal["first-use"], "check a host against published values before the first request"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import urlsplit
 
 from ..catalog import check_served, find_model, find_provider, known_model, provider_at, who_serves
 from ..catalog.records import ModelCard, Provider
 from ..environment import cache_folder, hide_in_url, hide_secrets, variable
-from ..errors import ConfigError, InstructionWarning, NotServedError, warn
+from ..errors import ConfigError, InstructionWarning, ModelLoadError, NotServedError, UnknownModelError, warn
 from ..options import Options, check_options
 from ..remote.rate_limit import PortableLimiter
 from .host import (
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["check_encoder", "load_encoder", "load_m3"]
 
 DEFAULT_MODEL = "bge-small-en-v1.5"
+_LOG = logging.getLogger("bge_integrations")
 
 
 def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> Encoder:
@@ -44,8 +48,10 @@ def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[
     host that only the environment names.
 
     Args:
-        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-small-en-v1.5`` when None. A path
-            (``/``, ``./``, ``~``, a ``PathLike``) is always a folder, and so is a name that is a model's folder here.
+        model: a name of the catalogue in any spelling, a local folder, or ``owner/name`` of the hub, such as a
+            fine-tune; ``BAAI/bge-small-en-v1.5`` when None. A path (``/``, ``./``, ``~``, a ``PathLike``) is always a
+            folder, and so is a name that is a model's folder here. Of a model of the hub that is not in the catalogue
+            the configuration files are fetched now, unless they are here; its space is its own, by commit.
         **options: see ``Options``.
 
     Raises:
@@ -87,7 +93,14 @@ def load_m3(model: str | os.PathLike[str] | None = None, **options: Unpack[Optio
 
 def _card(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
     elsewhere = options.get("base_url") or options.get("provider") not in (None, "local")
-    card = find_model(typed or DEFAULT_MODEL)
+    card = (
+        _of_the_hub(typed, options) if _is_of_the_hub(typed) and not elsewhere else find_model(typed or DEFAULT_MODEL)
+    )
+    if options.get("revision") is not None and (elsewhere or not _is_of_the_hub(typed)):
+        raise ConfigError(
+            f"revision= is of a model of the hub that is not in the catalogue; {card.id!r} is pinned to "
+            f"{card.revision or 'its newest'}: download another one and pass its folder"
+        )
     if elsewhere and card.folder is not None and isinstance(typed, str):
         # The call names a host, so that a name is the host's before it is a folder of the same name here.
         card = known_model(typed) or card
@@ -100,6 +113,30 @@ def _card(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
             "sentence-transformers does; accept_space='cls' (or 'mean', 'last token') says how it was trained"
         )
     return _with_instruction(card, options)
+
+
+def _is_of_the_hub(typed: str | os.PathLike[str] | None) -> bool:
+    """Tell ``owner/name`` that the catalogue does not have and that is no folder here."""
+    if not isinstance(typed, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", typed.strip()):
+        return False
+    return known_model(typed) is None and not Path(typed).exists()
+
+
+def _of_the_hub(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
+    """Return the card of a model of the hub, read from its configuration files; these are fetched if need be."""
+    from ..local.files import fetch_facts
+
+    try:
+        folder = fetch_facts(os.fspath(typed or "").strip(), options.get("revision"))
+    except ModelLoadError as error:
+        try:
+            find_model(typed or "")  # its near matches and advice
+        except UnknownModelError as unknown:
+            raise UnknownModelError(f"{unknown}. From the hub: {error}") from error
+        raise
+    card = replace(find_model(folder), folder=None)
+    _LOG.info("%s: dimensions, length and pooling are those of its files at %s", card.id, card.revision)
+    return card
 
 
 def _with_instruction(card: ModelCard, options: Options) -> ModelCard:

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -76,25 +77,59 @@ def get_folder(card: ModelCard, kinds: Sequence[Weights], *, code: bool = False)
         return found
     hub = _hub()
     patience = hub.constants.HF_HUB_ETAG_TIMEOUT
-    try:
-        if not hub.constants.HF_HUB_OFFLINE:
-            _within(_CONNECT_SECONDS, lambda: _connect(hub.constants.ENDPOINT))
+
+    def download() -> str:
         info = hub.HfApi().model_info(card.id, revision=card.revision, timeout=patience)
         names = {file.rfilename for file in info.siblings or ()}
         patterns = _patterns(card, names, kinds) + (["*.py"] if code else [])
-        return Path(
+        return str(
             hub.snapshot_download(
                 card.id, revision=card.revision or info.sha, allow_patterns=patterns, etag_timeout=patience
             )
         )
+
+    return _fetched(hub, card.id, download, lambda: _other_revisions(card, kinds, hub))
+
+
+def fetch_facts(name: str, revision: str | None = None) -> Path:
+    """Return a snapshot of a hub's model that has its configuration files; what is here already is not asked for again.
+
+    Args:
+        name: with its owner.
+        revision: a commit, tag or branch; the main branch when None.
+
+    Raises:
+        ModelLoadError: the hub cannot be reached, or has no such model or revision.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    hub = _hub()
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": [*_SMALL, "*/*.json"]}
+    with suppress(OSError, ValueError):  # neither the revision nor its files are here
+        folder = Path(hub.snapshot_download(name, local_files_only=True, **wanted))
+        if (folder / "config.json").is_file() or (folder / "modules.json").is_file():
+            return folder
+    patience = hub.constants.HF_HUB_ETAG_TIMEOUT
+    return _fetched(hub, name, lambda: str(hub.snapshot_download(name, etag_timeout=patience, **wanted)))
+
+
+def _fetched(hub: Any, name: str, download: Callable[[], str], more: Callable[[], str] = str) -> Path:
+    """Return where a download lies.
+
+    Raises:
+        ModelLoadError: says why it failed, what ``more`` says, and what to do.
+    """
+    try:
+        if not hub.constants.HF_HUB_OFFLINE:
+            _within(_CONNECT_SECONDS, lambda: _connect(hub.constants.ENDPOINT))
+        return Path(download())
     except BGEError:
         raise
     except Exception as error:
         raise ModelLoadError(
-            f"{card.id!r} is not on this machine and could not be fetched from the hub "
-            f"({_reason(error, hub)}){_other_revisions(card, kinds, hub)}. Without a network: use "
+            f"{name!r} is not on this machine and could not be fetched from the hub "
+            f"({_reason(error, hub)}){more()}. Without a network: use "
             "model='demo' (bundled), a local folder as the model, a host with provider=, or fetch it beforehand where "
-            f"there is one: hf download {card.id}"
+            f"there is one: hf download {name}"
         ) from error
 
 
