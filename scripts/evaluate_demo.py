@@ -186,6 +186,9 @@ def heads(folder: Path, data: demo_data.Debian, queries: Sequence[str], passages
         f"hybrid, its first {STAGE} by multivector": again(hybrid, stage, 0.0),
         f"hybrid, its first {STAGE} by {first:g} · hybrid + multivector": again(hybrid, stage, first),
     }
+    alone = [scores[:, : len(scores)] for scores in (held_out.dense, held_out.sparse)]
+    rows["held-out passages alone: dense"], rows["held-out passages alone: sparse"] = alone
+    rows["held-out passages alone: dense + 0.5 · sparse"] = alone[0] + 0.5 * alone[1]
     return {name: ndcg_at_10(each) for name, each in rows.items()}
 
 
