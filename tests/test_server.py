@@ -380,7 +380,7 @@ def test_the_log_has_a_line_per_request_without_texts(client, caplog):
     lines = [record.getMessage() for record in caplog.records if record.name == "bge_integrations.server"]
     assert len(lines) == 2
     assert lines[0].startswith("POST /embed 200 ")
-    assert lines[0].endswith(" ms, 1 texts (document), 4 tokens")
+    assert lines[0].endswith(" ms, 1 texts, document, 4 tokens")
     assert not any("confidential" in line or "\n" in line for line in lines)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError
 from bge_integrations.server import Limits, background, create_app
+from reverse_proxy import reverse_proxy
 from serving import CARD, ServedEncoder
 
 SMALL = Limits(body_bytes=20_000, body_seconds=1)
@@ -261,9 +262,14 @@ def running(app, **options):
         sock.close()
 
 
-@pytest.fixture(params=["mounted", "root_path", "mounted twice"])
+@pytest.fixture(params=["mounted", "root_path", "mounted twice", "proxy strips", "proxy keeps", "no proxy"])
 def prefixed(request, encoder):
     """URL of an app with a key below a prefix."""
+    if "proxy" in request.param:
+        app = create_app(encoder, api_keys=["k"], limits=SMALL, root_path="/ml/bge/")
+        with running(app) as url, reverse_proxy(url, "/ml/bge" if request.param == "proxy strips" else "") as public:
+            yield f"{url if request.param == 'no proxy' else public}/ml/bge", url
+        return
     app = create_app(encoder, api_keys=["k"], limits=SMALL)
     if request.param == "root_path":
         with running(app, root_path="/ml/bge") as url:
@@ -294,6 +300,35 @@ def test_below_a_prefix_everything_works_as_at_the_root(prefixed):
         text = client.get(f"{url}/metrics", headers=KEY).text
     assert 'bge_requests_total{route="/embed",status="200"} 1.0' in text
     assert 'bge_requests_total{route="/v1/embeddings",status="404"} 1.0' in text
+
+
+def test_the_document_names_the_prefix_as_the_servers_address(prefixed, url):
+    public, _ = prefixed
+    assert httpx.get(f"{public}/openapi.json").json()["servers"] == [{"url": "/ml/bge"}]
+    assert "servers" not in httpx.get(f"{url}/openapi.json").json()
+
+
+def test_a_probe_does_not_need_the_prefix(encoder):
+    with running(create_app(encoder, api_keys=["k"], root_path="/ml/bge")) as url:
+        assert [httpx.head(f"{url}{path}").status_code for path in ("/health", "/ml/bge/health")] == [200, 200]
+        assert [httpx.get(f"{url}{path}").status_code for path in ("/metrics", "/ml/bge/metrics")] == [401, 401]
+        assert [httpx.get(f"{url}{path}/health").status_code for path in ("/ml", "/ml/bge2")] == [404, 404]
+        assert httpx.get(f"{url}/ml/bge/ml/bge/health").status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_page_at_the_bare_prefix_finds_its_links(encoder, method):
+    with running(create_app(encoder, root_path="/ml/bge")) as url:
+        answer = httpx.request(method, f"{url}/ml/bge", headers={"host": "evil.example"})
+        assert (answer.status_code, answer.headers["location"]) == (307, "bge/")
+        page = httpx.get(f"{url}/ml/bge", follow_redirects=True)
+        assert (page.status_code, page.url.path) == (200, "/ml/bge/")
+
+
+@pytest.mark.parametrize("root_path", ["ml", "/ml//bge", "/ml/../bge", "/ml bge", "/a?b", "/%2e", "/v1", "/embed"])
+def test_what_cannot_be_a_prefix_is_refused(encoder, root_path):
+    with pytest.raises(ConfigError, match="root_path"):
+        create_app(encoder, root_path=root_path)
 
 
 def test_a_mounted_app_becomes_ready(prefixed):

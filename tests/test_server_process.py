@@ -10,66 +10,22 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-import bge_integrations
 from bge_integrations import load_encoder
 from bge_integrations.errors import ConfigError
 from bge_integrations.server import background, serve
+from server_processes import RUN, children, served, started, wait_for
 from serving import CARD, ServedEncoder, vector_of
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).with_name("serving.py")
-
-
-SOURCE = Path(bge_integrations.__file__).parent.parent
 PYTHONS = [sys.executable, *filter(None, os.environ.get("SERVER_PYTHONS", "").split(os.pathsep))]
 every_python = pytest.mark.parametrize("python", PYTHONS, ids=lambda python: Path(python).parent.parent.name)
-RUN = "import sys; from bge_integrations.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
-def served(host="127.0.0.1", workers=1, delay=0.0, python=sys.executable):
-    """Run the server with the tests' own encoder."""
-    command = [python, str(SCRIPT), host, str(workers), str(delay)]
-    return started(command, PYTHONPATH=os.pathsep.join([str(SOURCE), str(SCRIPT.parent)]))
-
-
-@contextmanager
-def started(command, **environment):
-    """Run a command and give its process, its URL and the lines up to the one with the URL."""
-    environment = {**os.environ, **environment}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            first = []
-            while not (url := re.search(r"at (http://\S+)", first[-1]) if first else None):
-                first.append(process.stderr.readline())
-                assert process.poll() is None or first[-1], f"it ended: {first}"
-            wait_for(f"{url[1]}/ready")
-            yield process, url[1], first
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def wait_for(url):
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(url, timeout=10).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise TimeoutError(url)
 
 
 def test_it_starts_with_one_clear_line_and_logs_requests_without_texts():
@@ -80,7 +36,8 @@ def test_it_starts_with_one_clear_line_and_logs_requests_without_texts():
         httpx.post(f"{url}/embed", json={"texts": "confidential"})
         process.terminate()
         rest = process.stderr.read()
-        assert re.search(r"^\d\d:\d\d:\d\d POST /embed 200 \d+ ms, 1 texts \(document\), 3 tokens$", rest, re.M)
+        line = r"^\d\d:\d\d:\d\d POST /embed 200 \d+ ms, 1 texts, document, 3 tokens \[[0-9a-f]{16}\]$"
+        assert re.search(line, rest, re.M)
         assert "confidential" not in rest
 
 
@@ -145,14 +102,6 @@ def test_metrics_are_those_of_all_workers_whichever_answers(python):
             time.sleep(0.1)
         wait_for(f"{url}/ready")
         assert 'bge_requests_total{route="/embed",status="200"} 30.0' in httpx.get(f"{url}/metrics").text
-
-
-def children(pid):
-    """The worker processes of a server."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 linux_only = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")

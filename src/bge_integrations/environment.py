@@ -28,7 +28,10 @@ __all__ = [
     "variable_set",
 ]
 
-VARIABLES = ("BGE_MODEL", "BGE_PROVIDER", "BGE_BASE_URL", "BGE_API_KEY", "BGE_CACHE", "BGE_ALLOW_HTTP")
+VARIABLES = (
+    "BGE_MODEL", "BGE_PROVIDER", "BGE_BASE_URL", "BGE_API_KEY", "BGE_CACHE", "BGE_ALLOW_HTTP",
+    "BGE_SERVE_HOST", "BGE_SERVE_PORT",
+)  # fmt: skip
 """What is read from the environment where the call does not say it."""
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core.reranker import Reranker
-from ..environment import keys_from
+from ..environment import keys_from, variable
 from ..errors import ConfigError, MissingKeyError
 from ..load import load_encoder, load_reranker
 from ..options import RERANKER_OPTIONS
@@ -31,13 +31,35 @@ _SHARED = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge serve``."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
-    parser.add_argument("--port", type=int, default=7860, help="0 for any free one (default: 7860)")
+    parser.add_argument(
+        "--host",
+        default=variable("BGE_SERVE_HOST") or "127.0.0.1",
+        help="address to listen on (default: BGE_SERVE_HOST, or loopback only)",
+    )
+    # argparse checks a default that is a string as it checks an argument.
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=variable("BGE_SERVE_PORT") or "7860",
+        help="0 for any free one (default: BGE_SERVE_PORT, or 7860)",
+    )
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument("--api-key-env", metavar="VARIABLE", help="variable with this server's keys, separated by commas")
-    keys.add_argument("--api-key-file", metavar="FILE", help="file with this server's keys, one per line")
+    keys.add_argument(
+        "--api-key-file", metavar="FILE", help="file with this server's keys, one per line; SIGHUP reads it again"
+    )
     parser.add_argument(
         "--workers", type=int, default=1, help="processes, each with its own copy of the model (default: 1)"
+    )
+    parser.add_argument(
+        "--root-path", default="", metavar="PATH", help="prefix under which a proxy shows this server, such as /ml/bge"
+    )
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="lines or JSON (default: text)")
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="debug shows probes too, warning only what failed (default: info)",
     )
     parser.add_argument(
         "--cors-origin", action="append", default=[], help="origin of a web page that may call this server; repeatable"
@@ -73,13 +95,22 @@ def run(parsed: argparse.Namespace) -> int:
         partial(load_encoder, parsed.model, **options),
         host=parsed.host,
         port=parsed.port,
-        api_keys=_keys(parsed.api_key_env, parsed.api_key_file),
+        api_keys=_own_keys(parsed),
         workers=parsed.workers,
         cors_origins=parsed.cors_origin,
         model_names=[parsed.model] if parsed.model else [],
         reranker=make_reranker(parsed),
+        root_path=parsed.root_path,
+        log_format=parsed.log_format,
+        log_level=parsed.log_level,
     )
     return 0
+
+
+def _own_keys(parsed: argparse.Namespace) -> list[str] | Callable[[], list[str]]:
+    if parsed.api_key_file is None:
+        return keys_from(parsed.api_key_env)
+    return partial(_keys, None, parsed.api_key_file)
 
 
 def make_reranker(parsed: argparse.Namespace) -> Callable[[], Reranker] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 from ..core.encoder import Encoder
 from ..core.reranker import Reranker
@@ -25,6 +25,7 @@ def create_app(
     model_names: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
     reranker: Reranker | Callable[[], Reranker] | None = None,
+    root_path: str = "",
 ) -> Any:
     """Build the ASGI app (a ``fastapi.FastAPI``) that serves an encoder; it may be mounted under a prefix.
 
@@ -39,10 +40,13 @@ def create_app(
         model_names: further names under which clients may ask for the model at ``/v1/embeddings``.
         cors_origins: origins of web pages that may call this server; none by default.
         reranker: what answers ``/rerank``, ``/v1/rerank`` and ``/v2/rerank``, or a function that makes it.
+        root_path: the prefix under which clients see the server, such as ``"/ml/bge"``. Paths are read with and without
+            it, so a proxy may strip it or not. Leave it out where the app is mounted, or the ASGI server has its own
+            option for it.
 
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
-        ConfigError: a key is empty, or a string stands where a list belongs.
+        ConfigError: a key is empty, a string stands where a list belongs, or the prefix is not a path.
     """
     _check_extra()
     from .app import build_app
@@ -54,6 +58,7 @@ def create_app(
         model_names=model_names,
         cors_origins=cors_origins,
         reranker=reranker,
+        root_path=root_path,
     )
 
 
@@ -62,35 +67,45 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
-    api_keys: Sequence[str] = (),
+    api_keys: Sequence[str] | Callable[[], Sequence[str]] = (),
     workers: int = 1,
     limits: Limits = LIMITS,
     model_names: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
     reranker: Reranker | Callable[[], Reranker] | None = None,
+    root_path: str = "",
+    log_format: Literal["text", "json"] = "text",
+    log_level: Literal["debug", "info", "warning", "error"] = "info",
 ) -> None:
     """Serve an encoder until SIGTERM or SIGINT; requests in flight are finished first.
 
     Each of several workers is a process with its own copy of the model and its own queue; ``/metrics`` shows the
     counters of all. Without keys on loopback, requests must name a local host. Log lines go to the logger
-    ``bge_integrations.server``.
+    ``bge_integrations.server``. SIGHUP reads the keys again where ``api_keys`` is a function, and else stops the server
+    as SIGTERM does.
 
     Args:
         encoder: what embeds, or a function that makes it: with several workers it is called in each, so that a host's
             key gets there, which an encoder's pickle does not hold.
         host: address to listen on.
         port: 0 for any free one.
-        api_keys: as for ``create_app``.
+        api_keys: as for ``create_app``, or a function that returns them, which is asked again at SIGHUP: if that
+            fails, the keys of before stay.
         workers: number of processes.
         limits: as for ``create_app``; of each worker.
         model_names: as for ``create_app``.
         cors_origins: as for ``create_app``.
         reranker: as for ``create_app``.
+        root_path: as for ``create_app``.
+        log_format: ``"json"`` for one object per line, of everything that is logged.
+        log_level: of this server's log. Requests are logged at ``"info"``, those that failed at ``"warning"``, probes
+            at ``"debug"``.
 
     Raises:
         MissingExtraError: the extra ``server``, or the model's, is not installed.
         ModelLoadError: the model could not be loaded.
-        ConfigError: the address cannot be bound, a key is empty, or a host's key would not reach the workers.
+        ConfigError: the address cannot be bound, a key is empty, an option has no such value, or a host's key would not
+            reach the workers.
     """
     _check_extra()
     from .run import run_server
@@ -105,6 +120,9 @@ def serve(
         model_names=model_names,
         cors_origins=cors_origins,
         reranker=reranker,
+        root_path=root_path,
+        log_format=log_format,
+        log_level=log_level,
     )
 
 

@@ -18,11 +18,14 @@ from ..catalog.records import OutputName, Role
 from ..core.encoder import Encoder
 from ..core.reranker import Reranker
 from ..core.token_outputs import Outputs, check_names
-from ..errors import BGEError, ConfigError
+from ..errors import BGEError
 from . import schemas
+from .access import OPEN_PATHS, Authentication, Keys, LocalHosts, check_list
+from .asgi import route_path
 from .limits import APIError, Limits
+from .logs import REQUEST_ID_HEADER, AccessLog
 from .metrics import Metrics
-from .middleware import OPEN_PATHS, AccessLog, Authentication, BodyLimits, LocalHosts, OnePath, route_path
+from .middleware import BodyLimits, OnePath, check_root_path
 from .rerank import RERANK_PATHS, add_reranking
 from .responses import (
     TRUNCATED_HEADER,
@@ -38,8 +41,8 @@ from .service import Embedded, Service
 JSON_PATHS = ("/embed", "/embed_sparse", "/v1/embeddings", "/tokens", *RERANK_PATHS)
 _CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST"],
-    "allow_headers": ["authorization", "content-type"],
-    "expose_headers": [TRUNCATED_HEADER, "retry-after"],
+    "allow_headers": ["authorization", "content-type", REQUEST_ID_HEADER],
+    "expose_headers": [TRUNCATED_HEADER, "retry-after", REQUEST_ID_HEADER],
 }
 PATHS = (*JSON_PATHS, "/", "/health", "/ready", "/info", "/metrics", "/v1/models", "/docs", "/openapi.json")
 
@@ -48,9 +51,10 @@ def build_app(
     encoder: Encoder,
     *,
     limits: Limits,
-    api_keys: Sequence[str] = (),
+    api_keys: Sequence[str] | Keys = (),
     model_names: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
+    root_path: str = "",
     local_hosts_only: bool = False,
     metrics_folder: str | None = None,
     on_fatal: Callable[[BGEError], None] | None = None,
@@ -64,15 +68,19 @@ def build_app(
         api_keys: without any, everybody is let in.
         model_names: further names of the model.
         cors_origins: origins of web pages that may call.
+        root_path: the prefix under which clients see the server.
         local_hosts_only: refuse requests under public host names, other than those of ``cors_origins``.
         metrics_folder: where the workers of one server keep their counters.
         on_fatal: called with the error where the model cannot be loaded and waiting will not help.
         reranker: what reranks, or a function that makes it; without one there is no ``/rerank``.
 
     Raises:
-        ConfigError: a key is empty, or a string stands where a list belongs.
+        ConfigError: a key is empty, a string stands where a list belongs, or the prefix is not one.
     """
-    check_lists(api_keys=api_keys, model_names=model_names, cors_origins=cors_origins)
+    keys = api_keys if isinstance(api_keys, Keys) else Keys(api_keys)
+    check_list("model_names", model_names)
+    check_list("cors_origins", cors_origins)
+    root_path = check_root_path(root_path, PATHS)
     metrics = Metrics(metrics_folder)
     made = reranker if reranker is None or isinstance(reranker, Reranker) else reranker()
     service = Service(encoder, limits, metrics, model_names, on_fatal, made)
@@ -90,35 +98,22 @@ def build_app(
     _add_openai(app, service)
     if made is not None:
         add_reranking(app, service, made)
-    _add_state(app, service, locked=bool(api_keys))
-    schemas.complete_document(app.openapi(), encoder.card, limits, locked=bool(api_keys), open_paths=OPEN_PATHS)
+    _add_state(app, service, locked=bool(keys))
+    schemas.complete_document(app.openapi(), encoder.card, limits, locked=bool(keys), open_paths=OPEN_PATHS)
     app.add_exception_handler(APIError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     # The last one added is the outermost.
     app.add_middleware(BodyLimits, limits=limits, metrics=metrics, json_paths=JSON_PATHS)
-    if api_keys:
-        app.add_middleware(Authentication, keys=list(api_keys))
+    if keys:
+        app.add_middleware(Authentication, keys=keys)
     if local_hosts_only and "*" not in cors_origins:
         app.add_middleware(LocalHosts, origins=cors_origins)
     if cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), **_CORS)
     app.add_middleware(AccessLog, metrics=metrics, routes=PATHS)
-    app.add_middleware(OnePath)
+    app.add_middleware(OnePath, root_path=root_path)
     return app
-
-
-def check_lists(*, api_keys: Sequence[str], **others: Sequence[str]) -> None:
-    """Refuse keys that would open the server to everybody.
-
-    Raises:
-        ConfigError: a key is empty, or a string stands where a list belongs.
-    """
-    for name, values in {"api_keys": api_keys, **others}.items():
-        if isinstance(values, str):  # each of its characters would be a key, a name, an origin
-            raise ConfigError(f"{name} must be a list of strings, not one string")
-    if not all(key.strip() for key in api_keys):
-        raise ConfigError("an empty key would let everybody in: leave it out, or give a real one")
 
 
 def _lifespan(service: Service) -> Any:
@@ -135,7 +130,7 @@ async def _embed(
     service: Service, request: Request, texts: list[str], role: Role, names: Sequence[OutputName] = ("dense",)
 ) -> Embedded:
     done = await service.embed(texts, role, names)
-    request.state.bge_texts = f", {len(texts)} texts ({role}), {done.tokens} tokens"
+    request.state.bge_work = {"texts": len(texts), "role": role, "tokens": done.tokens}
     return done
 
 

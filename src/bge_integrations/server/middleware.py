@@ -1,43 +1,23 @@
-"""ASGI middleware: access log, Host check, authentication, limits on bodies. The outermost reads the path for all."""
+"""ASGI middleware: one reading of the path, and limits on bodies."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import ipaddress
-import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
-from time import perf_counter
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Collection
 
-from starlette.routing import Match
+from starlette.responses import Response
 
+from ..errors import ConfigError
+from .asgi import App, Message, Receive, Scope, Send, respond, route_path
 from .limits import APIError, Limits
 from .metrics import Metrics
-from .responses import error_response
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-log = logging.getLogger("bge_integrations.server")
-OPEN_PATHS = frozenset({"/", "/health", "/ready", "/info", "/docs", "/openapi.json"})
-"""Paths that need no key: they say nothing about the model's work."""
 # A client that has not finished sending sees a reset instead of its 413, so some of what it sends is read and dropped.
 _DRAIN_BYTES = 64 << 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-
-def route_path(scope: Scope) -> str:
-    """Return the path below the root path, which an app has that is mounted in another one or behind a prefix."""
-    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
-    rest: str = path[len(root) :] if root and (path + "/").startswith(root + "/") else path
-    return rest or "/"
+_ROOT_PATH = re.compile(r"(/[\w~-][\w.~-]*)+", re.ASCII)
 
 
 class OnePath:
@@ -45,14 +25,26 @@ class OnePath:
 
     HEAD is handled as GET, a slash at the end of a path is dropped, and control characters are replaced: ``$`` in the
     router's patterns matches before a line feed, so that ``/embed%0a`` would be a route that no middleware knows.
+
+    Args:
+        app: what comes next.
+        root_path: the prefix under which clients see the server. A path is read with and without it: some proxies strip
+            it and others do not, and a probe does not come through the proxy.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, root_path: str = "") -> None:
         self.app = app
+        self.root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if self.root_path:
+            # A page's links are relative: at the bare prefix they would miss its last part.
+            if scope["path"] == self.root_path and scope["method"] in ("GET", "HEAD"):
+                location = f"{self.root_path.rpartition('/')[2]}/"
+                return await Response(status_code=307, headers={"location": location})(scope, receive, send)
+            scope = below(self.root_path, scope)
         path = route_path(scope)
         root = scope["path"].removesuffix(path)
         settled = {**scope, "path": root + (_CONTROL.sub("\ufffd", path).rstrip("/") or "/")}
@@ -65,99 +57,25 @@ class OnePath:
         return await self.app({**settled, "method": "GET"}, receive, without_body)
 
 
-class AccessLog:
-    """Counts every request and logs one line for it, without texts or keys; turns a crash into a 500."""
-
-    def __init__(self, app: App, metrics: Metrics, routes: Collection[str]) -> None:
-        self.app = app
-        self.metrics = metrics
-        self.routes = frozenset(routes)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        start, status = perf_counter(), 0
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            elif not message.get("more_body", False):
-                # Counted before it is sent, so that a client that has its answer finds it in /metrics.
-                self._record(scope, status, perf_counter() - start)
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watched)
-        except Exception as error:  # noqa: BLE001 - uvicorn would log its message, which may hold a text or a key
-            log.error("%s in %s", type(error).__name__, self._route(scope))
-            if not status:
-                await respond(scope, watched, APIError(500, f"the server failed ({type(error).__name__})"))
-        if not status:
-            self._record(scope, status, perf_counter() - start)
-        return None
-
-    def _route(self, scope: Scope) -> str:
-        # The path is the client's to choose: only known ones become labels or reach the log.
-        path = route_path(scope)
-        return path if path in self.routes else "other"
-
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = self._route(scope)
-        self.metrics.requests.labels(route, str(status or "gone")).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
-        texts = scope.get("state", {}).get("bge_texts", "")
-        log.info("%s %s %s %.0f ms%s", scope["method"][:8], route, status or "gone", 1000 * seconds, texts)
+def below(root_path: str, scope: Scope) -> Scope:
+    """Return the scope as ASGI wants it below a prefix: the path begins with it, once."""
+    path = scope["path"]
+    whole = path if path.startswith(f"{root_path}/") else root_path + path
+    return {**scope, "root_path": root_path, "path": whole}
 
 
-class LocalHosts:
-    """Against DNS rebinding: accepts addresses, names outside the public DNS and hosts of trusted origins as Host.
+def check_root_path(root_path: str, routes: Collection[str]) -> str:
+    """Return a prefix without the slash at its end.
 
-    A server on loopback without keys trusts every process of its machine. A web page could make its own name resolve
-    to 127.0.0.1; the browser would then take this server for the page's origin.
+    Raises:
+        ConfigError: it is not a path, or a route begins with it, so that it could not be told from the route.
     """
-
-    def __init__(self, app: App, origins: Collection[str]) -> None:
-        self.app = app
-        self.trusted = {urlsplit(origin).hostname for origin in origins}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
-        if scope["type"] != "http" or all(map(self.allows, hosts)):
-            return await self.app(scope, receive, send)
-        advice = "without keys, this server answers to local names only: give it a key, or allow the name's origin"
-        return await respond(scope, send, APIError(421, advice), close=True)
-
-    def allows(self, host: str) -> bool:
-        """Return whether a Host header, with or without a port, is one of this machine or network."""
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-            local = "." not in name or name.endswith((".localhost", ".local", ".internal")) or name in self.trusted
-            return local or bool(ipaddress.ip_address(name))
-        except ValueError:
-            return False
-
-
-class Authentication:
-    """Requires an API key outside ``OPEN_PATHS``. Unknown paths are a 404 with or without one."""
-
-    def __init__(self, app: App, keys: Sequence[str]) -> None:
-        self.app = app
-        self.keys = [key.strip().encode() for key in keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        if scope["type"] != "http" or route_path(scope) in OPEN_PATHS or self.allows(scope["headers"]):
-            return await self.app(scope, receive, send)
-        error = APIError(404, "Not Found")
-        if any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes):
-            error = APIError(401, "send a key: 'Authorization: Bearer ...'", headers={"www-authenticate": "Bearer"})
-        return await respond(scope, send, error)
-
-    def allows(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        """Return whether the headers hold a key; a near miss takes as long as a far one."""
-        scheme, _, token = dict(headers).get(b"authorization", b"").partition(b" ")
-        matches = [hmac.compare_digest(token.strip(), key) for key in self.keys]
-        return scheme.lower() == b"bearer" and any(matches)
+    path = root_path.rstrip("/")
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ConfigError(f"root_path must be a path such as '/ml/bge', not {root_path!r}")
+    if path and any(f"{route}/".startswith(f"{path}/") for route in routes):
+        raise ConfigError(f"root_path {root_path!r} is a path of the server's own: choose another prefix")
+    return path
 
 
 class BodyLimits:
@@ -284,14 +202,3 @@ class Incoming:
             return await self._receive()
         self._replayed = True
         return {"type": "http.request", "body": bytes(self.body), "more_body": False}
-
-
-async def respond(scope: Scope, send: Send, error: APIError, *, close: bool = False) -> None:
-    """Answer with an error, and hang up where the rest of the request is not wanted."""
-    if close:
-        error.headers["connection"] = "close"
-
-    async def no_body() -> Message:
-        return {"type": "http.disconnect"}
-
-    await error_response(route_path(scope), error)(scope, no_body, send)

@@ -141,7 +141,7 @@ async def _score(
         logits: Scores = await asyncio.wrap_future(call.future)
     if truncated and truncate is False:
         raise APIError(413, f"passage {truncated[0]} is, with the query, too long: {reranker.card.max_tokens} tokens")
-    request.state.bge_texts = f", {len(passages)} passages"
+    request.state.bge_work = {"passages": len(passages)}
     return logits, truncated, call.tokens
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import ipaddress
-import logging
 import multiprocessing
 import os
 import pickle
@@ -16,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -25,14 +24,14 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from ..core.encoder import Encoder
-from ..core.reranker import Reranker
 from ..environment import variable_set
 from ..errors import BGEError, ConfigError
-from .app import build_app, check_lists
+from .access import Keys, check_list
+from .app import PATHS, build_app
 from .limits import Limits
+from .logs import FORMATS, LEVELS, log, show_log
+from .middleware import check_root_path
 from .protocol import config_of
-
-log = logging.getLogger("bge_integrations.server")
 
 
 def run_server(
@@ -42,32 +41,45 @@ def run_server(
     port: int,
     workers: int,
     limits: Limits,
-    reranker: Reranker | Callable[[], Reranker] | None = None,
-    **lists: Sequence[str],
+    api_keys: Sequence[str] | Callable[[], Sequence[str]],
+    root_path: str,
+    log_format: str,
+    log_level: str,
+    **options: Any,
 ) -> None:
     """Serve until SIGTERM or SIGINT; see ``serve``."""
-    check_lists(**lists)
+    keys = Keys(api_keys)
+    for name in ("model_names", "cors_origins"):
+        check_list(name, options[name])
+    root_path = check_root_path(root_path, PATHS)
+    _check_log(log_format, log_level)
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
-    _show_log()
+    show_log(log_format, log_level)
     make = partial(_itself, encoder) if isinstance(encoder, Encoder) else encoder
     encoder = make()
     if workers > 1:
         _check_travels(encoder, make)
-    api_keys = lists["api_keys"]
-    options = {**lists, "reranker": reranker, "limits": limits, "local_hosts_only": _trusts_all(host, api_keys)}
+    options |= {"api_keys": keys, "limits": limits, "root_path": root_path}
+    options["local_hosts_only"] = _trusts_all(host, keys)
     with contextlib.closing(_bind(host, port)) as sock:
-        url = url_of(host, sock.getsockname()[1])
-        if not _is_loopback(host) and not api_keys:
+        url = url_of(host, sock.getsockname()[1]) + root_path
+        if not _is_loopback(host) and not keys:
             log.warning("listening on %s without a key: anyone who reaches this port can use it", host)
         log.info("serving %s at %s (page), %s/embed and %s/v1/embeddings; docs at %s/docs", encoder.card.id, *[url] * 4)
         try:
             if workers > 1:
-                _run_workers(make, options, sock, workers)
+                _run_workers(Worker(make, options, (log_format, log_level)), sock, workers)
             else:
                 _run_one(encoder, options, sock)
         except KeyboardInterrupt:
             log.info("stopped")
+
+
+def _check_log(log_format: str, log_level: str) -> None:
+    for name, value, allowed in (("log_format", log_format, FORMATS), ("log_level", log_level, LEVELS)):
+        if value not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
 def _itself(encoder: Encoder) -> Encoder:
@@ -82,21 +94,42 @@ def _run_one(encoder: Encoder, options: dict[str, Any], sock: socket.socket) -> 
         server.should_exit = True
 
     server = uvicorn.Server(config_of(build_app(encoder, on_fatal=stop, **options), options["limits"]))
-    server.run(sockets=[sock])
+
+    def drain(*_: Any) -> None:
+        server.should_exit = True
+
+    keys = options["api_keys"]
+    with _on_hangup(keys.reload_soon if keys.reloadable else drain, always=keys.reloadable):
+        server.run(sockets=[sock])
     if failures:
         raise failures[0]
 
 
-def _run_workers(make: Callable[[], Encoder], options: dict[str, Any], sock: socket.socket, workers: int) -> None:
+@contextlib.contextmanager
+def _on_hangup(handle: Callable[..., None], *, always: bool) -> Iterator[None]:
+    """Handle SIGHUP for the length of a ``with`` block; unless ``always``, not where ``nohup`` has it ignored."""
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    main = threading.current_thread() is threading.main_thread()
+    if hangup is None or not main or (signal.getsignal(hangup) is signal.SIG_IGN and not always):
+        yield
+        return
+    before = signal.signal(hangup, handle)
+    try:
+        yield
+    finally:
+        signal.signal(hangup, before)
+
+
+def _run_workers(worker: Worker, sock: socket.socket, workers: int) -> None:
     reader, writer = multiprocessing.Pipe(duplex=False)
     with (
         tempfile.TemporaryDirectory(prefix="bge-metrics-") as folder,
         # prometheus_client reads it when it is imported, in each worker.
         variable_set("PROMETHEUS_MULTIPROC_DIR", folder),
     ):
-        worker = Worker(make, {**options, "metrics_folder": folder}, writer)
-        config = config_of(worker, options["limits"], factory=True, workers=workers)
-        supervisor = Supervisor(config, sock, reader)
+        worker = replace(worker, metrics_folder=folder, failures=writer)
+        config = config_of(worker, worker.options["limits"], factory=True, workers=workers)
+        supervisor = Supervisor(config, sock, reader, worker.options["api_keys"])
         supervisor.run()
     if supervisor.failure is not None:
         raise supervisor.failure
@@ -121,21 +154,26 @@ class Worker:
 
     make: Callable[[], Encoder]
     options: dict[str, Any]
-    failures: Connection
+    log_options: tuple[str, str]
+    metrics_folder: str = ""
+    failures: Connection | None = None
 
     def __call__(self) -> Any:
         """Build it."""
-        _show_log()
-        folder = self.options["metrics_folder"]
-        threading.Thread(target=_end_with_parent, args=(folder,), name="bge-parent", daemon=True).start()
+        show_log(*self.log_options)
+        if hangup := getattr(signal, "SIGHUP", None):  # a terminal sends it to workers too; the parent passes it on
+            keys = self.options["api_keys"]
+            signal.signal(hangup, keys.reload_soon if keys.reloadable else signal.SIG_IGN)
+        threading.Thread(target=_end_with_parent, args=(self.metrics_folder,), name="bge-parent", daemon=True).start()
         try:
-            return build_app(self.make(), on_fatal=self._end, **self.options)
+            return build_app(self.make(), on_fatal=self._end, metrics_folder=self.metrics_folder, **self.options)
         except BGEError as error:
             self._end(error)
 
     def _end(self, error: BGEError) -> NoReturn:
         """Have the parent stop the server: another worker would have the same error."""
-        self.failures.send(error)
+        if self.failures is not None:
+            self.failures.send(error)
         os._exit(2)
 
     def __repr__(self) -> str:
@@ -154,7 +192,10 @@ def _end_with_parent(folder: str) -> None:
 class Supervisor(Multiprocess):
     """uvicorn's supervisor, which also stops when a worker reports an error that a new worker would have too."""
 
-    def __init__(self, config: uvicorn.Config, sock: socket.socket, failures: Connection) -> None:
+    def __init__(self, config: uvicorn.Config, sock: socket.socket, failures: Connection, keys: Keys) -> None:
+        hangup = getattr(signal, "SIGHUP", None)  # before uvicorn handles it
+        self._ignores_hangup = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
+        self._keys = keys
         arguments: dict[str, Any] = {"sockets": [sock]}
         if "target" in inspect.signature(Multiprocess).parameters:  # uvicorn up to 0.50
             arguments["target"] = uvicorn.Server(config).run
@@ -168,6 +209,16 @@ class Supervisor(Multiprocess):
             self.failure = self._failures.recv()
             self.should_exit.set()
         super().keep_subprocess_alive()
+
+    def handle_hup(self) -> None:
+        """Read the keys again, here for workers to come and in each that runs; without a source of keys, stop."""
+        if self._keys.reloadable:
+            self._keys.reload()
+            for process in self.processes:
+                if process.pid is not None:
+                    os.kill(process.pid, signal.SIGHUP)
+        elif not self._ignores_hangup:
+            self.should_exit.set()
 
 
 @contextlib.contextmanager
@@ -188,16 +239,6 @@ def run_background(
         finally:
             server.should_exit = True
             thread.join(limits.drain_seconds + 5)
-
-
-def _show_log() -> None:
-    """Send our lines to stderr, unless the program lets them through to a place of its own."""
-    if not (log.hasHandlers() and log.isEnabledFor(logging.INFO)):
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -223,7 +264,7 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def _trusts_all(host: str, api_keys: Sequence[str]) -> bool:
+def _trusts_all(host: str, api_keys: Sequence[str] | Keys) -> bool:
     return _is_loopback(host) and not api_keys
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -229,7 +230,7 @@ class Service:
     def start_warming(self) -> None:
         """Begin to load the model, once; an app that is mounted in another one gets no start event."""
         if self._warming is None:
-            self._warming = asyncio.create_task(self._warm_up())
+            self._warming = asyncio.create_task(self._warm_up(), context=Context())  # without the request's id
 
     async def stop_warming(self) -> None:
         """Stop loading the model; the app may be started again."""
