@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pin", metavar="FILE", help="record the host's answers of today and stop")
     parser.add_argument("--no-behaviour", action="store_true", help="leave out how the host treats requests")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--dialect", metavar="TEXT", help="of a reranker's server, where it does not tell")
     add_encoder_arguments(parser)
 
 
