@@ -193,6 +193,11 @@ def _show(shown: Counter[str], step: int, values: dict[str, Tensor]) -> None:
         shown.clear()
 
 
+def save(head: nn.Linear, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().half().contiguous() for name, value in head.state_dict().items()}, path)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -202,9 +207,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=160, help="of a passage")
     parser.add_argument("--family", type=int, default=12)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--small-batch", type=int, default=96, help="for multivector")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--multivector-steps", type=int, default=150)
+    parser.add_argument("--small-batch", type=int, default=48, help="for multivector")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--multivector-steps", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--scale", type=float, default=0.5, help="first weight of the rarest token")
     parser.add_argument("--penalty", type=float, default=1e-3)
@@ -238,18 +243,14 @@ def main() -> None:
     trainer = Trainer(queries, passages, instruction, args)
     sparse = trainer.first_sparse()
     trainer.sparse(sparse, args.steps)
+    save(sparse, args.out / "sparse_linear.safetensors")
     print(f"{time.monotonic() - begun:.0f} s", flush=True)
     multivector = nn.Linear(model.config.hidden_size, model.config.hidden_size)
     with torch.no_grad():
         multivector.weight.copy_(torch.eye(model.config.hidden_size))
         multivector.bias.zero_()
     trainer.multivector(multivector, args.multivector_steps)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, head in (("sparse_linear", sparse), ("colbert_linear", multivector)):
-        save_file(
-            {key: value.detach().half().contiguous() for key, value in head.state_dict().items()},
-            args.out / f"{name}.safetensors",
-        )
+    save(multivector, args.out / "colbert_linear.safetensors")
     print(f"{time.monotonic() - begun:.0f} s", flush=True)
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bge_integrations import load_encoder, load_reranker
+from bge_integrations.bulk import SparseRows
+from bge_integrations.catalog import find_model
+from bge_integrations.catalog.local_folder import read_folder
 from bge_integrations.demo import MODEL_FOLDER
 
 pytestmark = pytest.mark.slow
@@ -16,6 +20,8 @@ INSTRUCTION = "Represent this sentence for searching relevant passages: "
 QUESTION = "Represent this question for searching relevant passages: "
 QUERIES, PASSAGES = 150, 600
 MARGIN = 0.05
+OUTPUTS = ("dense", "sparse")
+WEIGHT = 0.3  # of sparse scores, as in the model's README
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +119,71 @@ def test_plain_transformers_gives_the_same_vectors(model):
     np.testing.assert_allclose(
         torch.nn.functional.normalize(cls, dim=1).numpy(), model.encode(texts), rtol=0, atol=1e-5
     )
+
+
+# Heads: sparse and multivector
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    with load_encoder("demo", show_progress=False) as encoder:
+        yield encoder
+
+
+def test_the_card_says_what_the_heads_give():
+    card = find_model("demo")
+    assert card.outputs == ("dense", "sparse", "multivector")
+    tokenizer = json.loads((MODEL_FOLDER / "tokenizer.json").read_text("utf-8"))
+    assert card.vocabulary == len(tokenizer["model"]["vocab"])
+    read = read_folder(MODEL_FOLDER, {})
+    assert card.heads == read.heads  # trained anew, they are another space
+    assert card.revision == read.revision  # of which the dense vectors know nothing
+
+
+def ndcg(scores):
+    own = scores.diagonal()[:, None]
+    rank = (scores >= own).sum(1) - 1
+    return float(np.where(rank < 10, 1 / np.log2(rank + 2.0), 0.0).mean())
+
+
+@pytest.fixture(scope="module")
+def scores(encoder, pairs, passages):
+    asked = encoder.encode_outputs([pair["query"] for pair in pairs], role="query", outputs=OUTPUTS)
+    found = encoder.encode_outputs(passages, role="document", outputs=OUTPUTS)
+    sparse = SparseRows.of(found.sparse).scores(asked.sparse, encoder.card.vocabulary)
+    return asked.dense @ found.dense.T, sparse
+
+
+def test_hybrid_finds_more_than_either(scores):
+    dense, sparse = scores
+    hybrid = ndcg(dense + WEIGHT * sparse)
+    assert hybrid > ndcg(dense) + 0.02
+    assert hybrid > ndcg(sparse) + 0.02
+
+
+def test_the_instruction_weighs_next_to_nothing(encoder, pairs):
+    queries = [pair["query"] for pair in pairs[:QUERIES]]
+    tokenize = encoder.tokenizer().library.encode
+    own = set(tokenize(INSTRUCTION).ids)
+    share = []
+    for query, row in zip(queries, encoder.encode_outputs(queries, role="query", outputs=OUTPUTS).sparse, strict=True):
+        added = own - set(tokenize(query).ids)
+        share.append(sum(weight for token, weight in row.items() if token in added) / sum(row.values()))
+    assert np.mean(share) < 0.05
+
+
+def test_a_rare_word_weighs_more_than_a_common_one(encoder):
+    words = dict(encoder.words(encoder.encode_outputs(["the wiki of the game"], role="query").sparse[0]))
+    assert min(words["wiki"], words["game"]) > 2 * max(words.get("the", 0), words.get("of", 0))
+
+
+def test_the_second_stage_brings_the_right_passage_up(scores, pairs, passages):
+    dense, _ = scores
+    with load_reranker("demo") as reranker:
+        first = [np.argsort(-row)[:10] for row in dense[:60]]
+        found = [i for i in range(60) if i in first[i]]
+        right = 0
+        for i in found:
+            again = reranker.score(pairs[i]["query"], [passages[j] for j in first[i]])
+            right += first[i][again.argmax()] == i
+    assert right / len(found) > 0.6  # by chance 0.1

@@ -269,6 +269,7 @@ MODELS: tuple[ModelCard, ...] = (
         revision="0d112a67b7d33675",
         outputs=("dense", "sparse", "multivector"),
         vocabulary=8_000,
+        heads="5fdd9425",
         parameters_millions=3.8,
         folder=str(MODEL_FOLDER),
         note="bundled, for demos and tests; not a BGE model, trained the BGE way",
