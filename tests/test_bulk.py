@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def errors_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / ".errors.jsonl").read_text().splitlines()]
 
 
 # What is in a shard
@@ -311,18 +311,18 @@ def test_the_input_may_be_copied_or_touched(rows, tmp_path):
 def test_torn_ends_of_manifest_and_errors_are_cut(rows, tmp_path):
     embed_files(str(rows), tmp_path / "whole", HashEncoder(), shard_rows=20)
     embed_files(str(rows), tmp_path / "torn", HashEncoder(), shard_rows=20)
-    manifest = tmp_path / "torn" / "manifest.jsonl"
+    manifest = tmp_path / "torn" / ".manifest.jsonl"
     manifest.write_bytes(manifest.read_bytes()[:-40])
-    (tmp_path / "torn" / "errors.jsonl").write_text('{"torn')
+    (tmp_path / "torn" / ".errors.jsonl").write_text('{"torn')
     embed_files(str(rows), tmp_path / "torn", HashEncoder(), shard_rows=20)
-    (tmp_path / "torn" / "errors.jsonl").unlink()
+    (tmp_path / "torn" / ".errors.jsonl").unlink()
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", [b"not json\n", b"[1]\n", b'{"other": 1}\n'])
 def test_a_damaged_manifest_and_strange_shards_are_refused(damage, rows, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "manifest.jsonl").write_bytes(damage)
+    (tmp_path / "out" / ".manifest.jsonl").write_bytes(damage)
     with pytest.raises(ConfigError, match="manifest"):
         embed_files(str(rows), tmp_path / "out", HashEncoder())
     (tmp_path / "strange").mkdir()

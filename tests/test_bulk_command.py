@@ -44,7 +44,9 @@ def test_everything_typed_arrives(rows, tmp_path, capsys):
     assert [len(part.ids) for part in parts] == [39, 40, 15]
     assert parts[0].kept["n"][-1] == 39
     assert sorted(path.name for path in out.glob("part-000000*")) == ["part-000000.npy", "part-000000.rows.jsonl"]
-    assert re.search(r"rows +95\nbad rows +1 \(see .*/out/errors.jsonl\)\nshards +3\ntokens +\d", told.out)
+    assert re.search(
+        r"rows +95\nbad rows +1 \(see .*/out/.errors.jsonl\)\nshards +3\ntruncated +0\ntokens +\d", told.out
+    )
     assert len(told.err.splitlines()) == 3
     assert re.search(r"94 of ~95 rows, [\d,]+ rows/s, [\d,]+ tokens/s", told.err)
     assert bge("embed", rows, "-o", out, "--model", "demo", *options) == 0

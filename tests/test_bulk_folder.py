@@ -46,11 +46,11 @@ def embed(rows: Path, out: Path, **options):
         ("thesis.md", "years of work"),
         ("download.partial", "half of a film"),
         ("part-000000.parquet.partial", "somebody's, since no manifest is there"),
-        ("errors.jsonl", '{"mine": 1}\n'),
-        ("manifest.jsonl", '{"mine": 1}'),
-        ("manifest.jsonl", '{"mine": 1}\n'),
-        ("manifest.jsonl", '{"inputs": 1, "stamp": "of a letter"}\n{"file": "../x"}\n'),
-        ("manifest.jsonl", "a,b\n1,2\n"),
+        (".errors.jsonl", '{"mine": 1}\n'),
+        (".manifest.jsonl", '{"mine": 1}'),
+        (".manifest.jsonl", '{"mine": 1}\n'),
+        (".manifest.jsonl", '{"inputs": 1, "stamp": "of a letter"}\n{"file": "../x"}\n'),
+        (".manifest.jsonl", "a,b\n1,2\n"),
         (".git/config", "[core]"),
         ("deep/er/notes.txt", "notes"),
     ],
@@ -68,7 +68,7 @@ def test_a_folder_with_files_of_others_is_refused_and_stays_as_it_was(rows, out,
     assert state(out) == before
 
 
-@pytest.mark.parametrize("name", ["manifest.jsonl", "errors.jsonl"])
+@pytest.mark.parametrize("name", [".manifest.jsonl", ".errors.jsonl"])
 def test_no_link_is_followed(rows, tmp_path, out, name):
     target = tmp_path / "precious.jsonl"
     target.write_text("")
@@ -77,7 +77,7 @@ def test_no_link_is_followed(rows, tmp_path, out, name):
         embed(rows, out)
     (out / name).unlink()
     embed(rows, out)
-    if name == "errors.jsonl":
+    if name == ".errors.jsonl":
         (out / name).symlink_to(target)
         target.write_text("kept")
         with pytest.raises(ConfigError, match="link"):
@@ -103,21 +103,21 @@ def test_an_input_in_the_output_folder_is_refused(rows, out, tmp_path, monkeypat
     with pytest.raises(ConfigError, match=r"more.jsonl' lies in the output folder"):
         embed(out / "more.jsonl", out)
     (out / "more.jsonl").unlink()
-    (out / "errors.jsonl").write_text("")
-    os.link(out / "errors.jsonl", tmp_path / "linked.jsonl")
+    (out / ".errors.jsonl").write_text("")
+    os.link(out / ".errors.jsonl", tmp_path / "linked.jsonl")
     with pytest.raises(ConfigError, match="lies in the output folder"):
         embed(tmp_path / "linked.jsonl", out)
     monkeypatch.chdir(out)
     with pytest.raises(ConfigError, match="lies in the output folder"):
-        embed_files("errors.jsonl", ".", HashEncoder(), shard_rows=10)
-    (out / "errors.jsonl").unlink()
+        embed_files(".errors.jsonl", ".", HashEncoder(), shard_rows=10)
+    (out / ".errors.jsonl").unlink()
     assert state(out) == before
 
 
 def test_what_a_kill_left_is_cleared_and_files_put_beside_the_shards_stay(rows, out):
     embed(rows, out)
-    manifest = (out / "manifest.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "manifest.jsonl").write_bytes(b"".join(manifest[:2]) + manifest[2][:20])
+    manifest = (out / ".manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (out / ".manifest.jsonl").write_bytes(b"".join(manifest[:2]) + manifest[2][:20])
     (out / "part-000001.parquet").unlink()
     ours = [out / f"{PARTIAL}0123-part-000001.parquet.partial", out / "part-000001.parquet.partial"]
     theirs = [out / "film.partial", out / "README.md", out / "part-of-it.partial"]
@@ -131,11 +131,11 @@ def test_what_a_kill_left_is_cleared_and_files_put_beside_the_shards_stay(rows, 
 
 def test_a_first_line_cut_by_a_kill_is_begun_anew(rows, out, tmp_path):
     embed(rows, tmp_path / "other")
-    whole = (tmp_path / "other" / "manifest.jsonl").read_bytes()
+    whole = (tmp_path / "other" / ".manifest.jsonl").read_bytes()
     for length in (0, 5, 60):
-        (out / "manifest.jsonl").write_bytes(whole[:length])
+        (out / ".manifest.jsonl").write_bytes(whole[:length])
         assert embed(rows, out).shards == 3
-        assert (out / "manifest.jsonl").read_bytes() == whole
+        assert (out / ".manifest.jsonl").read_bytes() == whole
         for path in out.iterdir():
             path.unlink()
 
@@ -169,8 +169,8 @@ def test_a_first_try_that_finished_no_shard_does_not_refuse_the_corrected_comman
 
 def test_a_shard_that_was_not_noted_goes_with_the_try_that_wrote_it(rows, out):
     embed(rows, out)
-    first = (out / "manifest.jsonl").read_bytes().splitlines(keepends=True)[0]
-    (out / "manifest.jsonl").write_bytes(first)
+    first = (out / ".manifest.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (out / ".manifest.jsonl").write_bytes(first)
     for number in (1, 2):
         (out / f"part-00000{number}.parquet").unlink()
     embed(rows, out, format="jsonl")
@@ -221,8 +221,8 @@ def test_a_folder_that_version_0_1_began_is_finished_as_that_would_have(begun, i
 def test_a_manifest_that_names_files_elsewhere_is_not_followed(rows, out, tmp_path):
     embed(rows, out)
     (tmp_path / "x.parquet").write_bytes((out / "part-000000.parquet").read_bytes())
-    raw = (out / "manifest.jsonl").read_text().replace("part-000001.parquet", "../x.parquet")
-    (out / "manifest.jsonl").write_text(raw)
+    raw = (out / ".manifest.jsonl").read_text().replace("part-000001.parquet", "../x.parquet")
+    (out / ".manifest.jsonl").write_text(raw)
     for read in (
         lambda: list(read_shards(out)),
         lambda: search_files(out, "a", HashEncoder()),

@@ -217,7 +217,7 @@ def test_names_globs_and_folders_are_found_once_and_in_order(tmp_path):
     for name in ("b.jsonl", "a.jsonl", "c.csv", "notes.pdf"):
         write(tmp_path / name, "")
     (tmp_path / "out").mkdir()
-    write(tmp_path / "out" / "errors.jsonl", "")
+    write(tmp_path / "out" / ".errors.jsonl", "")
     given = [str(tmp_path / "b.jsonl"), str(tmp_path / "*.jsonl"), str(tmp_path)]
     found = find_inputs(given, besides=tmp_path / "out")
     assert [Path(name).name for name in found] == ["b.jsonl", "a.jsonl", "c.csv"]
@@ -225,10 +225,10 @@ def test_names_globs_and_folders_are_found_once_and_in_order(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("none.jsonl", "no input at"), ("*.nothing", "no input at"), ("", "no input at"), ("notes.pdf", "no known kind")],
+    [("none.jsonl", "no input at"), ("*.nothing", "no input at"), ("", "no input at"), ("notes.docx", "no known kind")],
 )
 def test_what_is_no_input_is_said(name, told, tmp_path):
-    write(tmp_path / "notes.pdf", "")
+    write(tmp_path / "notes.docx", "")
     with pytest.raises(ConfigError, match=told):
         find_inputs(str(tmp_path / name) if name else str(tmp_path / "out"))
 

@@ -137,7 +137,7 @@ def test_killed_in_the_middle_of_embedding_only_the_rest_is_embedded(rows, undis
     with child(rows, out, 0.05) as process:
         wait_for(lambda: (out / "part-000001.parquet").exists(), process)
         process.kill()
-    noted = len((out / "manifest.jsonl").read_text().splitlines()) - 1
+    noted = len((out / ".manifest.jsonl").read_text().splitlines()) - 1
     again = HashEncoder()
     report = embed_files(str(rows), out, again, shard_rows=SHARD_ROWS)
     assert report.resumed == noted >= 1
@@ -148,7 +148,7 @@ def test_killed_in_the_middle_of_embedding_only_the_rest_is_embedded(rows, undis
 def test_two_processes_at_one_folder_are_refused(rows, undisturbed, tmp_path):
     out = tmp_path / "out"
     with child(rows, out, 5) as process:
-        wait_for(lambda: (out / "manifest.jsonl").exists() and (out / "manifest.jsonl").stat().st_size, process)
+        wait_for(lambda: (out / ".manifest.jsonl").exists() and (out / ".manifest.jsonl").stat().st_size, process)
         other = HashEncoder()
         with pytest.raises(ConfigError, match="another process is writing into"):
             embed_files(str(rows), out, other, shard_rows=SHARD_ROWS)

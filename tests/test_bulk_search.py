@@ -130,7 +130,7 @@ def test_only_finished_shards_count(tmp_path):
 
 def test_a_folder_without_a_manifest_is_read_by_its_shards(demo, tmp_path):
     folder = make_shards(tmp_path / "out", demo)
-    (folder / "manifest.jsonl").unlink()
+    (folder / ".manifest.jsonl").unlink()
     assert search_files(folder, QUESTION, k=1)[0][0].id == ANSWER
 
 
@@ -138,7 +138,7 @@ def test_the_command_says_that_a_job_is_not_finished(demo, tmp_path, capsys):
     folder = make_shards(tmp_path / "out", demo)
     assert main(["search", str(folder), QUESTION, "-k", "1"]) == 0
     assert capsys.readouterr().err == ""
-    manifest = folder / "manifest.jsonl"
+    manifest = folder / ".manifest.jsonl"
     job, first, *_ = manifest.read_text().splitlines(keepends=True)
     manifest.write_text(job + first)
     assert main(["search", str(folder), QUESTION, "-k", "99"]) == 0

@@ -127,6 +127,7 @@ def test_what_a_page_shows_is_what_happens(page, reader, served, capsys):
     namespace, printed = {"__name__": "page"}, ""
     for block in BLOCKS[page]:
         if block.title:
+            Path(block.title).parent.mkdir(parents=True, exist_ok=True)
             Path(block.title).write_text(block.text, "utf-8")
         elif not block.wished("not run"):
             printed = run(block, reader, namespace, printed)

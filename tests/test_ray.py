@@ -524,7 +524,7 @@ def test_files_on_the_cluster_are_those_of_one_machine(cluster, rows, tmp_path, 
     embed_files(str(rows), tmp_path / "one", demo, columns=columns(), shard_rows=40)
     assert (report.rows, report.shards, seen[-1], encoder.usage.texts) == (ROWS, 4, ROWS, ROWS)
     assert encoder.usage.tokens > 0
-    manifests = [(tmp_path / name / "manifest.jsonl").read_bytes() for name in ("ray", "one")]
+    manifests = [(tmp_path / name / ".manifest.jsonl").read_bytes() for name in ("ray", "one")]
     assert manifests[0] == manifests[1]
     check(tmp_path / "ray", demo)
 
@@ -541,7 +541,7 @@ def test_rows_that_the_encoder_refuses_on_the_cluster_have_the_place_of_the_inpu
     encoder = load_encoder("demo", truncate="error")
     report = embed_files(source, tmp_path / "out", encoder, shard_rows=10, on=RayShards)
     assert (report.rows, report.errors) == (40, 1)
-    assert json.loads((tmp_path / "out" / "errors.jsonl").read_text())["line"] == 27
+    assert json.loads((tmp_path / "out" / ".errors.jsonl").read_text())["line"] == 27
     with pytest.raises(InputError, match=r"line 27 of .*in.jsonl': longer than"):
         embed_files(source, tmp_path / "stop", encoder, shard_rows=10, on=RayShards, on_error="stop")
     assert len(files(tmp_path / "stop")) == 2
@@ -645,5 +645,5 @@ def test_bge_embed_on_ray_is_bge_embed(cluster, rows, tmp_path, demo, capsys):
     assert main([*arguments, "-o", str(tmp_path / "one")]) == 0
     there, here = (sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("ray", "one"))
     assert there == here
-    assert (tmp_path / "ray" / "manifest.jsonl").read_bytes() == (tmp_path / "one" / "manifest.jsonl").read_bytes()
+    assert (tmp_path / "ray" / ".manifest.jsonl").read_bytes() == (tmp_path / "one" / ".manifest.jsonl").read_bytes()
     check(tmp_path / "ray", demo)

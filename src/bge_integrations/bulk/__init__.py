@@ -3,8 +3,9 @@
 from .estimate import Plan, plan_files
 from .folder import read_shards, stamp_of
 from .hybrid import Hybrid
-from .job import Report, embed_files
+from .job import embed_files
 from .part import Part, SparseRows
+from .report import Report
 from .rows import Columns
 from .search import Hit, encoder_of, search_files
 from .upload import Loaded, load_files, upload_files

@@ -12,7 +12,7 @@ from .readers import check_columns, read_fields
 from .rows import JSON, Columns, RowParser
 from .sources import LINES, STDIN, BytesRead, input_kind
 
-__all__ = ["kept_kinds"]
+__all__ = ["kept_kinds", "place_kinds"]
 
 _SHOWN = 20
 _EXACT = 1 << 53  # whole numbers up to it are exact as floats
@@ -46,6 +46,15 @@ def kept_kinds(files: Sequence[str], columns: Columns, format: Format = "parquet
         )
         return (None,) * len(columns.keep)
     return tuple(_number(names) if format == "parquet" else JSON for names in seen)
+
+
+def place_kinds(places: Sequence[str], format: Format = "parquet") -> tuple[Any, ...]:
+    """Return the kinds of the columns that say where a chunk was: numbers for position and page."""
+    if format != "parquet" or not places:
+        return (JSON,) * len(places)
+    import pyarrow as pa
+
+    return tuple(pa.int64() if name in ("position", "page") else None for name in places)
 
 
 def _schema(file: str, columns: Columns) -> Any:

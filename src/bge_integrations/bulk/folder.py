@@ -16,6 +16,7 @@ from .formats import FORMATS, ROWS, parquet_stamp, read_part
 from .part import Part, SparseRows
 
 __all__ = [
+    "ERRORS",
     "MANIFEST",
     "SHARD",
     "Record",
@@ -24,10 +25,13 @@ __all__ = [
     "read_manifest",
     "read_shards",
     "shard_files",
+    "side_files",
     "stamp_of",
 ]
 
-MANIFEST = "manifest.jsonl"
+# Names that begin with a dot are no data to pyarrow, pandas, Spark and datasets, which read the folder as a table.
+MANIFEST, ERRORS = ".manifest.jsonl", ".errors.jsonl"
+_OLD = ("manifest.jsonl", "errors.jsonl")  # until version 0.1
 SHARD = re.compile(r"part-\d{6,}(\.parquet|\.npy|\.jsonl)")
 _MANY = 1 << 30
 _NOTED = {"bytes", "digest", "errors", "errors_bytes", "rows"}
@@ -49,13 +53,20 @@ class Record:
     complete: bool = False
 
 
+def side_files(folder: Path) -> tuple[Path, Path]:
+    """Return where the manifest of a folder and its list of bad rows are, or would be: under old names if they are."""
+    old, new = [folder / name for name in _OLD], (folder / MANIFEST, folder / ERRORS)
+    is_old = (old[0].exists() or old[0].is_symlink()) and not new[0].exists()
+    return (old[0], old[1]) if is_old else new
+
+
 def read_manifest(folder: Path) -> Record | None:
     """Return what the manifest of a folder says, or None where there is none.
 
     Raises:
         ConfigError: it is damaged.
     """
-    path = folder / MANIFEST
+    path = side_files(folder)[0]
     return parse_manifest(path, path.read_bytes()) if path.is_file() else None
 
 

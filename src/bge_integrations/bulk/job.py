@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +14,21 @@ import numpy as np
 from ..catalog.records import OutputName
 from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning, warn
-from .columns import kept_kinds
+from .chunking import Chunker, chunker_for
+from .columns import kept_kinds, place_kinds
 from .folder import Record, read_manifest
 from .formats import FORMATS, Contents, Format, need_pyarrow
 from .manifest import Manifest, check_ours
 from .part import SparseRows
 from .pipeline import Embedded, EncoderShards, OnError, ShardEmbedder, embed_shards, stopped_at, with_sparse
 from .readers import read_rows
+from .report import Report
 from .rows import Columns, Row, RowParser, Shard, cut_shards
-from .sources import STDIN, TEXTS, BytesRead, find_inputs, fingerprint, input_kind
+from .sources import STDIN, TEXTS, find_inputs, fingerprint, input_kind
 from .splitting import TextSplitter, find_counter
 
 SHARD_ROWS = 10_000
 _HOPELESS = 100  # rows, none of them good, in the first shard: the wrong column
-
-
-@dataclass
-class Report:
-    """What a job has come to; the same object all along, so that it can be watched.
-
-    Attributes:
-        rows: rows in finished shards, bad ones included.
-        errors: rows that could not be embedded.
-        shards: finished shards in the folder.
-        resumed: shards that were there already.
-        resumed_rows: rows in them.
-        cut: texts that were cut to what the model reads, where that is known, by this call.
-        repeated: rows whose id another row has, once all are read; a store keeps the last of them.
-        embedded: rows embedded by this call.
-        read: rows read from the inputs.
-        bytes: size of the inputs; None where it is not known.
-        tally: what of that has been read.
-    """
-
-    rows: int = 0
-    errors: int = 0
-    shards: int = 0
-    resumed: int = 0
-    resumed_rows: int = 0
-    cut: int = 0
-    repeated: int = 0
-    embedded: int = 0
-    read: int = 0
-    bytes: int | None = None
-    tally: BytesRead = field(default_factory=BytesRead)
-
-    @property
-    def total(self) -> int | None:
-        """Rows of the whole input, by the size of those read so far; None where that is not known."""
-        if not self.bytes or not self.tally.read:
-            return None
-        return max(self.read, round(self.read * self.bytes / self.tally.read))
 
 
 OnProgress = Callable[[Report], None]
@@ -80,6 +44,8 @@ def embed_files(
     format: Format = "parquet",
     half: bool = False,
     outputs: Sequence[OutputName] = ("dense",),
+    chunk: int | None = None,
+    overlap: int = 0,
     on_error: OnError = "record",
     on_shard: OnProgress | None = None,
     on_progress: OnProgress | None = None,
@@ -94,7 +60,8 @@ def embed_files(
     Args:
         inputs: files, globs or folders (JSON lines, CSV, TSV, Parquet, text; also packed by gzip, bzip2, xz, zstd), or
             ``"-"`` for JSON lines on standard input. A text file is one row with the fields text and path.
-        folder: of the shards ``part-000000.parquet``, ``manifest.jsonl`` and ``errors.jsonl``.
+        folder: of the shards ``part-000000.parquet``, which pandas, pyarrow, DuckDB and ``datasets`` read as one
+            table, ``.manifest.jsonl`` and ``.errors.jsonl``.
         encoder: what embeds; its stamp goes into each shard's schema.
         columns: which columns are text, id and kept. Kept numbers and booleans keep their type where all inputs agree;
             other values become strings (JSON where they are none).
@@ -104,7 +71,14 @@ def embed_files(
         outputs: ``("dense", "sparse")`` writes sparse vectors as well, from the same forward pass: columns
             ``sparse_indices`` (token ids, ascending) and ``sparse_values``; beside an ``.npy`` a ``.sparse.npz``, which
             ``scipy.sparse.load_npz`` reads.
-        on_error: note rows that cannot be embedded in ``errors.jsonl``, or stop at the first.
+        chunk: split every text into chunks of at most so many tokens, special tokens included: Markdown, HTML and RST
+            at headings, PDF at pages, code at functions and classes, and what is still longer at paragraphs, lines,
+            sentences and words. Code (``.py``, ``.js``, ...), HTML and PDF are then read as well. Each chunk is a row:
+            its id is that of the whole (a document's path) with ``#1``, ``#2``, ..., and the columns ``path``,
+            ``position`` (of its first character in the text), ``heading`` (with those above it) and ``page`` (of a PDF)
+            are kept.
+        overlap: tokens, in whole words, that a chunk may repeat of the one before it under the same heading.
+        on_error: note rows that cannot be embedded in ``.errors.jsonl``, or stop at the first.
         on_shard: called after each shard.
         on_progress: called as rows are finished, from the encoder's thread, and as finished shards are passed over.
         on: makes what embeds the shards; ``partial(RayShards, workers=8)`` of ``bge_integrations.ray`` has it done by
@@ -117,7 +91,10 @@ def embed_files(
         InputError: a bad row and ``on_error="stop"``, or not one good row among the first.
         HostError: the host failed; finished shards stay.
     """
-    job = _Job(inputs, Path(folder), encoder, columns or Columns(), shard_rows, format, half, outputs, on_error)
+    chunker = chunker_for(encoder, chunk, overlap)
+    job = _Job(
+        inputs, Path(folder), encoder, columns or Columns(), shard_rows, format, half, outputs, on_error, chunker
+    )
     job.watch(on_shard, on_progress)
     job.run(on)
     job.warn()
@@ -136,16 +113,20 @@ class _Job:
         half: bool,
         outputs: Sequence[OutputName],
         on_error: OnError,
+        chunk: Chunker | None,
     ) -> None:
         _check(shard_rows, format, on_error)
         self.sparse = with_sparse(outputs, encoder)
         check_ours(folder)
         self.folder, self.encoder, self.on_error, self.shard_rows = folder, encoder, on_error, shard_rows
-        self.format, self.files = format, find_inputs(inputs, besides=folder)
+        self.format, self.chunk = format, chunk
+        self.files = find_inputs(inputs, besides=folder, documents=chunk is not None)
         self.inputs = fingerprint(self.files)
         self.parser = self._make_parser(columns, read_manifest(folder))
         named = columns.id is not None or self.parser.named
-        self.contents = Contents(columns, encoder.stamp(sparse=self.sparse), half, self.parser.kinds, named)
+        written = replace(columns, keep=(*columns.keep, *self.parser.places))
+        kinds = (*self.parser.kinds, *place_kinds(self.parser.places, format))
+        self.contents = Contents(written, encoder.stamp(sparse=self.sparse), half, kinds, named)
         self.report = Report(bytes=None if STDIN in self.files else self.inputs["bytes"])
         self._ids = array("q")
         self.watch(None, None)
@@ -154,6 +135,8 @@ class _Job:
         """Return what makes rows, in a folder of version 0.1 as that did: types as strings, text files whole."""
         kinds = kept_kinds(self.files, columns, self.format)
         blank, named = self.encoder.blank == "keep", any(input_kind(file) in TEXTS for file in self.files)
+        if self.chunk:
+            return RowParser(columns, kinds, blank=blank, named=True, chunk=self.chunk)
         if record is not None and record.shards:
             options = record.job.get("options", {})
             old = options.get("kinds", ())
@@ -177,7 +160,9 @@ class _Job:
             "format": self.format,
             "half": self.contents.half,
         }
-        if parser.named:
+        if parser.chunk:
+            options |= {"chunk": parser.chunk.size, "overlap": parser.chunk.overlap}
+        elif parser.named:
             options["split"] = parser.split and parser.split.limit
         return {"inputs": self.inputs, "options": options, "stamp": self.contents.stamp}
 

@@ -12,11 +12,10 @@ from typing import IO, Any, Self
 
 from ..core.files import PARTIAL
 from ..errors import ConfigError, SpaceMismatchError
-from .folder import MANIFEST, SHARD, Line, Record, parse_manifest
+from .folder import SHARD, Line, Record, parse_manifest, side_files
 
 __all__ = ["Manifest", "check_ours", "check_same"]
 
-ERRORS = "errors.jsonl"
 # Version 0.1 named unfinished files so.
 _OLD_PARTIAL = re.compile(r"part-\d{6,}(\.parquet|\.npy|\.rows\.jsonl|\.jsonl)\.partial")
 _BEGINNING = b'{"inputs": {'  # of a manifest, whose keys are sorted
@@ -35,8 +34,9 @@ class Manifest:
     """
 
     def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
-        self.folder, self.path, self.errors = folder, folder / MANIFEST, folder / ERRORS
+        self.folder = folder
         check_ours(folder)
+        self.path, self.errors = side_files(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = _open(self.path)
         try:
@@ -112,15 +112,15 @@ def check_ours(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ConfigError(f"cannot write into {str(folder)!r}: it is a file, name a folder")
-    for path in (folder / MANIFEST, folder / ERRORS):
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise ConfigError(f"{str(path)!r} is a link or no file: name another folder")
-    path = folder / MANIFEST
+    path, errors = side_files(folder)
+    for each in (path, errors):
+        if each.is_symlink() or (each.exists() and not each.is_file()):
+            raise ConfigError(f"{str(each)!r} is a link or no file: name another folder")
     raw = path.read_bytes() if path.exists() else b""
     if parse_manifest(path, raw) is not None:
         return
     # A kill may have left the beginning of the first line.
-    torn = {MANIFEST} if raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw) else set()
+    torn = {path.name} if raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw) else set()
     others = sorted(each.name for each in folder.iterdir() if not each.name.startswith(PARTIAL) | (each.name in torn))
     if any(SHARD.fullmatch(name) for name in others):
         raise ConfigError(f"{str(folder)!r} holds shards without a manifest: name an empty folder")

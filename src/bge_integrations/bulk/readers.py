@@ -6,26 +6,27 @@ import csv
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import BGEError, ConfigError
+from .documents import html_text, pdf_text
 from .formats import need_pyarrow
-from .rows import ID, Columns, Row, RowParser
-from .sources import LINES, TABLES, TEXTS, BytesRead, input_kind, open_input
+from .rows import ID, Columns, Fields, Row, RowParser
+from .sources import DOCUMENTS, HTML, LINES, PDF, TABLES, TEXTS, BytesRead, input_kind, open_input
 
 ROW_BYTES = 1 << 24
 """A line or text file of more is not held in memory: it is a bad row."""
 
 _BLOCK = 1 << 20
+_PDF_BYTES = 1 << 28
 _TOO_LONG = f"longer than {ROW_BYTES >> 20} MiB"
 _NO_OBJECT = "not a JSON object"
 _BOM = b"\xef\xbb\xbf"
 _LAST = "\0the end\0"
 _CANNOT = (OSError, EOFError, ValueError, OverflowError, NotImplementedError, lzma.LZMAError, zlib.error, csv.Error)
 
-Fields = Mapping[str, Any] | str
 Numbered = Iterator[tuple[int, Fields]]
 
 
@@ -35,11 +36,20 @@ def read_rows(files: Sequence[str], parser: RowParser, tally: BytesRead | None =
     Raises:
         ConfigError: a file cannot be read, or has no such column.
     """
-    number, tally = 0, tally or BytesRead()
+    number, whole, tally = 0, 0, tally or BytesRead()
     for file in files:
+        kind = _text_kind(file)
         for line, fields in read_fields(file, parser, tally):
-            yield parser.row(file, line, number, fields)
-            number += 1
+            for part in parser.chunks(file, kind, whole, fields):
+                yield parser.row(file, line, number, part)
+                number += 1
+            whole += 1
+
+
+def _text_kind(file: str) -> str:
+    """Return how a file's texts are split: HTML has become Markdown."""
+    kind = input_kind(file)
+    return ".md" if kind in HTML else kind
 
 
 def read_fields(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
@@ -211,24 +221,31 @@ def _values(column: Any) -> list[Any]:
 
 
 def _text(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
+    limit = _PDF_BYTES if input_kind(file) == PDF else ROW_BYTES
     with open_input(file, tally) as stream:
-        raw = stream.read(ROW_BYTES + 1)
-    if len(raw) > ROW_BYTES:
-        yield 1, _TOO_LONG
-    elif b"\0" in raw:
-        yield 1, "holds NUL bytes: not text"
+        raw = stream.read(limit + 1)
+    if len(raw) > limit:
+        yield 1, f"longer than {limit >> 20} MiB"
     else:
         try:
-            text = raw.removeprefix(_BOM).decode()
-        except UnicodeDecodeError:
-            yield 1, "not UTF-8"
+            text = _decoded(raw, input_kind(file))
+        except ValueError as error:
+            yield 1, "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         else:
             yield from _parts(file, text, parser)
     tally.settle()
 
 
+def _decoded(raw: bytes, kind: str) -> str:
+    if kind == PDF:
+        return pdf_text(raw)
+    if b"\0" in raw and kind not in HTML:
+        raise ValueError("holds NUL bytes: not text")
+    return html_text(raw) if kind in HTML else raw.removeprefix(_BOM).decode()
+
+
 def _parts(file: str, text: str, parser: RowParser) -> Numbered:
-    parts = parser.split(text) if parser.split and text.strip() else [text]
+    parts = parser.split(text) if parser.split and not parser.chunk and text.strip() else [text]
     for number, part in enumerate(parts, 1):
         name = file if number == 1 else f"{file}#{number}"
         yield number, {"path": file, parser.columns.text: part, ID: name}
@@ -238,5 +255,5 @@ _READERS: dict[str, Callable[[str, RowParser, BytesRead], Numbered]] = {
     **dict.fromkeys(LINES, _jsonl),
     **dict.fromkeys(TABLES, _csv),
     ".parquet": _parquet,
-    **dict.fromkeys(TEXTS, _text),
+    **dict.fromkeys((*TEXTS, *DOCUMENTS), _text),
 }

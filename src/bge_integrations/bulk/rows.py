@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from .chunking import Chunker
 from .splitting import TextSplitter
 
+Fields = Mapping[str, Any] | str
+"""Of a row by name, or why there are none."""
 RESERVED = ("id", "text", "embedding", "sparse_indices", "sparse_values")
+_PLACE = "\0place "
 ID = "\0id"
 """A field that text files give each part: its path, and behind the first part the part's number."""
+PLACES = ("path", "position", "heading", "page")
+"""Columns that say where in which document a chunk was."""
 JSON = "json"
 """The kind of a kept column whose values stay as they are in JSON."""
 SHARD_CHARACTERS = 64_000_000
@@ -62,7 +68,7 @@ class Row(NamedTuple):
     reason: str = ""
 
     def error(self) -> dict[str, Any]:
-        """Return the line of ``errors.jsonl``."""
+        """Return the line of ``.errors.jsonl``."""
         return {"source": self.source, "line": self.line, "id": self.id, "reason": self.reason}
 
 
@@ -76,6 +82,7 @@ class RowParser:
         blank: whether blank texts are embedded.
         split: returns the parts of a text file, each a row.
         named: whether ids are strings: of a text file its path, of other rows their number.
+        chunk: splits every text; the kept values of a row are then followed by its ``places``.
     """
 
     columns: Columns
@@ -83,8 +90,26 @@ class RowParser:
     blank: bool = False
     split: TextSplitter | None = None
     named: bool = False
+    chunk: Chunker | None = None
 
-    def row(self, source: str, line: int, number: int, fields: Mapping[str, Any] | str) -> Row:
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Columns of a chunk's place, without those that a column of the input takes the name of."""
+        return tuple(name for name in PLACES if name not in self.columns.keep) if self.chunk else ()
+
+    def chunks(self, file: str, kind: str, number: int, fields: Fields) -> Iterator[Fields]:
+        """Yield the fields of each chunk of a row, with ids ``id#1``, ``id#2``, ...; all of a row that has no text."""
+        text = None if isinstance(fields, str) else fields.get(self.columns.text)
+        if self.chunk is None or isinstance(fields, str) or not isinstance(text, str) or not text.strip():
+            yield fields
+            return
+        whole = fields.get(ID) or (fields.get(self.columns.id) if self.columns.id else number)
+        for i, chunk in enumerate(self.chunk(text, kind), 1):
+            names = {ID: f"{whole}#{i}"} if _is_id(whole) else {}
+            place = {_PLACE + name: value for name, value in zip(PLACES, (file, *chunk[1:]), strict=True)}
+            yield {**fields, **names, **place, self.columns.text: chunk.text}
+
+    def row(self, source: str, line: int, number: int, fields: Fields) -> Row:
         """Return the row; ``fields`` that are a string are the reason why there are none."""
         columns = self.columns
         if isinstance(fields, str):
@@ -92,16 +117,18 @@ class RowParser:
         text = fields.get(columns.text)
         reason = "" if type(text) is str and text.strip() else self._wrong(text)
         name: str | int = str(number) if self.named else number
-        column = ID if self.named and ID in fields and columns.id in (None, "path") else columns.id
+        ours = self.chunk is not None or columns.id in (None, "path")
+        column = ID if self.named and ID in fields and ours else columns.id
         if column is not None:
             found = fields.get(column)
-            if isinstance(found, (str, int)) and not isinstance(found, bool) and found != "":
+            if _is_id(found):
                 name = str(found)
             else:
                 reason = reason or f"its id in {columns.id!r} is {_kind(found)}"
         if reason or not isinstance(text, str):
             return Row(source, line, name, "", reason=reason)
-        return Row(source, line, name, text, self._kept(fields) if columns.keep else ())
+        kept = self._kept(fields) if columns.keep else ()
+        return Row(source, line, name, text, kept + tuple(fields.get(_PLACE + name) for name in self.places))
 
     def _wrong(self, text: object) -> str:
         if isinstance(text, str):
@@ -112,6 +139,10 @@ class RowParser:
         kinds = self.kinds or (None,) * len(self.columns.keep)
         values = [fields.get(name) for name in self.columns.keep]
         return tuple(_plain(value) if kind is None else value for value, kind in zip(values, kinds, strict=True))
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
 
 
 def _kind(value: object) -> str:

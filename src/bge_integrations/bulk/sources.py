@@ -18,9 +18,13 @@ from typing import IO, Any
 
 from ..errors import ConfigError
 from ..extras import require
+from .chunking import CODE
 
 STDIN = "-"
 LINES, TABLES, TEXTS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".txt", ".md", ".rst")
+HTML, PDF = (".html", ".htm"), ".pdf"
+DOCUMENTS = (*CODE, *HTML, PDF)
+"""Read where texts are chunked."""
 KINDS = (*LINES, *TABLES, ".parquet", *TEXTS)
 PACKINGS = (".gz", ".bz2", ".xz", ".zst")
 _BUFFER = 1 << 20
@@ -44,26 +48,28 @@ class BytesRead:
         self.read = self.taken
 
 
-def find_inputs(inputs: str | Sequence[str], besides: Path | None = None) -> list[str]:
+def find_inputs(inputs: str | Sequence[str], besides: Path | None = None, *, documents: bool = False) -> list[str]:
     """Return the files that names, globs and folders stand for, sorted within each, each once.
 
     Args:
         inputs: files, globs, folders, ``"-"``.
         besides: a folder whose files are passed over where a folder or a glob contains it.
+        documents: take code, HTML and PDF as well.
 
     Raises:
         ConfigError: nothing is there, a file is of no known kind, or one that was named is in ``besides``.
     """
     names = [os.fspath(inputs)] if isinstance(inputs, (str, os.PathLike)) else [os.fspath(name) for name in inputs]
-    files = list(dict.fromkeys(file for name in names for file in _expand(name, besides)))
+    files = list(dict.fromkeys(file for name in names for file in _expand(name, besides, documents=documents)))
     if not files:
         raise ConfigError("no input: name files, globs or folders, or - for standard input")
     for file in files:
-        input_kind(file)
+        if input_kind(file) in DOCUMENTS and not documents:
+            raise ConfigError(f"{file!r} is read in chunks: say how long they are, --chunk 400 (chunk=400)")
     return files
 
 
-def _expand(name: str, besides: Path | None) -> list[str]:
+def _expand(name: str, besides: Path | None, *, documents: bool) -> list[str]:
     path = Path(name)
     if name == STDIN:
         return [name]
@@ -72,7 +78,8 @@ def _expand(name: str, besides: Path | None) -> list[str]:
             raise ConfigError(f"the input {name!r} lies in the output folder {str(besides)!r}: name another folder")
         return [name]
     if path.is_dir():
-        found = [str(file) for file in sorted(path.rglob("*")) if _is_known(file) and _is_visible(file, path)]
+        kinds = (*KINDS, *DOCUMENTS) if documents else KINDS
+        found = [str(file) for file in sorted(path.rglob("*")) if _is_known(file, kinds) and _is_visible(file, path)]
     elif path.exists():
         raise ConfigError(f"{name!r} is not a file: pipe it into standard input, named -")
     else:
@@ -83,8 +90,8 @@ def _expand(name: str, besides: Path | None) -> list[str]:
     return found
 
 
-def _is_known(file: Path) -> bool:
-    return _endings(file.name)[0] in KINDS and file.is_file()
+def _is_known(file: Path, kinds: Sequence[str]) -> bool:
+    return _endings(file.name)[0] in kinds and file.is_file()
 
 
 def _is_visible(file: Path, folder: Path) -> bool:
@@ -103,7 +110,7 @@ def _is_inside(name: str, folder: Path | None) -> bool:
 
 
 def _known() -> str:
-    return f"{', '.join(KINDS)}, also with {', '.join(PACKINGS)}"
+    return f"{', '.join(KINDS)}, also with {', '.join(PACKINGS)}; in chunks also {', '.join(DOCUMENTS)}"
 
 
 def _endings(name: str) -> tuple[str, str]:
@@ -121,7 +128,7 @@ def input_kind(file: str) -> str:
     if file == STDIN:
         return ".jsonl"
     kind, packing = _endings(Path(file).name)
-    if kind not in KINDS:
+    if kind not in KINDS and kind not in DOCUMENTS:
         raise ConfigError(f"{file!r} is of no known kind; read are {_known()}")
     if kind == ".parquet" and packing:
         raise ConfigError(f"{file!r}: Parquet is packed inside, unpack the file")

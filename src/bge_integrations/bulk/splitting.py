@@ -9,12 +9,12 @@ from itertools import pairwise
 from ..core.encoder import Encoder
 from ..errors import ConfigError
 
-__all__ = ["TextSplitter", "find_counter"]
+__all__ = ["ENDS", "Count", "TextSplitter", "find_counter"]
 
 Count = Callable[[Sequence[str]], list[int]]
 
 # Behind paragraphs, lines, sentences (of Chinese and Japanese, too), words, and anything.
-_ENDS = [re.compile(end) for end in (r"\n\s*\n", r"\n", r"(?<=[.!?。！？])(?=\s|[^\x00-\x7f])", r"\s+", r"(?<=.)")]
+ENDS = tuple(map(re.compile, (r"\n\s*\n", r"\n", r"(?<=[.!?。！？])(?=\s|[^\x00-\x7f])", r"\s+", r"(?<=.)")))
 
 
 def find_counter(encoder: Encoder) -> Count | None:
@@ -32,10 +32,11 @@ class TextSplitter:
     Args:
         count: counts tokens, special tokens included.
         limit: tokens of a part.
+        ends: where to split, the best places first.
     """
 
-    def __init__(self, count: Count, limit: int) -> None:
-        self.count, self.limit = count, limit
+    def __init__(self, count: Count, limit: int, ends: Sequence[re.Pattern[str]] = ENDS) -> None:
+        self.count, self.limit, self.ends = count, limit, ends
         self._special = count([""])[0]
 
     def __call__(self, text: str) -> list[str]:
@@ -45,8 +46,8 @@ class TextSplitter:
     def _split(self, text: str, level: int) -> Iterator[str]:
         if self.count([text])[0] <= self.limit:
             yield text
-        elif level < len(_ENDS):
-            for part in self._join(_cut(text, _ENDS[level])):
+        elif level < len(self.ends):
+            for part in self._join(_cut(text, self.ends[level])):
                 yield from self._split(part, level + 1)
         else:  # pieces put together may have more tokens than alone
             halves = text[: len(text) // 2], text[len(text) // 2 :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge embed``."""
-    kinds = "JSON lines, CSV, TSV, Parquet or text; also .gz, .bz2, .xz, .zst"
+    kinds = "JSON lines, CSV, TSV, Parquet or text, with --chunk also code, HTML and PDF; also .gz, .bz2, .xz, .zst"
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help=f"file, glob or folder ({kinds}); - is JSON lines on standard input"
     )
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", default="text", metavar="COLUMN", help="the column to embed (default: text)")
     parser.add_argument("--id", metavar="COLUMN", help="the column of ids (default: the row's number)")
     parser.add_argument("--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="columns to keep")
+    parser.add_argument("--chunk", type=int, metavar="N", help="split every text into chunks of at most N tokens")
+    parser.add_argument("--overlap", type=int, default=0, metavar="N", help="tokens that neighbouring chunks share")
     parser.add_argument("--format", choices=("parquet", "numpy", "jsonl"), default="parquet", help="of the shards")
     parser.add_argument("--half", action="store_true", help="write float16")
     parser.add_argument(
@@ -32,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shard-rows", type=int, default=10_000, metavar="N", help="rows per shard (default: 10000)")
     parser.add_argument(
-        "--on-error", choices=("record", "stop"), default="record", help="bad rows: into errors.jsonl, or stop"
+        "--on-error", choices=("record", "stop"), default="record", help="bad rows: into .errors.jsonl, or stop"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="count rows, tokens, cut texts, time and cost; send nothing"
@@ -92,6 +95,8 @@ def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns, place
             format=parsed.format,
             half=parsed.half,
             outputs=parsed.outputs.replace(" ", "").split(","),
+            chunk=parsed.chunk,
+            overlap=parsed.overlap,
             on_error=parsed.on_error,
             on_shard=on_shard,
             on_progress=on_progress,
@@ -117,9 +122,12 @@ def _or_unknown(value: float | None, shown: str, why: str = "") -> str:
 
 
 def _show_report(report: Report, encoder: Encoder, folder: str) -> None:
+    from ..bulk.folder import side_files
+
     _print("rows", f"{report.rows:,}")
-    _print("bad rows", f"{report.errors:,}" + (f" (see {folder}/errors.jsonl)" if report.errors else ""))
+    _print("bad rows", f"{report.errors:,}" + (f" (see {side_files(Path(folder))[1]})" if report.errors else ""))
     _print("shards", f"{report.shards:,}" + (f" ({report.resumed:,} were there)" if report.resumed else ""))
+    _print("truncated", f"{report.cut:,}" + (" (--chunk splits long texts instead)" if report.cut else ""))
     if report.repeated:
         _print("repeated", f"{report.repeated:,} rows have the id of another row; a store keeps the last of them")
     usage = encoder.usage

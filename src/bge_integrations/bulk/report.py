@@ -1,0 +1,47 @@
+"""What a job has come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .sources import BytesRead
+
+__all__ = ["Report"]
+
+
+@dataclass
+class Report:
+    """What a job has come to; the same object all along, so that it can be watched.
+
+    Attributes:
+        rows: rows in finished shards, bad ones included.
+        errors: rows that could not be embedded.
+        shards: finished shards in the folder.
+        resumed: shards that were there already.
+        resumed_rows: rows in them.
+        cut: texts that were cut to what the model reads, where that is known, by this call.
+        repeated: rows whose id another row has, once all are read; a store keeps the last of them.
+        embedded: rows embedded by this call.
+        read: rows read from the inputs.
+        bytes: size of the inputs; None where it is not known.
+        tally: what of that has been read.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    shards: int = 0
+    resumed: int = 0
+    resumed_rows: int = 0
+    cut: int = 0
+    repeated: int = 0
+    embedded: int = 0
+    read: int = 0
+    bytes: int | None = None
+    tally: BytesRead = field(default_factory=BytesRead)
+
+    @property
+    def total(self) -> int | None:
+        """Rows of the whole input, by the size of those read so far; None where that is not known."""
+        if not self.bytes or not self.tally.read:
+            return None
+        return max(self.read, round(self.read * self.bytes / self.tally.read))
