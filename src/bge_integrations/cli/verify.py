@@ -6,11 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from ..errors import ConfigError
+from ..core.encoder import Encoder
+from ..errors import BGEError, ConfigError
+from ..extras import require
 from ..load import load_encoder
 from .options import add_encoder_arguments, make_encoder, make_reranker
 
@@ -22,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="compare with 'local' (the same model here) or another model",
     )
+    parser.add_argument(
+        "--store",
+        metavar="KIND:PLACE/NAME",
+        help="compare with what a store holds: chroma:PATH/NAME, qdrant:PATH_OR_URL/NAME, lancedb:PATH/NAME",
+    )
+    parser.add_argument("--sample", type=int, default=32, metavar="N", help="rows of it to look at (default: 32)")
     parser.add_argument("--golden", metavar="FILE", help="known values instead of the package's own; see --pin")
     parser.add_argument("--pin", metavar="FILE", help="record the host's answers of today and stop")
     parser.add_argument("--no-behaviour", action="store_true", help="leave out how the host treats requests")
@@ -37,6 +47,8 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.model and is_reranker(parsed.model):
         return _run_reranker(parsed)
     with make_encoder(parsed, show_progress=False) as encoder:
+        if parsed.store:
+            return _run_store(parsed, encoder)
         if parsed.pin:
             print(f"{pin(encoder, parsed.pin)} texts recorded in {parsed.pin}")
             return 0
@@ -53,6 +65,62 @@ def run(parsed: argparse.Namespace) -> int:
     else:
         _print_table(table(report))
     return 0 if report.ok else 1
+
+
+def _run_store(parsed: argparse.Namespace, encoder: Encoder) -> int:
+    from ..verify import table_of_store, verify_store
+
+    with _opened(parsed.store) as store:
+        report = verify_store(store, encoder, sample=parsed.sample)
+    if parsed.json:
+        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
+    else:
+        _print_table(table_of_store(report))
+    return 0 if report.ok else 1
+
+
+@contextmanager
+def _opened(named: str) -> Iterator[Any]:
+    """Yield the store that ``kind:place/name`` names, which has to be there.
+
+    Raises:
+        ConfigError: no such kind, place or name.
+    """
+    kind, _, rest = named.partition(":")
+    place, _, name = rest.rpartition("/")
+    if kind not in _STORES or not place or not name:
+        raise ConfigError(f"--store is chroma:PATH/NAME, qdrant:PATH_OR_URL/NAME or lancedb:PATH/NAME, not {named!r}")
+    if "://" not in place and not Path(place).is_dir():
+        raise ConfigError(f"{place!r} is no folder")
+    try:
+        client, store = _STORES[kind](place, name)
+    except BGEError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{kind} cannot open {name!r} in {place!r}: {error}") from error
+    with closing(client) if hasattr(client, "close") else nullcontext():
+        yield store
+
+
+def _chroma(place: str, name: str) -> tuple[Any, Any]:
+    client = require("chromadb", install="chromadb").PersistentClient(place)
+    return client, client.get_collection(name)
+
+
+def _qdrant(place: str, name: str) -> tuple[Any, Any]:
+    client = require("qdrant_client", install="qdrant-client").QdrantClient(
+        **({"url": place} if "://" in place else {"path": place})
+    )
+    client.get_collection(name)
+    return client, (client, name)
+
+
+def _lancedb(place: str, name: str) -> tuple[Any, Any]:
+    client = require("lancedb", install="lancedb").connect(place)
+    return None, client.open_table(name)
+
+
+_STORES = {"chroma": _chroma, "qdrant": _qdrant, "lancedb": _lancedb}
 
 
 def _run_reranker(parsed: argparse.Namespace) -> int:

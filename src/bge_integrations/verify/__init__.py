@@ -33,6 +33,7 @@ from .probes import CountTokens, Probe, make_probes
 from .report import Cause, Finding, GoldenResult, Outcome, ProbeResult, Report, table
 from .reranker import ScoreReport, table_of_scores, verify_reranker
 from .steps import BEHAVIOUR, HOST, VALUES, OnStep, Steps
+from .store import StoreReport, table_of_store, verify_store
 from .wire import Direct, Wire
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "ProbeResult",
     "Report",
     "ScoreReport",
+    "StoreReport",
     "check_store",
     "make_probes",
     "pin",
@@ -50,8 +52,10 @@ __all__ = [
     "stamp_store",
     "table",
     "table_of_scores",
+    "table_of_store",
     "verify",
     "verify_reranker",
+    "verify_store",
 ]
 
 _ORDER: tuple[Outcome, ...] = ("not checked", *VERDICTS[:2], "same model in another space", VERDICTS[2])
