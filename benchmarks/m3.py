@@ -41,7 +41,7 @@ def main() -> None:
         if not python.exists():
             print(f"{name}: left out, no {python.relative_to(local.ROOT)}; run `make bench-peers`", file=sys.stderr)
             continue
-        engines.append(local.start(name, python, folder))
+        engines.append(local.start(name, python, folder, local.HERE / "peers.py"))
     engines = [engine for engine in engines if not engine.failed]
     samples: dict[str, list[float]] = {engine.name: [] for engine in engines}
     for turn in range(parsed.repeats + 1):
