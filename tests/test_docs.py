@@ -40,7 +40,7 @@ SERVERS = ("http://localhost:8080", "http://127.0.0.1:7860")
 DOWNLOADED = re.compile(r"(?<![\w/])(BAAI/)?bge-small(-en-v1\.5)?(?![\w-])")
 STAYS = re.compile(r'provider="(?!local")')
 # Not commands of this package: they install, set or show things, and are not run.
-FOREIGN = ("pip", "make", "export", "hf")
+FOREIGN = ("pip", "make", "export", "hf", "docker", "gunicorn")
 
 BLOCK = re.compile(r"(?:^<!-- *([^\n]*?) *-->\n)?^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMISE = re.compile(r"^ *print\(.*\)  # (.+)$", re.MULTILINE)

@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 
-from bge_integrations.errors import HostUnavailableError
+from bge_integrations.errors import ConfigError, HostUnavailableError
 from bge_integrations.server import background, serve
 from bge_integrations.server.logs import JSONFormatter, TextFormatter
 from reverse_proxy import reverse_proxy
@@ -219,6 +219,20 @@ def test_sighup_reads_the_file_of_keys_again(workers, tmp_path):
             assert line
         assert allowed(url, "new") == {200}
         assert children(process.pid) == before  # nobody loaded the model again
+
+
+def _fail():
+    raise OSError("confidential")
+
+
+@pytest.mark.parametrize(
+    ("keys", "workers", "complaint"),
+    [(_fail, 1, "raised OSError"), (list, 1, "no keys"), (str, 1, "list of strings"), (lambda: ["k"], 2, "pickled")],
+)
+def test_a_function_that_cannot_give_keys_stops_the_server_at_once(keys, workers, complaint):
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        serve(ServedEncoder(), port=0, api_keys=keys, workers=workers)
+    assert "confidential" not in str(caught.value)
 
 
 @hangs_up

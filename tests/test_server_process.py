@@ -19,7 +19,7 @@ import pytest
 from bge_integrations import load_encoder
 from bge_integrations.errors import ConfigError
 from bge_integrations.server import background, serve
-from server_processes import RUN, children, served, started, wait_for
+from server_processes import RUN, SOURCE, children, served, started, wait_for
 from serving import CARD, ServedEncoder, vector_of
 
 pytestmark = pytest.mark.slow
@@ -72,6 +72,32 @@ def test_each_worker_serves_the_same_vectors(python):
         for i in range(20):
             rows = httpx.post(f"{url}/embed", json={"texts": [f"text {i}"]}, timeout=60).json()["embeddings"]
             np.testing.assert_array_equal(np.float32(rows), [vector_of(f"text {i}")])
+
+
+SHARED = """
+import asyncio, httpx
+from bge_integrations.server import create_app
+from serving import ServedEncoder
+
+async def main():
+    transport = httpx.ASGITransport(create_app(ServedEncoder()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        await client.post("/embed", json={"texts": ["a", "b"]})
+        print((await client.get("/metrics")).text)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_workers_of_another_server_are_added_up_where_they_share_a_folder(shared, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])}
+    if shared:
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path)
+    command = [sys.executable, "-c", SHARED]
+    for count in (2, 4 if shared else 2):
+        said = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60).stdout
+        assert f'bge_texts_total{{role="document"}} {count}.0' in said
 
 
 def test_bge_serve_wants_the_key_that_the_environment_holds():

@@ -30,7 +30,8 @@ def create_app(
     """Build the ASGI app (a ``fastapi.FastAPI``) that serves an encoder; it may be mounted under a prefix.
 
     ``POST /embed`` takes ``normalize`` either way: a BGE model ends in a normalisation layer, so its vectors have
-    length 1 in any case, here as in sentence-transformers.
+    length 1 in any case, here as in sentence-transformers. Where another program runs several workers, such as
+    gunicorn, ``/metrics`` shows the counters of all if ``PROMETHEUS_MULTIPROC_DIR`` names an empty folder.
 
     Args:
         encoder: what embeds; the caller closes it.

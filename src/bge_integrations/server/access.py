@@ -27,7 +27,7 @@ class Keys:
         source: the keys, or a function that returns them and is asked again by ``reload``.
 
     Raises:
-        ConfigError: a key is empty, or a string stands where a list belongs.
+        ConfigError: a key is empty, a string stands where a list belongs, or the function failed.
     """
 
     def __init__(self, source: Sequence[str] | Callable[[], Sequence[str]]) -> None:
@@ -35,13 +35,22 @@ class Keys:
         self._keys = self._read()
 
     def _read(self) -> list[bytes]:
-        keys = self._source() if callable(self._source) else self._source
+        keys = self._asked(self._source) if callable(self._source) else self._source
         check_list("api_keys", keys)
         if not all(key.strip() for key in keys):
             raise ConfigError("an empty key would let everybody in: leave it out, or give a real one")
         if callable(self._source) and not keys:  # it would let everybody in after a reload
             raise ConfigError("the function that was passed as api_keys returned no keys")
         return [key.strip().encode() for key in keys]
+
+    @staticmethod
+    def _asked(source: Callable[[], Sequence[str]]) -> Sequence[str]:
+        try:
+            return source()
+        except BGEError:
+            raise
+        except Exception as error:  # noqa: BLE001 - its message may hold a key
+            raise ConfigError(f"the function that was passed as api_keys raised {type(error).__name__}") from None
 
     @property
     def reloadable(self) -> bool:

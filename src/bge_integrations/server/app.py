@@ -18,6 +18,7 @@ from ..catalog.records import OutputName, Role
 from ..core.encoder import Encoder
 from ..core.reranker import Reranker
 from ..core.token_outputs import Outputs, check_names
+from ..environment import variable
 from ..errors import BGEError
 from . import schemas
 from .access import OPEN_PATHS, Authentication, Keys, LocalHosts, check_list
@@ -70,7 +71,7 @@ def build_app(
         cors_origins: origins of web pages that may call.
         root_path: the prefix under which clients see the server.
         local_hosts_only: refuse requests under public host names, other than those of ``cors_origins``.
-        metrics_folder: where the workers of one server keep their counters.
+        metrics_folder: where the workers of one server keep their counters (default: ``PROMETHEUS_MULTIPROC_DIR``).
         on_fatal: called with the error where the model cannot be loaded and waiting will not help.
         reranker: what reranks, or a function that makes it; without one there is no ``/rerank``.
 
@@ -81,7 +82,7 @@ def build_app(
     check_list("model_names", model_names)
     check_list("cors_origins", cors_origins)
     root_path = check_root_path(root_path, PATHS)
-    metrics = Metrics(metrics_folder)
+    metrics = Metrics(metrics_folder or variable("PROMETHEUS_MULTIPROC_DIR"))
     made = reranker if reranker is None or isinstance(reranker, Reranker) else reranker()
     service = Service(encoder, limits, metrics, model_names, on_fatal, made)
     app = FastAPI(

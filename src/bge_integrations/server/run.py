@@ -59,7 +59,7 @@ def run_server(
     make = partial(_itself, encoder) if isinstance(encoder, Encoder) else encoder
     encoder = make()
     if workers > 1:
-        _check_travels(encoder, make)
+        _check_travels(encoder, make, keys)
     options |= {"api_keys": keys, "limits": limits, "root_path": root_path}
     options["local_hosts_only"] = _trusts_all(host, keys)
     with contextlib.closing(_bind(host, port)) as sock:
@@ -135,13 +135,17 @@ def _run_workers(worker: Worker, sock: socket.socket, workers: int) -> None:
         raise supervisor.failure
 
 
-def _check_travels(encoder: Encoder, make: Callable[[], Encoder]) -> None:
+def _check_travels(encoder: Encoder, make: Callable[[], Encoder], keys: Keys) -> None:
     """Refuse what would reach the workers without its key, which a pickled encoder does not hold."""
     advice = "pass serve() a function that makes the encoder, such as partial(load_encoder, model, api_key=...)"
     try:
         travelled = pickle.loads(pickle.dumps(make))()
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(f"several workers need an encoder that can be pickled: {advice}") from error
+    try:
+        pickle.dumps(keys)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError("several workers need an api_keys function that can be pickled: one of a module") from error
     if travelled.key != encoder.key:
         raise ConfigError(
             f"the host's key does not travel to workers: set its variable in the environment, or {advice}"
