@@ -59,8 +59,9 @@ def test_groups_are_those_of_a_comparison_in_memory(block, piece, above, shards,
     monkeypatch.setattr(duplicates, "_BLOCK", block)
     monkeypatch.setattr(duplicates, "_PIECE", piece)
     vectors = ClusterEncoder().encode(texts, role="document")
-    leaders = reference(vectors, above)
-    groups = near_duplicates(shards, above=above)
+    leaders, told = reference(vectors, above), []
+    groups = near_duplicates(shards, above=above, on_rows=told.append)
+    assert told[-1] == 500
     found = {row.row: group.representative.row for group in groups for row in group.duplicates}
     assert found == {i: leader for i, leader in enumerate(leaders) if leader != i}
     assert len(found) > 50

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ class DuplicateGroup:
     duplicates: tuple[Duplicate, ...]
 
 
-def near_duplicates(folder: str | Path, *, above: float = 0.95) -> list[DuplicateGroup]:
+def near_duplicates(
+    folder: str | Path, *, above: float = 0.95, on_rows: Callable[[int], None] | None = None
+) -> list[DuplicateGroup]:
     """Return groups of rows whose vectors are nearly the same, the largest group first.
 
     Rows are taken in the order of the input. One whose cosine with an earlier representative is at least ``above``
@@ -63,6 +65,7 @@ def near_duplicates(folder: str | Path, *, above: float = 0.95) -> list[Duplicat
     Args:
         folder: of ``embed_files``.
         above: least cosine of duplicates, over 0 and at most 1. What is near depends on the model: look at some groups.
+        on_rows: called with the number of rows compared so far.
 
     Raises:
         ConfigError: no shards, one cannot be read, or ``above`` is out of range.
@@ -74,7 +77,7 @@ def near_duplicates(folder: str | Path, *, above: float = 0.95) -> list[Duplicat
     if not 0 < above <= 1:
         raise ConfigError(f"above must be over 0 and at most 1, not {above!r}")
     files = shard_files(folder)
-    leaders, scores = _leaders(files, above)
+    leaders, scores = _leaders(files, above, on_rows)
     followers = np.flatnonzero(leaders != np.arange(len(leaders)))
     wanted = np.unique(np.concatenate([followers, leaders[followers]]))
     groups: dict[int, list[Duplicate]] = {}
@@ -84,7 +87,9 @@ def near_duplicates(folder: str | Path, *, above: float = 0.95) -> list[Duplicat
     return sorted(found, key=lambda group: -len(group.duplicates))
 
 
-def _leaders(files: Sequence[Path], above: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _leaders(
+    files: Sequence[Path], above: float, on_rows: Callable[[int], None] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return for each row its representative (often itself) and the cosine with it."""
     least = above - 1e-6  # rows of the same text have a cosine of 1 but for rounding
     leaders, scores = np.empty(0, np.int64), np.empty(0, np.float32)
@@ -96,6 +101,8 @@ def _leaders(files: Sequence[Path], above: float) -> tuple[NDArray[np.int64], ND
         leader[~near] = -1
         _compare_within(start, block, least, best, leader)
         leaders, scores = np.concatenate([leaders, leader]), np.concatenate([scores, np.minimum(best, 1)])
+        if on_rows:
+            on_rows(len(leaders))
     return leaders, scores
 
 

@@ -81,7 +81,7 @@ def estimate(
         chunk: as of ``embed_files``.
         overlap: as of ``embed_files``.
         sample: count the tokens of so many texts, chosen at random, instead of all; all are read all the same.
-        probe: embed 65 texts, chosen at random, for the time; where the model's tokenizer is not here, for the tokens
+        probe: embed 64 texts, chosen at random, for the time; where the model's tokenizer is not here, for the tokens
             as well, from what the host counts. A host bills them.
         usd_per_million_tokens: price instead of the catalogue's.
 

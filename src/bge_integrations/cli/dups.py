@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .search import tell_unfinished
+from .upload import tell_rate
 
 if TYPE_CHECKING:
     from ..bulk import DuplicateGroup
@@ -30,7 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
     from ..bulk import near_duplicates
 
     tell_unfinished(parsed.folder)
-    groups = near_duplicates(parsed.folder, above=parsed.above)
+    groups = near_duplicates(parsed.folder, above=parsed.above, on_rows=tell_rate("compared"))
     if parsed.drop:
         ids = [row.id for group in groups for row in group.duplicates]
         Path(parsed.drop).write_text("".join(f"{each}\n" for each in ids), "utf-8")

@@ -48,7 +48,7 @@ def _add_dry_run(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="count rows, tokens, truncated texts, time and cost; send nothing"
     )
     group.add_argument("--sample", type=int, metavar="N", help="count the tokens of N texts instead of all")
-    group.add_argument("--probe", action="store_true", help="embed 65 texts for the time; a host bills them")
+    group.add_argument("--probe", action="store_true", help="embed 64 texts for the time; a host bills them")
     group.add_argument("--usd-per-million-tokens", type=float, metavar="N", help="price instead of the catalogue's")
 
 
