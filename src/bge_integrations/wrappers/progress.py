@@ -129,7 +129,8 @@ class _LineRelay(Relay):
             if due:
                 self._next = now + _LINE_EVERY
         if due:
-            print(self._line(now - self._began), file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+            sys.stderr.write(self._line(now - self._began) + "\n")
+            sys.stderr.flush()
         super().put(batch)
 
     def _line(self, seconds: float) -> str:
