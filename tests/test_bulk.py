@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from bge_integrations import load_encoder
-from bge_integrations.bulk import Columns, embed_files, plan_files, read_shards, stamp_of
+from bge_integrations.bulk import Columns, embed_files, estimate, plan_files, read_shards, stamp_of
+from bge_integrations.catalog import who_serves
 from bge_integrations.errors import (
     BGEError,
     ConfigError,
@@ -452,6 +453,38 @@ def test_a_plan_for_a_host_sends_nothing(host, tmp_path):
     assert plan.usd == pytest.approx(plan.tokens * 0.01 / 1e6)
     assert plan.seconds == pytest.approx(-(-130 // 64) * 10)
     assert not host.sent
+
+
+@pytest.mark.usefixtures("small_card")
+def test_a_sample_states_its_error_and_a_probe_sends_few_texts(host, demo, tmp_path):
+    texts = [f"{i} " + "word and more, " * (i % 40) for i in range(2000)]
+    path = str(write_rows(tmp_path / "in.jsonl", texts))
+    exact = estimate(path, demo)
+    about = estimate(path, demo, sample=200, usd_per_million_tokens=3.0)
+    assert exact.tokens_error == 0
+    assert 0 < about.tokens_error < exact.tokens / 10
+    assert abs(about.tokens - exact.tokens) < 3 * about.tokens_error
+    assert about.usd == pytest.approx(3 * about.tokens / 1e6)
+    assert estimate(path, demo, chunk=20).rows > 2000
+    assert estimate(path, demo, sample=5000).tokens_error == 0
+    with at(host) as encoder:
+        probed = estimate(path, encoder, probe=True)
+    assert len({text for request in host.sent for text in request}) == 64
+    assert probed.seconds > 0
+    assert "64 texts" in probed.how
+    assert probed.tokens is not None
+    with pytest.raises(ConfigError, match="at least 2"):
+        estimate(path, demo, sample=1)
+
+
+def test_what_it_would_cost_where_is_told():
+    demo = Path(__file__).parent.parent / "src/bge_integrations/demo/model/tokenizer.json"
+    encoder = load_encoder("bge-m3", provider="deepinfra", api_key="k", tokenizer=str(demo))
+    plan = estimate(str(Path(__file__)), encoder, chunk=200)
+    assert plan.rows > 10
+    assert plan.usd == plan.usd_by_provider["deepinfra"] == pytest.approx(0.01 * plan.tokens / 1e6)
+    assert set(plan.usd_by_provider) == set(who_serves(encoder.card.id))
+    assert None in plan.usd_by_provider.values()
 
 
 def test_errors_are_the_packages_own(rows, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
+import threading
 import time
 import types
 import warnings
@@ -93,6 +95,29 @@ def test_a_library_shows_nothing(bars, show, capsys):
     ProgressEncoder(HashEncoder(), show).encode(TEXTS, role="document")
     assert bars == []
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_script_that_works_for_long_is_told_lines_with_rate_time_left_and_cost(bars, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    inner = HashEncoder(batch=4, delay=0.01)
+    inner.price = 5.0
+    ProgressEncoder(inner).encode(TEXTS, role="document")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["Embedding: 4 of 10 texts", "Embedding: 8 of 10 texts"]
+    assert re.fullmatch(r"Embedding: 8 of 10 texts, \d+ texts/s, 0:00:00 left, \$0\.0001", lines[1])
+    assert bars == []
+
+
+def test_a_server_is_told_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    encoder = ProgressEncoder(HashEncoder(batch=4))
+    encode(encoder, "async")
+    worker = threading.Thread(target=encode, args=(encoder, "sync"))
+    worker.start()
+    worker.join()
+    ProgressEncoder(HashEncoder(batch=4), False).encode(TEXTS, role="document")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_lone_query_has_no_bar(bars):

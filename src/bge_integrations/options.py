@@ -191,7 +191,13 @@ OPTIONS: dict[str, Option] = {
         Option("requests_per_minute", float, "bound of all requests of the encoder together", "patience"),
         Option("tokens_per_minute", float, "bound of all tokens of the encoder together", "patience"),
         Option("rate_limiter", Any, "of LangChain or LlamaIndex, asked before each request", "patience", flag=False),
-        Option("show_progress", bool, "one bar per call; by default in notebooks alone", "patience", flag=False),
+        Option(
+            "show_progress",
+            bool,
+            "a bar for each call; None: a bar in notebooks, lines in scripts, after two seconds",
+            "patience",
+            flag=False,
+        ),
     )
 }
 

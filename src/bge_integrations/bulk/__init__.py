@@ -1,10 +1,11 @@
 """Embed any number of rows into files, in bounded memory, so that a killed job is resumed."""
 
-from .estimate import Plan, plan_files
+from .duplicates import Duplicate, DuplicateGroup, near_duplicates
 from .folder import read_shards, stamp_of
 from .hybrid import Hybrid
 from .job import embed_files
 from .part import Part, SparseRows
+from .plan import Plan, estimate, plan_files
 from .report import Report
 from .rows import Columns
 from .search import Hit, encoder_of, search_files
@@ -12,6 +13,8 @@ from .upload import Loaded, load_files, upload_files
 
 __all__ = [
     "Columns",
+    "Duplicate",
+    "DuplicateGroup",
     "Hit",
     "Hybrid",
     "Loaded",
@@ -21,7 +24,9 @@ __all__ = [
     "SparseRows",
     "embed_files",
     "encoder_of",
+    "estimate",
     "load_files",
+    "near_duplicates",
     "plan_files",
     "read_shards",
     "search_files",

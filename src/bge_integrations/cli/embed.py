@@ -37,11 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-error", choices=("record", "stop"), default="record", help="bad rows: into .errors.jsonl, or stop"
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="count rows, tokens, cut texts, time and cost; send nothing"
-    )
+    _add_dry_run(parser)
     _add_places(parser)
     add_encoder_arguments(parser)
+
+
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("before it is begun")
+    group.add_argument(
+        "--dry-run", action="store_true", help="count rows, tokens, truncated texts, time and cost; send nothing"
+    )
+    group.add_argument("--sample", type=int, metavar="N", help="count the tokens of N texts instead of all")
+    group.add_argument("--probe", action="store_true", help="embed 64 texts for the time; a host bills them")
+    group.add_argument("--usd-per-million-tokens", type=float, metavar="N", help="price instead of the catalogue's")
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +63,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Embed, and print what it came to; 1 where rows came in and not one could be embedded."""
-    from ..bulk import Columns, plan_files
+    from ..bulk import Columns
 
     if not parsed.dry_run:
         needs = {"bulk": ("pyarrow",) if parsed.format == "parquet" else (), "ray": ("ray",) * (parsed.on == "ray")}
@@ -63,11 +71,32 @@ def run(parsed: argparse.Namespace) -> int:
     columns = Columns(parsed.text, parsed.id, tuple(parsed.keep))
     with make_encoder(parsed, show_progress=False) as encoder:
         if parsed.dry_run:
-            _show_plan(plan_files(parsed.inputs, encoder, columns=columns), encoder)
+            _show_plan(_estimate(parsed, encoder, columns))
             return 0
+        _refuse_alone(parsed)
         report = _embed(parsed, encoder, columns, _place(parsed))
         _show_report(report, encoder, parsed.out)
     return int(report.rows > 0 and report.errors == report.rows)
+
+
+def _estimate(parsed: argparse.Namespace, encoder: Encoder, columns: Columns) -> Plan:
+    from ..bulk import estimate
+
+    return estimate(
+        parsed.inputs,
+        encoder,
+        columns=columns,
+        chunk=parsed.chunk,
+        overlap=parsed.overlap,
+        sample=parsed.sample,
+        probe=parsed.probe,
+        usd_per_million_tokens=parsed.usd_per_million_tokens,
+    )
+
+
+def _refuse_alone(parsed: argparse.Namespace) -> None:
+    if parsed.probe or parsed.sample is not None or parsed.usd_per_million_tokens is not None:
+        raise ConfigError("--sample, --probe and --usd-per-million-tokens are for --dry-run")
 
 
 def _place(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -104,15 +133,18 @@ def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns, place
         )
 
 
-def _show_plan(plan: Plan, encoder: Encoder) -> None:
+def _show_plan(plan: Plan) -> None:
     _print("rows", f"{plan.rows:,}")
     _print("bad rows", f"{plan.errors:,}")
     _print("characters", f"{plan.characters:,}")
-    _print("tokens", _or_unknown(plan.tokens, ",", "the model's tokenizer is not here: --tokenizer"))
-    _print("cut texts", _or_unknown(plan.cut, ",", "the model's tokenizer is not here: --tokenizer"))
+    about = f" ± {plan.tokens_error:,} (95 %, from a sample)" if plan.tokens_error else ""
+    _print("tokens", _or_unknown(plan.tokens, ",", "the model's tokenizer is not here: --tokenizer or --probe") + about)
+    _print("truncated", _or_unknown(plan.cut, ",", "the model's tokenizer is not here: --tokenizer"))
     _print("seconds", f"{_or_unknown(plan.seconds, ',.0f')} ({plan.how})")
-    why = "no price is known" if encoder.price is None else "the tokens are not counted: --tokenizer"
+    why = "no price is known: --usd-per-million-tokens" if plan.tokens else "the tokens are not counted: --tokenizer"
     _print("cost in $", _or_unknown(plan.usd, ".4f", why))
+    for name, usd in sorted(plan.usd_by_provider.items(), key=lambda item: (item[1] is None, item[1] or 0, item[0])):
+        _print("", f"{name:14} " + ("states no price" if usd is None else f"{usd:.4f}"))
 
 
 def _or_unknown(value: float | None, shown: str, why: str = "") -> str:

@@ -41,21 +41,22 @@ def run(parsed: argparse.Namespace) -> int:
         url=parsed.url,
         path=parsed.path,
         key=keys[0] if keys else None,
-        on_batch=_telling(),
+        on_batch=tell_rate("written"),
     )
     print(f"{uploaded.rows} rows written, {uploaded.total} in {uploaded.collection!r}; stamp {uploaded.stamp['space']}")
     print(uploaded.opens)
     return 0
 
 
-def _telling() -> Callable[[int], None]:
+def tell_rate(done: str) -> Callable[[int], None]:
+    """Return what prints rows and rows per second on standard error, at most once a second."""
     began = told = time.monotonic()
 
     def tell(rows: int) -> None:
         nonlocal told
         now = time.monotonic()
         if now - told >= 1:
-            print(f"{rows} rows, {rows / (now - began):.0f} rows/s", file=sys.stderr)
+            print(f"{rows} rows {done}, {rows / (now - began):.0f} rows/s", file=sys.stderr)
             told = now
 
     return tell

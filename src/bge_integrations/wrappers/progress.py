@@ -1,9 +1,12 @@
-"""One progress bar per call, updated as batches are finished."""
+"""How far a call has come, told as batches are finished: a bar, or in a plain script some lines."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import threading
 import time
+from datetime import timedelta
 from typing import Any
 
 from ..core.encoder import Batch, Encoder, Relay, Role, Stream
@@ -11,18 +14,21 @@ from ..errors import MissingExtraError
 from ..extras import require
 from .base import Wrapper
 
-__all__ = ["ProgressEncoder", "in_notebook"]
+__all__ = ["ProgressEncoder", "in_notebook", "in_script"]
 
-_PATIENCE = 2.0  # seconds of work before a bar that nobody asked for appears in a notebook
+_PATIENCE = 2.0  # seconds of work before anything that nobody asked for is shown
+_LINE_EVERY = 10.0  # seconds between two lines of a script
 
 
 class ProgressEncoder(Wrapper):
-    """An encoder around another one that shows a progress bar, in a terminal or a notebook.
+    """An encoder around another one that shows how far a call has come.
 
     Args:
         inner: the encoder that does the work.
-        show: True for a bar on every call of more than one text; None for one in a notebook, on calls of over two
-            seconds; False for none.
+        show: True for a bar on every call of more than one text; False for nothing; None for calls of over two seconds:
+            a bar in a notebook, and in a script a line on standard error every ten seconds, with rate, time left and
+            cost. Calls from other threads than the main one, or from a running event loop, as in a server, show
+            nothing.
         leave: whether a bar stays when it is finished.
 
     Raises:
@@ -37,10 +43,17 @@ class ProgressEncoder(Wrapper):
 
     def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
         """Begin to embed, with a bar where one is due."""
-        if len(texts) < 2 or not (in_notebook() if self.show is None else self.show):
+        relay: _BarRelay | _LineRelay
+        if len(texts) < 2 or self.show is False:
             self.inner.batches(texts, role, stream)
             return
-        relay = _BarRelay(stream, len(texts), patience=0.0 if self.show else _PATIENCE, leave=self.leave)
+        if self.show or in_notebook():
+            relay = _BarRelay(stream, len(texts), patience=0.0 if self.show else _PATIENCE, leave=self.leave)
+        elif in_script():
+            relay = _LineRelay(stream, len(texts), self.inner.price)
+        else:
+            self.inner.batches(texts, role, stream)
+            return
         try:
             self.inner.batches(texts, role, relay)
         except BaseException:
@@ -95,6 +108,48 @@ class _BarRelay(Relay):
         self._closed = True
         if self._bar is not None:
             self._bar.close()
+
+
+class _LineRelay(Relay):
+    """A stream that tells on standard error how far it is, first after two seconds."""
+
+    def __init__(self, outer: Stream, total: int, price: float | None) -> None:
+        super().__init__(outer)
+        self._total, self._price = total, price
+        self._done = self._tokens = 0
+        self._began = time.monotonic()
+        self._next = self._began + _PATIENCE
+        self._lock = threading.Lock()
+
+    def put(self, batch: Batch) -> None:
+        with self._lock:
+            self._done, self._tokens = self._done + len(batch.positions), self._tokens + batch.tokens
+            now = time.monotonic()
+            due = now >= self._next and self._done < self._total
+            if due:
+                self._next = now + _LINE_EVERY
+        if due:
+            sys.stderr.write(self._line(now - self._began) + "\n")
+            sys.stderr.flush()
+        super().put(batch)
+
+    def _line(self, seconds: float) -> str:
+        rate = self._done / seconds
+        left = timedelta(seconds=round((self._total - self._done) / rate))
+        cost = f", ${self._tokens * self._price / 1e6:,.4f}" if self._price else ""
+        return f"Embedding: {self._done:,} of {self._total:,} texts, {rate:,.0f} texts/s, {left} left{cost}"
+
+    def close(self) -> None:
+        """Leave the lines as they are."""
+
+
+def in_script() -> bool:
+    """Return whether a call comes from the main thread, outside any event loop: not from a server's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return sys.stderr is not None and threading.current_thread() is threading.main_thread()
+    return False
 
 
 def in_notebook() -> bool:
