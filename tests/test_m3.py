@@ -128,6 +128,25 @@ def test_only_what_is_asked_for(m3):
     np.testing.assert_array_equal(dense.dense, m3.encode(["a text"], role="document"))
 
 
+@pytest.mark.parametrize("outputs", [None, 3, [], [None], "colbert", ["dense", "x"]])
+def test_outputs_are_some_of_three_names(m3, outputs):
+    with pytest.raises(errors.ConfigError, match="outputs are some of"):
+        m3.encode_outputs(["a text"], role="document", outputs=outputs)
+
+
+@pytest.mark.parametrize("key", ["17", 10**9, -1, 10**30, None])
+def test_what_is_no_token_id_has_no_word(m3, key):
+    with pytest.raises(errors.InputError, match="is no token id"):
+        m3.words({key: 0.5})
+
+
+def test_no_vectors_have_no_score():
+    vectors = np.eye(2, 4, dtype=np.float32)
+    for query, passage in ((vectors[:0], vectors), (vectors, vectors[:0])):
+        with pytest.raises(errors.InputError, match="without vectors"):
+            max_sim(query, passage)
+
+
 def test_no_texts_are_no_rows(m3):
     outputs = m3.encode_outputs([], role="document")
     assert outputs.dense.shape == (0, 1024)
@@ -326,6 +345,19 @@ def test_a_query_is_not_answered_with_a_document():
         encoder.encode(["a text"], role="document")
         query = encoder.encode_outputs(["a text"], role="query", outputs=["sparse"]).sparse
         assert query != encoder.encode_outputs(["a text"], role="document", outputs=["sparse"]).sparse
+
+
+def test_a_second_stage_computes_nothing_that_it_does_not_use():
+    with memo() as encoder:
+        encoder.use("dense", "sparse")
+        asked = []
+        encoder.inner.batches = lambda texts, role, stream: (
+            asked.append(stream.output.names),
+            type(encoder.inner).batches(encoder.inner, texts, role, stream),
+        )
+        MultivectorReranker(encoder).score("a query", ["one", "two"])
+        assert asked == [("multivector",)] * 2
+        assert not encoder._kept
 
 
 def test_the_memo_is_bounded_by_bytes():

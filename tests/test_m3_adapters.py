@@ -134,6 +134,13 @@ def test_chroma_takes_the_function_and_makes_it_again(m3):
     again.encoder.close()
 
 
+def test_chroma_keeps_the_bundled_models_name_and_no_folder_of_this_machine():
+    pytest.importorskip("chromadb")
+    function = lc.BGEM3("demo").sparse("chroma")
+    assert function.get_config() == {"model": "demo"}
+    assert function.build_from_config({"model": "demo"})(["a text"]) == function(["a text"])
+
+
 def test_pgvector_ranks_as_brute_force_does(m3, brute, socket_folder):
     import psycopg
 

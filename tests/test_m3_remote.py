@@ -401,6 +401,18 @@ def test_weights_that_belong_to_no_tokens(served):
             encoder.encode_outputs(TEXTS[:1], role="document", outputs=["sparse"])
 
 
+@pytest.mark.parametrize("ends", [([0.9], []), ([], [0.9]), ([0.9], [0.9])])
+def test_a_row_of_more_weights_than_its_neighbours_is_not_shifted(served, ends):
+    def longer(answer):
+        answer["data"][1]["data"] = [ends[0]] * len(ends[0]) + answer["data"][1]["data"] + [ends[1]] * len(ends[1])
+        return answer
+
+    with M3Server("vllm", *served) as host, remote(host, max_retries=0) as encoder:
+        host.change = lambda answer: longer(answer) if len(answer["data"]) > 1 else answer
+        found = encoder.encode_outputs(TEXTS[:3], role="document", outputs=["sparse"])  # one by one
+    same(found, served[0](TEXTS[:3]), ["sparse"])
+
+
 @pytest.mark.parametrize("left_out", [0, 1, 2])
 def test_weights_of_vllm_with_and_without_special_tokens(served, left_out):
     def padded(answer):

@@ -323,6 +323,7 @@ class Encoder(ABC):
 
         Raises:
             ConfigError: the model's tokenizer is not on this machine.
+            InputError: a key is no token id of the model.
         """
         tokenizer = self.tokenizer()
         largest_first = sorted(sparse.items(), key=lambda entry: -entry[1])

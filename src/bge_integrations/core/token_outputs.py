@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.records import ModelCard, OutputName
-from ..errors import BadAnswerError, ConfigError
+from ..errors import BadAnswerError, ConfigError, InputError
 from .outputs import Dense, Output, Rows, Vectors, check_vectors
 
 __all__ = [
@@ -267,7 +267,7 @@ def check_names(names: Iterable[str]) -> tuple[OutputName, ...]:
     Raises:
         ConfigError: none, or no such output.
     """
-    asked = [names] if isinstance(names, str) else list(names)
+    asked = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     unknown = [name for name in asked if name not in NAMES]
     if unknown or not asked:
         raise ConfigError(f"outputs are some of {', '.join(NAMES)}, not {unknown[0] if unknown else 'none'!r}")
@@ -297,7 +297,12 @@ def max_sim(query: Vectors, passage: Vectors) -> float:
     Args:
         query: shape (vectors, dimensions), rows of length 1.
         passage: likewise.
+
+    Raises:
+        InputError: one of them has no vectors.
     """
+    if not (len(query) and len(passage)):
+        raise InputError("a multivector without vectors has no score")
     return float((query @ passage.T).max(axis=1).mean())
 
 

@@ -16,7 +16,7 @@ from ..catalog.local_folder import read_json
 from ..catalog.records import ModelCard
 from ..catalog.weights import is_lfs_pointer
 from ..environment import variable
-from ..errors import BGEError, ConfigError, MissingExtraError, ModelLoadError, TextError
+from ..errors import BGEError, ConfigError, InputError, MissingExtraError, ModelLoadError, TextError
 from ..extras import require
 
 __all__ = ["TextTokenizer", "Tokens", "find_tokenizer"]
@@ -70,8 +70,18 @@ class TextTokenizer:
         return self._tokenizer
 
     def token(self, number: int) -> str:
-        """Return the token of an id, as the tokenizer writes it (``▁pump``, ``##ing``)."""
-        return str(self._tokenizer.id_to_token(number))
+        """Return the token of an id, as the tokenizer writes it (``▁pump``, ``##ing``).
+
+        Raises:
+            InputError: there is no such id.
+        """
+        try:
+            token = self._tokenizer.id_to_token(number)
+        except (TypeError, OverflowError):
+            token = None
+        if token is None:
+            raise InputError(f"{number!r} is no token id of this model: ids are whole numbers, strings only in JSON")
+        return str(token)
 
     @property
     def side(self) -> str:

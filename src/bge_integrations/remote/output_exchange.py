@@ -196,7 +196,7 @@ class OutputExchange:
     ) -> list[dict[int, Any]]:
         special = special_ids(self._card, self._cutter)
         if protocol.weighs_tokens:
-            return [without(special, paired(row, ids[i], i)) for i, row in enumerate(rows)]
+            return [without(special, row) for row in paired(rows, ids)]
         whole = [map_of(row, self._card, i) for i, row in enumerate(rows)]
         if any(special & row.keys() for row in whole):
             self._note_special(protocol)

@@ -37,21 +37,27 @@ def most_tokens(text: str) -> int:
     return len(unicodedata.normalize("NFKC", text)) + 3
 
 
-def paired(weights: Any, ids: Sequence[int], position: int) -> dict[int, Any]:
-    """Return one weight per token as a map; hosts leave out ``<s>`` and ``</s>``, or ``<s>`` alone, or none.
+def paired(rows: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[dict[int, Any]]:
+    """Return rows of one weight per token as maps; hosts leave out ``<s>`` and ``</s>``, or ``<s>`` alone, or none.
 
     Raises:
-        BadAnswerError: another number of weights than of tokens.
+        BadAnswerError: another number of weights than of tokens, or one row with more special tokens than another:
+            its weights would be its neighbours'.
     """
-    left_out = len(ids) - len(weights)
-    if left_out not in (0, 1, 2):
-        raise BadAnswerError(
-            f"sparse vector {position} has {len(weights)} weights for a text of {len(ids)} tokens",
-            positions=[position],
-            retryable=True,
-        )
-    first = min(left_out, 1)
-    return largest_weights(zip(ids[first : first + len(weights)], weights, strict=True), position)
+    left_out = [len(tokens) - len(row) for tokens, row in zip(ids, rows, strict=True)]
+    usual = max(set(left_out), key=left_out.count)
+    for position, left in enumerate(left_out):
+        if left != usual or left not in (0, 1, 2):
+            raise BadAnswerError(
+                f"sparse vector {position} has {len(rows[position])} weights for a text of {len(ids[position])} tokens",
+                positions=[position],
+                retryable=True,
+            )
+    first = min(usual, 1)
+    return [
+        largest_weights(zip(tokens[first : first + len(row)], row, strict=True), position)
+        for position, (tokens, row) in enumerate(zip(ids, rows, strict=True))
+    ]
 
 
 def map_of(row: Any, card: ModelCard, position: int) -> dict[int, Any]:

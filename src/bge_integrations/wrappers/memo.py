@@ -55,7 +55,9 @@ class MemoEncoder(Wrapper):
 
     def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
         """Begin to embed what is not kept."""
-        together = output_of(self.card, {*stream.output.names, *self.wanted})
+        # What nobody is known to ask for (a second stage's passages) is not worth computing, at a host least of all.
+        in_use = self.wanted.issuperset(stream.output.names)
+        together = output_of(self.card, self.wanted) if in_use else stream.output
         if together == stream.output:
             self.inner.batches(texts, role, stream)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...catalog import known_model
 from ...core.encoder import Encoder
 from ...core.token_outputs import sparse_arrays
 from ...extras import require
@@ -52,7 +53,10 @@ class Sparse(SparseEmbeddingFunction[Any]):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Return what Chroma writes into the collection."""
-        return {"model": self.encoder.card.folder or self.encoder.card.id}
+        card = self.encoder.card
+        named = known_model(card.id)  # the bundled model's folder is wherever the package is installed
+        ours = card.folder is None or (named is not None and named.folder == card.folder)
+        return {"model": card.id if ours else card.folder}
 
 
 register_sparse_embedding_function(Sparse)
