@@ -60,11 +60,7 @@ def run(parsed: argparse.Namespace) -> int:
             )
         with _bar() as on_step:
             report = verify(encoder, reference, parsed.golden, behaviour=not parsed.no_behaviour, on_step=on_step)
-    if parsed.json:
-        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
-    else:
-        _print_table(table(report))
-    return 0 if report.ok else 1
+    return _show(parsed, report, table(report))
 
 
 def _run_store(parsed: argparse.Namespace, encoder: Encoder) -> int:
@@ -72,11 +68,7 @@ def _run_store(parsed: argparse.Namespace, encoder: Encoder) -> int:
 
     with _opened(parsed.store) as store:
         report = verify_store(store, encoder, sample=parsed.sample)
-    if parsed.json:
-        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
-    else:
-        _print_table(table_of_store(report))
-    return 0 if report.ok else 1
+    return _show(parsed, report, table_of_store(report))
 
 
 @contextmanager
@@ -130,11 +122,7 @@ def _run_reranker(parsed: argparse.Namespace) -> int:
         raise ConfigError("--pin and --against are for embeddings: known scores of a reranker come with --golden")
     with make_reranker(parsed) as reranker:
         report = verify_reranker(reranker, parsed.golden, behaviour=not parsed.no_behaviour)
-    if parsed.json:
-        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
-    else:
-        _print_table(table_of_scores(report))
-    return 0 if report.ok else 1
+    return _show(parsed, report, table_of_scores(report))
 
 
 @contextmanager
@@ -150,6 +138,15 @@ def _bar() -> Iterator[Callable[[int, int, str], None] | None]:
             bar.set_description(what)
 
         yield show
+
+
+def _show(parsed: argparse.Namespace, report: Any, rows: list[tuple[str, str, str]]) -> int:
+    """Print a report and return the exit code."""
+    if parsed.json:
+        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False, default=str))
+    else:
+        _print_table(rows)
+    return 0 if report.ok else 1
 
 
 def _print_table(rows: list[tuple[str, str, str]]) -> None:
