@@ -187,3 +187,21 @@ def test_the_second_stage_brings_the_right_passage_up(scores, pairs, passages):
             again = reranker.score(pairs[i]["query"], [passages[j] for j in first[i]])
             right += first[i][again.argmax()] == i
     assert right / len(found) > 0.6  # by chance 0.1
+
+
+def test_the_demo_answers_its_own_questions(capsys, monkeypatch):
+    pytest.importorskip("llama_index.core")
+    from bge_integrations.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["demo", "-k", "1"]) == 0
+    shown = capsys.readouterr().out
+    lines = [line.strip() for line in shown.split("LlamaIndex")[1].splitlines()]
+    answers = {line: lines[i + 1].split()[1] for i, line in enumerate(lines) if line.endswith("?")}
+    assert answers == {
+        "how long does a call wait?": "caps.md",
+        "does the cache keep queries and documents apart?": "spaces.md",
+        "why is the similarity of unrelated texts so high?": "scores.md",
+        "what is put in front of a query?": "instruction.md",
+    }
+    assert max(map(len, shown.splitlines())) <= 100

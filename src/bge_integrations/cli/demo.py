@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import get_terminal_size
 
 from ..core.encoder import Encoder, Vectors
 from ..errors import ConfigError
@@ -13,10 +14,10 @@ from ..load import load_encoder
 from .options import add_encoder_arguments, make_encoder, with_bar
 
 _QUESTIONS = (
-    "why can vectors of two hosts be compared?",
     "how long does a call wait?",
-    "is a long text cut?",
     "does the cache keep queries and documents apart?",
+    "why is the similarity of unrelated texts so high?",
+    "what is put in front of a query?",
 )
 _NEEDS = {
     "langchain": ("langchain_core", "langchain_text_splitters"),
@@ -40,9 +41,9 @@ def run(parsed: argparse.Namespace) -> int:
     here = not (parsed.provider or parsed.base_url) and parsed.backend != "onnx"
     require_all({**_NEEDS, "local": ("torch", "tokenizers")} if here else _NEEDS, purpose="bge demo")
     encoder = with_bar(make_encoder(parsed, show_progress=False))
-    questions = parsed.ask or list(_QUESTIONS)
     files = _files_of(parsed.folder) if parsed.folder else _own_documentation()
     chunks = _chunks(files, encoder, parsed.chunk)
+    questions = parsed.ask or (_questions_of(chunks) if parsed.folder else list(_QUESTIONS))
     print(f"{len(files)} files, {len(chunks)} chunks of up to {parsed.chunk} tokens; the model is {encoder.card.id!r}")
     print(f"a query is sent as   {encoder.card.format('...', 'query', encoder.query_instruction)!r}")
     print("a document is sent as it is\n")
@@ -53,9 +54,15 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _own_documentation() -> list[Path]:
-    """The files that the wheel carries, or those of the repository that this runs from."""
+    """The explanations that the wheel carries, or those of the repository that this runs from."""
     inside, root = Path(__file__).parent.parent / "demo" / "docs", Path(__file__).parents[3]
-    return sorted(inside.rglob("*.md")) or [*sorted(root.glob("*.md")), *sorted(root.glob("docs/explanation/*.md"))]
+    return sorted(inside.rglob("*.md")) or sorted(root.glob("docs/explanation/*.md"))
+
+
+def _questions_of(chunks: list[tuple[str, str]]) -> list[str]:
+    """Return beginnings of a few chunks of somebody's own text, since nobody knows what to ask it."""
+    spread = chunks[:: max(1, len(chunks) // 3)][:3]
+    return [" ".join(text.lstrip("#*- ").split()[:8]) for _, text in spread]
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -93,7 +100,7 @@ def _ask_langchain(
     store = InMemoryVectorStore(BGEEmbeddings(encoder=encoder))
     store.add_texts([text for _, text in chunks], metadatas=[{"file": name} for name, _ in chunks])
     print("LangChain, InMemoryVectorStore")
-    print(f"    {'with the instruction':68} | without it")
+    print(f"    {'with the instruction':{_width()}} | without it")
     without = BGEEmbeddings(encoder=plain)
     for question in questions:
         right = store.similarity_search_with_score(question, k=k)
@@ -105,8 +112,14 @@ def _ask_langchain(
             print(f"    {left} | {_hit(other_score, other.metadata['file'], other.page_content)}")
 
 
+def _width() -> int:
+    """Return the columns that one of two hits side by side may take."""
+    return max(30, min(68, (get_terminal_size((120, 24)).columns - 7) // 2))
+
+
 def _hit(score: float, name: str, text: str) -> str:
-    return f"{score:.3f} {name[:18]:18} {' '.join(text.split())[:44]:44}"
+    shown = f"{score:.3f} {name[:18]:18} {' '.join(text.split())}"
+    return f"{shown[: _width()]:{_width()}}"
 
 
 def _ask_llama_index(encoder: Encoder, chunks: list[tuple[str, str]], questions: Sequence[str], k: int) -> None:
