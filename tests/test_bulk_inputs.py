@@ -302,3 +302,13 @@ def test_kept_values_of_standard_input_are_what_they_were(format):
 def test_kept_values_of_standard_input_that_become_strings_are_warned_of():
     with pytest.warns(BGEWarning, match="format='jsonl' keeps their types"):
         assert kept_kinds(["-"], Columns(keep=("a",)), "parquet") == (None,)
+
+
+def test_the_number_of_rows_is_guessed_well_within_a_block_too(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {i:06} " + "word " * 30}) + "\n" for i in range(20_000)), "utf-8")
+    tally = BytesRead()
+    rows = enumerate(read_rows([str(path)], RowParser(Columns()), tally), 1)
+    guesses = [round(count * path.stat().st_size / tally.read) for count, _ in rows if count % 1000 == 0]
+    assert len(guesses) == 20
+    assert all(19_000 < guess < 21_000 for guess in guesses)

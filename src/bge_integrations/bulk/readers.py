@@ -72,7 +72,9 @@ def read_lines(stream: IO[bytes], tally: BytesRead, limit: int = ROW_BYTES) -> I
     while block := stream.read(_BLOCK):
         lines = (rest + block.removeprefix(head)).split(b"\n")
         rest, head = lines.pop(), b""
-        for line in lines:
+        begin, ahead = tally.read, tally.taken - tally.read
+        for count, line in enumerate(lines, 1):
+            tally.read = begin + ahead * count // len(lines)  # whoever is told of a row divides by its share
             yield None if skipping or len(line) > limit else line
             skipping = False
         tally.settle()

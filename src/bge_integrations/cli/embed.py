@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help=f"file, glob or folder ({kinds}); - is JSON lines on standard input"
     )
-    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="of the shards; a job there goes on")
+    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="for the shards; a job there is resumed")
     parser.add_argument("--text", default="text", metavar="COLUMN", help="the column to embed (default: text)")
     parser.add_argument("--id", metavar="COLUMN", help="the column of ids (default: the row's number)")
     parser.add_argument("--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="columns to keep")
