@@ -34,6 +34,11 @@ BENCHMARKS = (
         "Rerankers on this machine",
         "How many times as fast as sentence-transformers' CrossEncoder each is, asked in turn in one run.",
     ),
+    (
+        "m3",
+        "bge-m3's three outputs",
+        "The time of all three outputs from one pass, against the dense vector alone and the peers.",
+    ),
     ("remote", "At a host", "Texts per second against a host on loopback that answers at once, beside the peers."),
     ("server", "The server", "What HTTP costs, and one request in ten malformed, too large or cut off."),
     ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),
