@@ -489,3 +489,27 @@ def test_a_damaged_head_leaves_the_dense_vectors_alone(tmp_path, m3):
         np.testing.assert_array_equal(encoder.encode(["a"], role="document"), m3.encode(["a"], role="document"))
         with pytest.raises(errors.ModelLoadError, match=r"colbert_linear\.pt.*fetch it again"):
             encoder.encode_outputs(["a"], role="document")
+
+
+def test_stored_vectors_of_qdrant_are_scored_as_new_ones_are(m3):
+    qdrant = pytest.importorskip("qdrant_client")
+    texts = [text for text in TEXTS if text.strip()]
+    vectors = m3.encode_outputs(texts, role="document", outputs=["multivector"]).multivector
+    comparing = qdrant.models.MultiVectorConfig(comparator=qdrant.models.MultiVectorComparator.MAX_SIM)
+    column = qdrant.models.VectorParams(size=1024, distance=qdrant.models.Distance.COSINE, multivector_config=comparing)
+    client = qdrant.QdrantClient(":memory:")
+    client.create_collection("docs", vectors_config={"tokens": column})
+    points = [qdrant.models.PointStruct(id=i, vector={"tokens": rows.tolist()}) for i, rows in enumerate(vectors)]
+    client.upsert("docs", points)
+    stored = [point.vector["tokens"] for point in client.retrieve("docs", range(len(texts)), with_vectors=True)]
+    reranker = MultivectorReranker(m3)
+    scores = reranker.score_stored("What is BGE M3?", stored)
+    np.testing.assert_allclose(scores, reranker.score("What is BGE M3?", texts), atol=1e-5)
+    asked = m3.encode_outputs(["What is BGE M3?"], role="query", outputs=["multivector"]).multivector[0]
+    hits = client.query_points("docs", query=asked.tolist(), using="tokens", limit=len(texts)).points
+    # The store's own MaxSim is the sum over the query's vectors.
+    np.testing.assert_allclose([hit.score for hit in hits], sorted(scores * len(asked))[::-1], rtol=1e-4)
+    assert reranker.score_stored("q", []).shape == (0,)
+    with pytest.raises(errors.InputError):
+        reranker.score_stored("q", [np.zeros((2, 3), np.float32)])
+    client.close()

@@ -14,10 +14,10 @@ import numpy as np
 from ..catalog.records import ModelCard, OutputName, RerankerCard
 from ..core.batches import Batch, Placed, Stream
 from ..core.encoder import Encoder
-from ..core.outputs import Output, Rows
-from ..core.reranker import Pair, Reranker
+from ..core.outputs import Output, Rows, Vectors
+from ..core.reranker import Pair, Reranker, Scores
 from ..core.token_outputs import max_sim, output_of, sparse_score
-from ..errors import BGEError, ConfigError
+from ..errors import BadAnswerError, BGEError, ConfigError, InputError
 
 __all__ = ["MultivectorReranker"]
 
@@ -84,6 +84,29 @@ class MultivectorReranker(Reranker):
         answer = self.encoder.submit_rows(queries, role="query", output=self._vectors)
         stream.on_cancel(answer.cancel)
         answer.add_done_callback(embedded)
+
+    def score_stored(self, query: str, vectors: Sequence[Vectors]) -> Scores:
+        """Score passages whose token vectors are at hand, such as in a store; only the query is embedded.
+
+        Args:
+            query: the question.
+            vectors: for each passage shape (vectors, dimensions), as this model's ``multivector`` output gave them.
+
+        Returns:
+            float32, shape (n,): MaxSim of each, in the order of ``vectors``; weights are not used.
+
+        Raises:
+            InputError: the query is blank, or vectors of a passage have another shape.
+            HostError: the host failed.
+        """
+        output = self.encoder.output_for(["multivector"])
+        asked = self.encoder.encode_outputs([query], role="query", outputs=["multivector"]).multivector
+        assert asked is not None
+        try:
+            passages = output.check({"multivector": list(vectors)}, len(vectors))["multivector"]
+        except BadAnswerError as error:
+            raise InputError(error.message, positions=error.positions) from None
+        return np.array([max_sim(asked[0], passage) for passage in passages], np.float32)
 
     def similarity(self, query: Any, passage: Any) -> float:
         """Return the score of two rows."""
