@@ -25,7 +25,7 @@ _NEEDS = {
     "server": ("fastapi", "uvicorn", "prometheus_client"),
 }
 _ENDINGS = (".md", ".txt", ".rst")
-_FEWEST_WORDS = 5  # a chunk of fewer is a heading alone, which answers nothing
+_FEWEST_WORDS = 6  # a chunk of fewer is a heading alone, which answers nothing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,15 +85,10 @@ def _chunks(files: Sequence[Path], encoder: Encoder, size: int) -> list[tuple[st
 
     splitter = BGEEmbeddings(encoder=encoder).splitter(chunk_size=size)
     texts = ((path, path.read_text("utf-8", errors="replace")) for path in files)
-    chunks = [
-        (path.name, chunk)
-        for path, text in texts
-        for chunk in splitter.split_text(text)
-        if len(chunk.split()) > _FEWEST_WORDS
-    ]
+    chunks = [(path.name, chunk) for path, text in texts for chunk in splitter.split_text(text) if chunk.strip()]
     if not chunks:
         raise ConfigError(f"the {len(files)} files hold no text")
-    return chunks
+    return [(name, chunk) for name, chunk in chunks if len(chunk.split()) >= _FEWEST_WORDS] or chunks
 
 
 def _ask_langchain(
