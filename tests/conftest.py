@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -30,6 +31,11 @@ os.environ.update(ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false", HF_HU
 
 
 _SLOW_MODULE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(slow|ray)\b", re.MULTILINE)
+
+# Where these tests run in the background or below nohup, both are ignored, and programs that they start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_configure(config: pytest.Config) -> None:
