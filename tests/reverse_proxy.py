@@ -12,19 +12,25 @@ class ReverseProxy:
     def __init__(self, upstream, prefix):
         self.upstream = urlsplit(upstream)
         self.prefix = prefix.encode()
+        self.tasks = set()  # asyncio itself holds a handler by weak references alone, before Python 3.12
 
     async def handle(self, reader, writer):
         server = None
+        self.tasks.add(task := asyncio.current_task())
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             answers, server = await asyncio.open_connection(self.upstream.hostname, self.upstream.port)
             server.write(self.rewritten(head))
             request = asyncio.ensure_future(copy(reader, server))
-            await copy(answers, writer)
-            request.cancel()
+            try:
+                await copy(answers, writer)
+            finally:
+                request.cancel()
+                await asyncio.gather(request, return_exceptions=True)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self.tasks.discard(task)
             writer.close()
             if server is not None:
                 server.close()
@@ -55,10 +61,12 @@ def reverse_proxy(upstream, prefix):
 
     async def stop():
         server.close()
-        handlers = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in handlers:
-            task.cancel()
-        await asyncio.gather(*handlers, return_exceptions=True)
+        for _ in range(5):  # what was accepted just before has no task yet, and transports close a turn later
+            handlers = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in handlers:
+                task.cancel()
+            await asyncio.gather(*handlers, return_exceptions=True)
+            await asyncio.sleep(0.02)
 
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
