@@ -513,3 +513,10 @@ def test_stored_vectors_of_qdrant_are_scored_as_new_ones_are(m3):
     with pytest.raises(errors.InputError):
         reranker.score_stored("q", [np.zeros((2, 3), np.float32)])
     client.close()
+
+
+def test_weights_make_a_second_stage_of_the_demo_model_which_is_a_reranker_too():
+    with load_reranker("demo", weights=(1, 1, 1)) as reranker:
+        assert isinstance(reranker, MultivectorReranker)
+    with load_reranker("demo") as reranker:
+        assert reranker.card.id == "demo-reranker"

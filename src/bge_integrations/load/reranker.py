@@ -66,9 +66,12 @@ def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack
     hide_secrets(cast("dict[str, Any]", options))
     check_options(options, RERANKER_OPTIONS)
     typed = typed_model(model or options.get("model_name"))
-    if typed is not None and _gives_multivectors(typed):
+    weights = options.get("weights")
+    # "demo" is both: a reranker, unless weights are given.
+    named = typed is not None and known_reranker(os.fspath(typed)) is not None
+    if typed is not None and (weights is not None or not named) and _gives_multivectors(typed):
         return _remembering(_multivector_reranker(typed, options), options)
-    if options.get("weights") is not None:
+    if weights is not None:
         raise ConfigError("weights= are of bge-m3's three scores: load_reranker('bge-m3', weights=...)")
     card = find_reranker(typed or DEFAULT_RERANKER)
     where = _rerank_host(options)
@@ -80,8 +83,6 @@ def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack
 
 
 def _gives_multivectors(typed: str | os.PathLike[str]) -> bool:
-    if known_reranker(os.fspath(typed)) is not None:
-        return False
     try:
         return "multivector" in find_model(typed).outputs
     except ConfigError:
