@@ -82,7 +82,7 @@ def test_the_command_prints_groups_and_writes_what_to_drop(shards, tmp_path, cap
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith(str(groups[0].representative.id))
     rows = sum(len(group.duplicates) for group in groups)
-    assert told[-1] == f"{rows} near-duplicates of {len(groups)} rows, cosine at least 0.97"
+    assert told[-1] == f"{rows} near-duplicates in {len(groups)} groups, cosine at least 0.97"
     assert len(drop.read_text().splitlines()) == rows
     assert main(["dups", str(shards), "--json", "--above", "0.97"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

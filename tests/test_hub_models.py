@@ -175,4 +175,5 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path):
     shown = ask(REFUSED % (NAME, None, None), tmp_path, "http://127.0.0.1:9")
     assert shown.startswith("UnknownModelError")
     assert f"hf download {NAME}" in shown
-    assert "From the hub: " in shown
+    assert "no connection to 127.0.0.1:9" in shown
+    assert "_NoConnection" not in shown

@@ -24,6 +24,7 @@ __all__ = [
     "find_provider",
     "is_path",
     "known_model",
+    "near_matches",
     "provider_at",
     "spellings",
     "who_serves",
@@ -61,12 +62,17 @@ def find_model(name: str | os.PathLike[str]) -> ModelCard:
     known = known_model(typed)
     if known is not None:
         return known
-    close = get_close_matches(_plain(typed), _names(), n=4, cutoff=0.5)
-    near = list(dict.fromkeys(_names()[match].id for match in close))
-    hint = f"; near matches: {', '.join(near)}" if near else ""
     raise UnknownModelError(
-        f"no model {typed!r} in the catalogue, and no folder of that name with a config.json{hint}. {_remedy(typed)}"
+        f"no model {typed!r} in the catalogue, and no folder of that name with a config.json{near_matches(typed)}. "
+        f"{_remedy(typed)}"
     )
+
+
+def near_matches(name: str) -> str:
+    """Return what to add to an error about a name: the models that are called nearly so."""
+    close = get_close_matches(_plain(name), _names(), n=4, cutoff=0.5)
+    near = list(dict.fromkeys(_names()[match].id for match in close))
+    return f"; near matches: {', '.join(near)}" if near else ""
 
 
 def _remedy(name: str) -> str:

@@ -42,7 +42,7 @@ def run(parsed: argparse.Namespace) -> int:
     for group in groups[: parsed.n]:
         _show(group)
     rows = sum(len(group.duplicates) for group in groups)
-    print(f"{rows:,} near-duplicates of {len(groups):,} rows, cosine at least {parsed.above:g}")
+    print(f"{rows:,} near-duplicates in {len(groups):,} groups, cosine at least {parsed.above:g}")
     return 0
 
 

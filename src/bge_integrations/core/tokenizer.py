@@ -21,6 +21,7 @@ from ..extras import require
 
 __all__ = ["TextTokenizer", "Tokens", "find_tokenizer"]
 
+_SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]")
 _SLICE_TEXTS = 1024
 _SLICE_CHARACTERS = 1_000_000  # an encoding is a hundred times larger than its text
 _HUGE = 64  # characters per token that the model reads; of a longer text only an end is tokenised
@@ -68,6 +69,12 @@ class TextTokenizer:
     def library(self) -> Any:
         """The ``tokenizers.Tokenizer``."""
         return self._tokenizer
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are no part of any text; bge-m3's sparse output leaves them out."""
+        ids = map(self._tokenizer.token_to_id, _SPECIAL)
+        return frozenset(number for number in ids if number is not None)
 
     def token(self, number: int) -> str:
         """Return the token of an id, as the tokenizer writes it (``▁pump``, ``##ing``).

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 from urllib.parse import urlsplit
 
-from ..catalog import check_served, find_model, find_provider, known_model, provider_at, who_serves
+from ..catalog import check_served, find_model, find_provider, known_model, near_matches, provider_at, who_serves
 from ..catalog.records import ModelCard, Provider
 from ..environment import cache_folder, hide_in_url, hide_secrets, variable
 from ..errors import ConfigError, InstructionWarning, ModelLoadError, NotServedError, UnknownModelError, warn
@@ -129,11 +129,7 @@ def _of_the_hub(typed: str | os.PathLike[str] | None, options: Options) -> Model
     try:
         folder = fetch_facts(os.fspath(typed or "").strip(), options.get("revision"))
     except ModelLoadError as error:
-        try:
-            find_model(typed or "")  # its near matches and advice
-        except UnknownModelError as unknown:
-            raise UnknownModelError(f"{unknown}. From the hub: {error}") from error
-        raise
+        raise UnknownModelError(f"no model {typed!r} in the catalogue{near_matches(str(typed))}; {error}") from error
     card = replace(find_model(folder), folder=None)
     _LOG.info("%s: dimensions, length and pooling are those of its files at %s", card.id, card.revision)
     return card

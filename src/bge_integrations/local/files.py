@@ -144,7 +144,7 @@ def _reason(error: Exception, hub: Any) -> str:
     cache = Path(hub.constants.HF_HUB_CACHE)
     if not isinstance(error, _NoConnectionError) and not _can_write(cache):
         return f"its cache {str(cache)!r} cannot be written: HF_HOME names another folder"
-    return brief(error)
+    return str(error) if isinstance(error, _NoConnectionError) else brief(error)
 
 
 def _can_write(folder: Path) -> bool:

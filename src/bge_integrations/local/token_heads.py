@@ -22,8 +22,6 @@ from ..errors import ConfigError, ModelLoadError
 from ..extras import require
 from .architecture import brief
 
-_SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]")
-
 
 class TokenHeads:
     """The heads that a model's folder has, in float32; each is read at first use.
@@ -36,7 +34,7 @@ class TokenHeads:
 
     def __init__(self, folder: Path, tokenizer: TextTokenizer, device: str | None = None) -> None:
         self.folder, self.device = folder, device
-        self.special = {tokenizer.library.token_to_id(token) for token in _SPECIAL}
+        self.special = tokenizer.special_ids
         self._layers: dict[str, tuple[Any, Any]] = {}
 
     def layer(self, name: str) -> tuple[Any, Any]:

@@ -15,15 +15,13 @@ from .protocols.output_wire import largest_weights
 
 __all__ = ["check_counts", "check_words", "map_of", "most_tokens", "paired", "special_ids", "without"]
 
-_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]")
 _M3_VOCABULARY, _M3_SPECIAL = 250_002, frozenset(range(4))
 
 
 def special_ids(card: ModelCard, tokenizer: TextTokenizer | None) -> frozenset[int]:
     """Return the ids that bge-m3's formula leaves out; without the model's tokenizer, those of bge-m3 itself."""
     if tokenizer is not None:
-        found = (tokenizer.library.token_to_id(token) for token in _SPECIAL)
-        return frozenset(token for token in found if token is not None)
+        return tokenizer.special_ids
     return _M3_SPECIAL if card.vocabulary == _M3_VOCABULARY else frozenset()
 
 

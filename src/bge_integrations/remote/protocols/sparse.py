@@ -120,6 +120,14 @@ _DEEPINFRA: dict[OutputName, tuple[str, str]] = {
 }
 
 
+def _all_in_one(answer: Any, request: OutputRequest, fields: Mapping[OutputName, str]) -> OutputAnswer:
+    columns: dict[str, list[Any]] = {}
+    for name in request.names:
+        rows = rows_of(answer, fields[name], len(request.texts))
+        columns[name] = sparse_rows(rows) if name == "sparse" else rows
+    return OutputAnswer(columns, answer.get("model"), tokens_of(answer))
+
+
 def deepinfra_payload(request: OutputRequest) -> dict[str, Any]:
     """Return the request of DeepInfra's bge-m3-multi."""
     wishes = {wish: name in request.names for name, (wish, _) in _DEEPINFRA.items()}
@@ -132,11 +140,7 @@ def parse_deepinfra(answer: Any, request: OutputRequest) -> OutputAnswer:
     Raises:
         BadAnswerError: one of them is missing, or has a wrong number of rows.
     """
-    columns: dict[str, list[Any]] = {}
-    for name in request.names:
-        rows = rows_of(answer, _DEEPINFRA[name][1], len(request.texts))
-        columns[name] = sparse_rows(rows) if name == "sparse" else rows
-    return OutputAnswer(columns, answer.get("model"), tokens_of(answer))
+    return _all_in_one(answer, request, {name: field for name, (_, field) in _DEEPINFRA.items()})
 
 
 _BGE: dict[OutputName, str] = {"dense": "embeddings", "sparse": "sparse", "multivector": "multivector"}
@@ -153,11 +157,7 @@ def parse_bge(answer: Any, request: OutputRequest) -> OutputAnswer:
     Raises:
         BadAnswerError: one of them is missing, or has a wrong number of rows.
     """
-    columns: dict[str, list[Any]] = {}
-    for name in request.names:
-        rows = rows_of(answer, _BGE[name], len(request.texts))
-        columns[name] = sparse_rows(rows) if name == "sparse" else rows
-    return OutputAnswer(columns, answer.get("model"))
+    return _all_in_one(answer, request, _BGE)
 
 
 # ---- sparse rows in the place of dense ones
