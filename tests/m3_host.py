@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import cache
+from http.server import ThreadingHTTPServer
 from typing import Any, Self
 
+import numpy as np
+
 from bge_integrations.core.token_outputs import Outputs
+from json_handler import JSONHandler
 
 PATHS = {
     "vllm": ("/v1/embeddings", "/pooling", "/tokenize"),
@@ -60,7 +64,7 @@ class M3Server:
         self.change: Any = None
         self._lock = threading.Lock()
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(JSONHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
@@ -70,19 +74,6 @@ class M3Server:
 
             def do_POST(handler) -> None:
                 self.answer(handler, json.loads(handler.rfile.read(int(handler.headers["Content-Length"]))))
-
-            def reply(handler, status: int, answer: Any, **headers: str) -> None:
-                body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                handler.send_response(status)
-                handler.send_header("Content-Type", "application/json")
-                handler.send_header("Content-Length", str(len(body)))
-                for name, value in headers.items():
-                    handler.send_header(name.replace("_", "-"), value)
-                handler.end_headers()
-                handler.wfile.write(body)
-
-            def log_message(handler, *args: Any) -> None:
-                pass
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
@@ -202,3 +193,18 @@ def texts_of(body: dict[str, Any]) -> list[str]:
 def status(code: int, message: str = "no", **headers: str) -> Any:
     """Return a fault that refuses a request."""
     return lambda handler: handler.reply(code, {"error": message}, **headers)
+
+
+def answers_of(encoder: Any) -> tuple[Any, Any]:
+    """Return what a server of an encoder's answers needs: outputs of texts, each computed once, and ids of a text."""
+
+    @cache
+    def one(text: str) -> tuple[Any, Any, Any]:
+        found = encoder.encode_outputs([text], role="document")
+        return found.dense[0], found.sparse[0], found.multivector[0]
+
+    def outputs(texts: list[str]) -> Outputs:
+        rows = [one(text) for text in texts]
+        return Outputs(np.stack([row[0] for row in rows]), [dict(row[1]) for row in rows], [row[2] for row in rows])
+
+    return outputs, lambda text: encoder.tokenizer().tokenize([text]).items[0].tolist()

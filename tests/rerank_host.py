@@ -10,11 +10,12 @@ import math
 import threading
 import time
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any, Self
 
 from bge_integrations.catalog.rerankers import find_reranker
 from bge_integrations.catalog.score_values import published_scores
+from json_handler import JSONHandler
 
 PATHS = {
     "tei": ("/rerank",),
@@ -72,7 +73,7 @@ class RerankServer:
         self.most = self._now = 0
         self._lock = threading.Lock()
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(JSONHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
@@ -91,19 +92,6 @@ class RerankServer:
                 finally:
                     with self._lock:
                         self._now -= 1
-
-            def reply(handler, status: int, answer: Any, **headers: str) -> None:
-                body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                handler.send_response(status)
-                handler.send_header("Content-Type", "application/json")
-                handler.send_header("Content-Length", str(len(body)))
-                for name, value in headers.items():
-                    handler.send_header(name.replace("_", "-"), value)
-                handler.end_headers()
-                handler.wfile.write(body)
-
-            def log_message(handler, *args: Any) -> None:
-                pass
 
         class Server(ThreadingHTTPServer):
             request_queue_size = 256

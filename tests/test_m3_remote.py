@@ -17,7 +17,7 @@ from bge_integrations import errors, load_encoder, load_reranker
 from bge_integrations.catalog import golden
 from bge_integrations.core.token_outputs import Outputs
 from bge_integrations.load import load_m3
-from m3_host import M3Server, status
+from m3_host import M3Server, answers_of, status
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
@@ -50,18 +50,7 @@ def local():
 
 @pytest.fixture(scope="module")
 def served(local):
-    """What a server needs: outputs of texts and ids of a text."""
-
-    @cache
-    def one(text):
-        found = local.encode_outputs([text], role="document")
-        return found.dense[0], found.sparse[0], found.multivector[0]
-
-    def outputs(texts):
-        rows = [one(text) for text in texts]
-        return Outputs(np.stack([row[0] for row in rows]), [dict(row[1]) for row in rows], [row[2] for row in rows])
-
-    return outputs, lambda text: local.tokenizer().tokenize([text]).items[0].tolist()
+    return answers_of(local)
 
 
 def remote(host, *, tokenizer=None, dialect=None, **options):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from bge_integrations.catalog.golden import read_golden
 from bge_integrations.cli import main
 from bge_integrations.core.token_outputs import Outputs, max_sim, sparse_score
 from bge_integrations.verify import verify
-from m3_host import M3Server, status
+from m3_host import M3Server, answers_of, status
 
 pytest.importorskip("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::bge_integrations.errors.RepairWarning")]
@@ -32,16 +31,7 @@ def local():
 
 @pytest.fixture(scope="module")
 def served(local):
-    @cache
-    def one(text):
-        found = local.encode_outputs([text], role="document")
-        return found.dense[0], found.sparse[0], found.multivector[0]
-
-    def outputs(texts):
-        rows = [one(text) for text in texts]
-        return Outputs(np.stack([row[0] for row in rows]), [dict(row[1]) for row in rows], [row[2] for row in rows])
-
-    return outputs, lambda text: local.tokenizer().tokenize([text]).items[0].tolist()
+    return answers_of(local)
 
 
 @pytest.fixture(scope="module")
