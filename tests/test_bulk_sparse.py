@@ -191,6 +191,7 @@ def test_hybrid_search_wants_sparse_shards_and_sound_weights(tmp_path):
         Hybrid("max")
 
 
+@pytest.mark.slow
 def test_the_command_embeds_and_searches_by_words(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     codes = [f"the error code e{i}{i + 1}{i} of the pump in hall {i % 3}" for i in range(10, 40)]

@@ -258,8 +258,13 @@ def refusing_proxy():
                     connection.sendall(serve.answer)
 
     serve.answer, serve.port, serve.seen = b"", server.getsockname()[1], answers
-    threading.Thread(target=serve, daemon=True).start()
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
     yield serve
+    # Closed below its thread, the number of the file could be the next proxy's when the thread accepts.
+    with contextlib.suppress(OSError):
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
     server.close()
 
 

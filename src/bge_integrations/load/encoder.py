@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from ..catalog import check_served, find_model, find_provider, known_model, near_matches, provider_at, who_serves
 from ..catalog.records import ModelCard, Provider
+from ..catalog.rerankers import known_reranker
 from ..environment import cache_folder, hide_in_url, hide_secrets, variable
 from ..errors import ConfigError, InstructionWarning, ModelLoadError, NotServedError, UnknownModelError, warn
 from ..options import Options, check_options
@@ -119,7 +120,7 @@ def _is_of_the_hub(typed: str | os.PathLike[str] | None) -> bool:
     """Tell ``owner/name`` that the catalogue does not have and that is no folder here."""
     if not isinstance(typed, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", typed.strip()):
         return False
-    return known_model(typed) is None and not Path(typed).exists()
+    return known_model(typed) is None and known_reranker(typed) is None and not Path(typed).exists()
 
 
 def _of_the_hub(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
