@@ -140,6 +140,25 @@ def test_a_batch_that_does_not_fit_the_memory_is_computed_in_parts(engine):
     assert np.abs(engine.encode(texts, role="document") - wanted).max() < 1e-5
 
 
+def test_the_size_of_batch_that_the_memory_holds_is_remembered(engine):
+    texts = [f"the pump of hall {i} stands still" for i in range(600)]
+    backend, forward, failures = backend_of(engine), backend_of(engine).forward, []
+
+    def small(items, output):
+        if sum(map(len, items)) > 700:
+            failures.append(len(items))
+            raise RuntimeError("CUDA out of memory")
+        return forward(items, output)
+
+    backend.forward = small
+    wanted = engine.encode(texts, role="document")
+    assert failures
+    assert backend.budget == 512
+    failures.clear()
+    assert np.array_equal(engine.encode(texts, role="document").argmax(1), wanted.argmax(1))
+    assert not failures
+
+
 def test_a_model_that_fails_at_everything_blames_no_text(engine):
     calls = []
 

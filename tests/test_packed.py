@@ -18,6 +18,7 @@ import models
 from bge_integrations.catalog import find_model
 from bge_integrations.errors import BGEWarning, ModelLoadError
 from bge_integrations.local.architecture import read_architecture
+from bge_integrations.local.backends.attention import choose_attention
 from bge_integrations.local.backends.packed import rows as matrix_rows
 from bge_integrations.local.engine import LocalEngine
 from bge_integrations.local.jobs import cut_batches, slice_end
@@ -45,6 +46,27 @@ def test_random_weights_give_what_transformers_gives(name, pooling):
     wanted = models.reference(path, models.TEXTS, pooling=pooling, max_tokens=card.max_tokens)
     assert np.triu(wanted @ wanted.T, 1).max() < 0.999  # texts can be told apart
     assert cosines(path, wanted, backend="torch").min() >= EXACT
+
+
+def test_attention_is_called_for_runs_on_a_processor():
+    import torch
+
+    assert choose_attention("cpu", torch.bfloat16).name == "runs of equal length"
+    with LocalEngine(find_model(models.demo()), backend="torch", device="cpu") as engine:
+        engine.encode(["x"], role="document")
+        assert engine.describe()["attention"] == "runs of equal length"
+
+
+def test_one_call_for_all_lengths_gives_what_runs_give():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    chosen = choose_attention("cuda", torch.float16)
+    path = models.folder("bge-small")
+    wanted = models.reference(path, models.TEXTS, pooling="cls", max_tokens=512)
+    assert chosen.name == "one call for all lengths"
+    assert cosines(path, wanted, backend="torch", device="cuda", precision="float16").min() >= CLOSE
 
 
 @pytest.mark.parametrize("backend", ["torch", "sentence-transformers"])

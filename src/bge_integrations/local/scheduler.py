@@ -80,6 +80,7 @@ class Queue:
             if len(texts) == 1:
                 failed[int(texts[0])] = error
                 return texts
+            backend.learn(error, int(current.lengths[texts].sum()))
         else:
             current.deliver(texts, rows)
             return texts[:0]

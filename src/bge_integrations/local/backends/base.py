@@ -13,6 +13,8 @@ from ...errors import BadAnswerError, BGEError, ConfigError, TextError
 from ..architecture import brief
 from ..select import Choice
 
+_LEAST_BUDGET = 512  # tokens; a text of more is a batch of its own
+
 
 class Backend(ABC):
     """What computes vectors; used by one thread only.
@@ -54,6 +56,11 @@ class Backend(ABC):
     def describe(self) -> dict[str, Any]:
         """Return backend, precision, device, why they were chosen, and threads, as plain data."""
         return {**self.choice.describe(), "threads": self.threads}
+
+    def learn(self, error: BaseException, tokens: int) -> None:
+        """Make the batches from now on half as large as one for which the memory did not suffice."""
+        if _is_memory(error):
+            self.budget = max(_LEAST_BUDGET, min(self.budget, tokens // 2))
 
     def explain(self, error: BaseException, positions: Sequence[int] = ()) -> BGEError:
         """Return what a failure to compute means to a caller.

@@ -9,7 +9,6 @@ against transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +19,10 @@ from ...core.token_outputs import Several
 from ...core.tokenizer import TextTokenizer, Tokens
 from ...errors import ModelLoadError
 from ..architecture import Architecture
-from ..heads import ONE_TOKEN, Run, find_runs, mean_of_runs
+from ..heads import ONE_TOKEN, find_runs, mean_of_runs
 from ..select import Choice, usable_cores
 from ..token_heads import TokenHeads, accept
-from .attention import attend, attend_one
+from .attention import Batch, RunAttention, choose_attention
 from .base import Backend
 from .linear import Linear
 
@@ -47,28 +46,13 @@ class Norm:
         return layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
-@dataclass
-class Batch:
-    """Where the texts of a batch stand in the packed matrix.
-
-    Attributes:
-        tokens: of all texts, then some that fill the matrix up to one of a few sizes and belong to none.
-        positions: of each token in its text.
-        chosen: row of the token that is each text's row, where the pooling takes one.
-        runs: neighbours of equal length.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    chosen: Tensor
-    runs: list[Run]
-
-
 class Layer:
     """One transformer layer; computes every token's next state."""
 
-    def __init__(self, weights: dict[str, Tensor], name: str, shape: Architecture, dtype: torch.dtype) -> None:
-        self.heads = shape.heads
+    def __init__(
+        self, weights: dict[str, Tensor], name: str, shape: Architecture, dtype: torch.dtype, attention: RunAttention
+    ) -> None:
+        self.heads, self.attention = shape.heads, attention
         self._read_attention(weights, f"{name}.attention.self", dtype)
         self.out = _linear(weights, (f"{name}.attention.output.dense",), dtype)
         self.up = _linear(weights, (f"{name}.intermediate.dense",), dtype)
@@ -85,7 +69,7 @@ class Layer:
 
     def every(self, x: Tensor, batch: Batch) -> Tensor:
         """Return every token's next state."""
-        return self._rest(x, attend(self.qkv(x), batch.runs, self.heads))
+        return self._rest(x, self.attention.every(self.qkv(x), batch, self.heads))
 
     def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
         x = self.norm(self.out.plus(attended, x))
@@ -102,7 +86,7 @@ class OneTokenLayer(Layer):
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """Return the next state of each text's chosen token alone."""
         chosen = x[batch.chosen]
-        attended = attend_one(self.query(chosen), self.key_value(x), batch.runs, self.heads)
+        attended = self.attention.one(self.query(chosen), self.key_value(x), batch, self.heads)
         return self._rest(chosen, attended)
 
     def every(self, x: Tensor, batch: Batch) -> Tensor:
@@ -110,7 +94,7 @@ class OneTokenLayer(Layer):
         import torch
 
         qkv = torch.cat([self.query(x), self.key_value(x)], 1)
-        return self._rest(x, attend(qkv, batch.runs, self.heads))
+        return self._rest(x, self.attention.every(qkv, batch, self.heads))
 
 
 class PackedBackend(Backend):
@@ -144,7 +128,10 @@ class PackedBackend(Backend):
         self.positions = _pop(weights, "embeddings.position_embeddings.weight") + types[0]
         self.norm = Norm(weights, "embeddings.LayerNorm", shape.epsilon, torch.float32)
         kinds = [Layer] * (shape.layers - 1) + [OneTokenLayer if self.pick else Layer]
-        self.layers = [kind(weights, f"encoder.layer.{i}", shape, dtype) for i, kind in enumerate(kinds)]
+        self.attention = choose_attention(choice.device, dtype)
+        self.layers = [
+            kind(weights, f"encoder.layer.{i}", shape, dtype, self.attention) for i, kind in enumerate(kinds)
+        ]
         if weights:
             raise ModelLoadError(
                 f"weights that the packed engine does not know ({', '.join(sorted(weights)[:3])}): "
@@ -196,8 +183,8 @@ class PackedBackend(Backend):
         return Batch(flat, places, picked, find_runs(lengths, starts))
 
     def describe(self) -> dict[str, Any]:
-        """Return what was chosen, threads, and whether oneDNN's fused operator is used."""
-        return {**super().describe(), "fused": self.layers[0].up.fused}
+        """Return what was chosen, threads, whether oneDNN's fused operator is used, and how attention is called."""
+        return {**super().describe(), "fused": self.layers[0].up.fused, "attention": self.attention.name}
 
 
 def budget(precision: str, device: str) -> int:

@@ -18,9 +18,10 @@ from ...errors import ModelLoadError
 from ...extras import require
 from ..architecture import brief
 from ..select import Choice
+from .attention import Batch
 from .base import Backend
 from .onnx import OnnxGraph
-from .packed import Batch, PackedBackend, set_threads
+from .packed import PackedBackend, set_threads
 from .sentence_transformers import without_bar
 
 if TYPE_CHECKING:
