@@ -21,6 +21,7 @@ USES = {
     "server": "import bge_integrations.server.app",
     "cli": "from bge_integrations.cli import main; assert main(['completion', 'bash']) == 0",
     "fast": "import aiohttp, pybase64, simdjson",
+    "eval": "from bge_integrations.evaluate.measures import check_measures; check_measures(['nDCG@10'])",
     "bulk": "import bge_integrations.bulk.formats as formats; formats.need_pyarrow()",
 }
 """What is run with each extra; extras that only add packages for a build or a cluster are not here."""

@@ -242,7 +242,9 @@ def test_every_host_and_every_model_has_its_place():
         assert provider.source in page
 
 
-@pytest.mark.parametrize("module", ["", ".bulk", ".langchain", ".llama_index", ".ray", ".server", ".verify"])
+@pytest.mark.parametrize(
+    "module", ["", ".bulk", ".evaluate", ".langchain", ".llama_index", ".ray", ".server", ".verify"]
+)
 def test_every_public_name_has_its_place_in_the_reference(module):
     public = set(importlib.import_module(f"bge_integrations{module}").__all__)
     reference = "\n".join(text for name, text in TEXTS.items() if name.startswith("docs/reference/"))

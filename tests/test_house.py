@@ -14,7 +14,8 @@ SOURCE = Path(bge_integrations.__file__).parent
 HEAVY = {
     "torch", "transformers", "sentence_transformers", "onnxruntime", "openvino", "openai", "httpx", "httpx2", "fastapi",
     "uvicorn", "ray", "tokenizers", "langchain_core", "llama_index", "pydantic", "huggingface_hub", "pyarrow",
-    "langchain_text_splitters", "rich", "tqdm", "prometheus_client", "starlette", "safetensors", "pandas",
+    "langchain_text_splitters", "rich", "tqdm", "prometheus_client", "starlette", "safetensors", "pandas", "scipy",
+    "ir_measures",
 }  # fmt: skip
 # A face is its framework's; the server's inner modules are reached only after the extra has been checked.
 MAY_IMPORT = {

@@ -93,7 +93,7 @@ def search_files(
 def _ask(files: Sequence[Path], encoder: Encoder, asked: list[str], k: int, how: Hybrid | None) -> list[list[Hit]]:
     starts: list[int] = []
     if how is None:
-        best = _nearest(_pieces(files, starts), encoder.encode(asked, role="query"), k)
+        best = nearest(_pieces(files, starts), encoder.encode(asked, role="query"), k)
         return _hits(files, starts, best)
     queries = encoder.encode_outputs(asked, role="query", outputs=("dense", "sparse"))
     assert queries.dense is not None
@@ -159,12 +159,19 @@ def _of_stamp(stamp: dict[str, Any], card: ModelCard) -> dict[str, Any]:
     return options
 
 
-def _nearest(pieces: Iterable[Part], queries: Vectors, k: int) -> Best:
-    nearest = _faiss if find_spec("faiss") else _numpy
+def nearest(pieces: Iterable[Part], queries: Vectors, k: int) -> Best:
+    """Return the nearest rows of all pieces, which are read one after the other.
+
+    Args:
+        pieces: with dense vectors.
+        queries: their vectors.
+        k: rows per query.
+    """
+    counted = _faiss if find_spec("faiss") else _numpy
     best: Best = (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
     row = 0
     for piece in pieces if len(queries) else ():
-        scores, numbers = nearest(queries, piece.vectors, min(k, len(piece.vectors)))
+        scores, numbers = counted(queries, piece.vectors, min(k, len(piece.vectors)))
         best = merged(best, (scores, numbers + row), k)
         row += len(piece.vectors)
     return best

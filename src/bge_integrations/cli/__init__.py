@@ -24,6 +24,7 @@ _COMMANDS = {
     "embed": "embed the rows of files into shards; a killed job is resumed",
     "search": "search the shards of a folder, exactly",
     "dups": "find near-duplicates among the rows of shards",
+    "eval": "compare models, hosts, searches and rerankers on questions whose answers are known",
     "rerank": "order passages by how well they answer a question",
     "upload": "upload the shards of a folder into a vector store, with their stamp",
     "cache": "inspect, prune or clear the cache of vectors",
