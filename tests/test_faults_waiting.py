@@ -287,3 +287,20 @@ def test_a_date_to_wait_for_is_read_by_the_hosts_own_clock(encoder_of, skew):
     with Rig().script(status(503, **headers)) as host:
         assert right(host, encoder_of(host), ["a"])
     assert 1.0 <= pauses(host)[0] < 20
+
+
+@pytest.mark.parametrize("base64", [True, False])
+def test_a_text_that_a_host_leaves_out_is_found_in_few_requests(encoder_of, base64):
+    def leave_out(x):
+        kept = [row for row, text in zip(x.rows(), x.texts, strict=True) if text != "text 17"]
+        x.send(x.payload([{**row, "index": i} for i, row in enumerate(kept)]))
+
+    with Rig(base64=base64) as host:
+        encoder = encoder_of(host)
+        assert right(host, encoder, [f"before {i}" for i in range(130)])  # base64 is learned
+        host.default = leave_out
+        host.forget()
+        with pytest.raises(errors.BadAnswerError, match="text 17") as caught:
+            encoder.encode(texts_of(64), role="document")
+    assert caught.value.unfinished == (17,)
+    assert len(host.requests) == 2 + 2 * 6 + 1  # the whole twice, six halvings, the text twice

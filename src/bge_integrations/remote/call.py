@@ -195,8 +195,8 @@ class Call:
 
     def _should_retry(self, error: HostError, attempt: int, part: range) -> bool:
         most = self._most_retries(error)
-        if not self._suspects.isdisjoint(part):  # the text that the host fails at may be among these
-            most = min(most, 1)
+        if not self._suspects.isdisjoint(part):  # the text that the host fails at may be among these: split them
+            most = min(most, 1) if len(part) == 1 else 0
         return error.retryable and attempt <= most
 
     def _most_retries(self, error: HostError) -> float:
@@ -221,6 +221,8 @@ class Call:
     def _patience(self, error: HostError) -> str:
         """Say how often a request is sent again, and how long that takes at most."""
         most = self._most_retries(error)
+        if isinstance(error, BadAnswerError):
+            return "once"
         if most == float("inf"):
             return "as often as fits into timeout="
         pauses = sum(_longest_pause(self._limits.backoff, attempt) for attempt in range(1, min(int(most), 10_000) + 1))

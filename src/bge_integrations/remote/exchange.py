@@ -73,11 +73,12 @@ class Exchange:
                 raise
             if isinstance(error, TooLargeError) or not self._protocol.encodings or self._session.no_format:
                 raise
-            if not (self._session.base64 or refused):
+            if not (refused or (self._session.base64 and not self._session.base64_works)):
                 raise
             vectors, counted, packed = await self._without_base64(texts, error)
         if encoding == "base64" and not packed:
             self._session.base64 = False
+        self._session.base64_works |= packed
         if self._protocol.encodings and len(texts) > 1 and self._session.may_probe(len(texts)):
             self._session.spawn(self._probe_base64(texts[:1], vectors[:1], tokens // len(texts)))
         return vectors, counted or (tokens if self._counted else 0)
@@ -103,7 +104,7 @@ class Exchange:
         except BGEError:
             self._session.base64 = None  # a busy moment says nothing about base64
             return
-        self._session.base64 = packed and float((again * vectors).sum()) > 0.9999
+        self._session.base64 = self._session.base64_works = packed and float((again * vectors).sum()) > 0.9999
 
     async def _request(self, texts: list[str], encoding: str | None) -> tuple[Vectors, int, bool]:
         """Return unit vectors, the tokens that the host counted, and whether rows came in base64."""

@@ -44,6 +44,7 @@ class HostSession:
         limits: how much one request may hold.
         output_dialect: how sparse and multivector output is asked for; ``""`` where it is not, None while unknown.
         base64: whether the host answers base64 well; None while unknown.
+        base64_works: it has, so that what is wrong with an answer is not its encoding.
         no_format: the host refuses ``encoding_format``, which is not sent any more.
         answered: requests that were answered well.
         warned_unnumbered: the user knows that rows come without an index.
@@ -65,6 +66,7 @@ class HostSession:
         self.output_dialect = endpoint.provider.output_dialect
         self.keeps_special = False
         self.base64 = endpoint.provider.base64
+        self.base64_works = False
         self.no_format = False
         self.answered = 0
         self.warned_unnumbered = False
