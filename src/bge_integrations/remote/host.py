@@ -47,6 +47,9 @@ class HostSession:
         base64_works: it has, so that what is wrong with an answer is not its encoding.
         no_format: the host refuses ``encoding_format``, which is not sent any more.
         answered: requests that were answered well.
+        counts_tokens: it has counted as many tokens as the model's tokenizer.
+        counted_texts: how many texts were counted here to find that out.
+        warned_truncating: the user knows that it truncates.
         warned_unnumbered: the user knows that rows come without an index.
         keeps_special: special tokens were in sparse rows, and dropped.
         closing: the encoder is being closed.
@@ -69,6 +72,9 @@ class HostSession:
         self.base64_works = False
         self.no_format = False
         self.answered = 0
+        self.counts_tokens = False
+        self.counted_texts = 0
+        self.warned_truncating = False
         self.warned_unnumbered = False
         self.closing = False
         self._warned = -WARN_AGAIN
