@@ -510,6 +510,18 @@ def test_prune_by_age_spares_what_was_used_since(make, path):
     assert inner.sent == TEXTS[4:]
 
 
+def test_rows_that_a_wrong_clock_stored_age_again_once_they_are_used(make, path):
+    cached = make()
+    cached.encode(TEXTS, role="document")
+    cached.close()
+    set_uses(path, 10 * 365 * 86_400)
+    again = make()
+    again.encode(TEXTS, role="document")
+    again.close()
+    set_uses(path, -1000)
+    assert prune(path, older_than=500)["removed"] == len(TEXTS)
+
+
 def test_a_bound_keeps_what_was_used_last(make, path):
     old, new = [[f"{age} {i}" for i in range(100)] for age in ("old", "new")]
     cached = make(HashEncoder(BIG, batch=10), max_bytes=700_000)

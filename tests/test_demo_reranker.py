@@ -142,3 +142,20 @@ def test_on_the_command_line(capsys, tmp_path):
     (tmp_path / "passages.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[:3]))
     assert main(["rerank", QUERY, str(tmp_path / "passages.jsonl"), "--model", "demo", "--top-n", "2"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("cache", [None, ":memory:"])
+def test_blank_passages_before_others_are_told(cache):
+    passages = ["the player plays music", "", " \n", "bananas are yellow"]
+    options = {"cache": cache} if cache else {}
+    said = pytest.warns(errors.BGEWarning, match=r"2 blank .*positions 1, 2")
+    with load_reranker("demo", **options) as reranker, said:
+        ranks = reranker.rank("how do I cook rice", passages)
+    assert {rank.position for rank in ranks[:2]} == {1, 2}  # as the model scores them
+    with load_reranker("demo", blank="keep", **options) as reranker, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(reranker.rank("how do I cook rice", passages)) == len(passages)
+    with load_reranker("demo", **options) as reranker, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reranker.rank("how do I cook rice", ["", " "])  # no other
+        reranker.score("how do I cook rice", passages)

@@ -6,14 +6,16 @@ import copy
 import pickle
 import tracemalloc
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bge_integrations import errors
+from bge_integrations.core.tokenizer import TextTokenizer
 from bge_integrations.langchain import BGEEmbeddings
 from fault_faces import CANARY, FACES, Face, leaks
-from rig import Rig, gzip_bomb, status
+from rig import Rig, gzip_bomb, rows, status
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
 ODD = [
@@ -182,3 +184,59 @@ def test_a_gzip_bomb_stops_at_a_bound(code):
             tracemalloc.stop()
             embeddings.encoder.close()
         assert peak < 200 * 2**20
+
+
+def truncating(limit: int, *, special: bool = True, counts: bool = True):
+    """A host that reads the first tokens of each text, and says so in its count alone, as llama-cpp-python's server."""
+    cutter = TextTokenizer.read(Path(TOKENIZER) / "tokenizer.json")
+
+    def answer(x):
+        found = [min(count, limit) - (0 if special else 2) for count in cutter.count(x.texts)]
+        x.send(x.payload(x.rows(), usage={"prompt_tokens": sum(found)} if counts else {}))
+
+    return answer
+
+
+LONG = "word " * 300
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_host_that_truncates_in_silence_is_told_by_its_count(face_of, special):
+    with Rig(default=truncating(200, special=special)) as host:
+        face = face_of(host, tokenizer=TOKENIZER)
+        assert face.call(["short", "and shorter"]).warnings == []
+        outcome = face.call(["short too", LONG])
+        assert outcome.error is None
+        (said,) = outcome.warnings
+        assert "it truncates what" in said
+        assert "n_ctx" in said
+        assert face.call([LONG + "again"]).warnings == []  # said once
+
+
+def test_one_text_that_is_read_up_to_a_round_number(face_of):
+    with Rig(default=truncating(128)) as host:
+        (said,) = face_of(host, tokenizer=TOKENIZER).call([LONG]).warnings
+        assert "has read 128 of the 302 tokens of 1 text(s)" in said
+
+
+def test_where_truncation_is_an_error_the_text_is_named(face_of):
+    with Rig(default=truncating(200)) as host:
+        face = face_of(host, tokenizer=TOKENIZER, truncate="error")
+        assert face.call(["short", "and shorter"]).error is None
+        outcome = face.call(["short too", "not long", LONG, "nor this"])
+        assert isinstance(outcome.error, errors.TooLargeError)
+        assert outcome.error.positions == (2,)
+
+
+guess = rows(lambda found: found, usage={"prompt_tokens": 7})
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [truncating(512), truncating(512, counts=False), truncating(512, special=False), guess],
+    ids=["whole", "no count", "without special tokens", "a guess"],
+)
+def test_counts_that_say_nothing_of_truncation_are_passed_over(face_of, fault):
+    with Rig(default=fault) as host:
+        outcome = face_of(host, tokenizer=TOKENIZER).call([f"{LONG} {i}" for i in range(70)] + [" " * 400 + "x"])
+        assert (outcome.error, outcome.warnings) == (None, [])

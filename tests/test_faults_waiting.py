@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import itertools
+import socket
 import time
 from dataclasses import replace
 
@@ -234,3 +235,72 @@ def test_a_host_that_answers_base64_with_floats(encoder_of):
     with Rig(base64=False) as host:
         assert right(host, encoder_of(host, max_inputs=4), texts_of(160))
         assert formats(host).count("base64") == 1
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "retries"), [({"timeout": None}, 2), ({"timeout": None, "max_retries": 4}, 4), ({"timeout": 30.0}, 6)]
+)
+def test_where_nobody_has_ever_answered_an_address_is_given_up_soon(encoder_of, options, retries):
+    with Rig() as host:
+        encoder = encoder_of(host, base_url=f"http://127.0.0.1:{closed_port()}/v1", **options)
+        with pytest.raises(errors.HostUnavailableError, match="could not be reached"):
+            encoder.encode(["a"], role="document")
+    assert encoder.usage.retries == retries
+
+
+def test_a_host_that_has_answered_may_be_starting_again(encoder_of):
+    def last_words(x):
+        ok(x)
+        x.hang_up = True
+
+    with Rig(default=last_words) as host:
+        encoder = encoder_of(host, timeout=None)
+        assert right(host, encoder, ["a"])
+    with pytest.raises(errors.HostUnavailableError, match="could not be reached"):
+        encoder.encode(["b"], role="document")
+    assert encoder.usage.retries == 6
+
+
+def test_the_first_retry_is_a_warning_in_the_log_without_the_hosts_words(encoder_of, caplog):
+    fault = status(503, "made to fail at 'a private text'")
+    with Rig().script(fault, fault, None, fault) as host:
+        encoder = encoder_of(host, timeout=None)
+        with caplog.at_level("INFO", "bge_integrations.remote"):
+            assert right(host, encoder, ["a private text"])
+            assert right(host, encoder, ["b"])
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "INFO"]
+    first = caplog.messages[0]
+    assert f"127.0.0.1:{host.port} at {host.url} answered 503; asked again in" in first
+    assert "up to 6 times (max_retries=), pausing" in first
+    assert "private" not in caplog.text
+
+
+@pytest.mark.parametrize("skew", [-86_400 * 365, 86_400 * 365])
+def test_a_date_to_wait_for_is_read_by_the_hosts_own_clock(encoder_of, skew):
+    now = time.time() + skew
+    headers = {name: email.utils.formatdate(at, usegmt=True) for name, at in (("Date", now), ("Retry_After", now + 1))}
+    with Rig().script(status(503, **headers)) as host:
+        assert right(host, encoder_of(host), ["a"])
+    assert 1.0 <= pauses(host)[0] < 20
+
+
+@pytest.mark.parametrize("base64", [True, False])
+def test_a_text_that_a_host_leaves_out_is_found_in_few_requests(encoder_of, base64):
+    def leave_out(x):
+        kept = [row for row, text in zip(x.rows(), x.texts, strict=True) if text != "text 17"]
+        x.send(x.payload([{**row, "index": i} for i, row in enumerate(kept)]))
+
+    with Rig(base64=base64) as host:
+        encoder = encoder_of(host)
+        assert right(host, encoder, [f"before {i}" for i in range(130)])  # base64 is learned
+        host.default = leave_out
+        host.forget()
+        with pytest.raises(errors.BadAnswerError, match="text 17") as caught:
+            encoder.encode(texts_of(64), role="document")
+    assert caught.value.unfinished == (17,)
+    assert len(host.requests) == 2 + 2 * 6 + 1  # the whole twice, six halvings, the text twice

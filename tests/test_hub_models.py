@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,10 +30,12 @@ class Hub(BaseHTTPRequestHandler):
 
     folder: Path
     asked: list[str]
+    seconds = 0.0  # before each answer
 
     def do_GET(self):
         path = unquote(self.path.partition("?")[0])
         self.asked.append(path)
+        time.sleep(self.seconds)
         if f"/api/models/{NAME}" in path:
             self._json(path)
         elif path.startswith(f"/{NAME}/resolve/") and (file := self.folder / path.split("/", 5)[5]).is_file():
@@ -72,8 +76,8 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(folder: Path):
-    kind = type("Kind", (Hub,), {"folder": folder, "asked": []})
+def hub(folder: Path, **facts):
+    kind = type("Kind", (Hub,), {"folder": folder, "asked": [], **facts})
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -82,8 +86,8 @@ def hub(folder: Path):
             server.shutdown()
 
 
-def ask(code: str, home: Path, url: str) -> str:
-    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": url, "no_proxy": "127.0.0.1"}
+def ask(code: str, home: Path, url: str, **variables: str) -> str:
+    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": url, "no_proxy": "127.0.0.1", **variables}
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -177,3 +181,28 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path):
     assert f"hf download {NAME}" in shown
     assert "no connection to 127.0.0.1:9" in shown
     assert "_NoConnection" not in shown
+
+
+def test_a_slow_hub_is_waited_for(tmp_path):
+    with hub(models.folder("bge-small", layers=1), seconds=1.5) as (url, _):
+        said = ask(CODE % (", query_instruction=''", ENCODE), tmp_path, url, HF_HUB_ETAG_TIMEOUT="9").splitlines()
+    assert said[0] == f"{NAME} 384 cls None"
+    assert said[3].startswith("[")
+
+
+FIRST_CALL = """
+from bge_integrations import load_encoder, errors
+try:
+    load_encoder("bge-small", show_progress=False).encode(["a"], role="document")
+except errors.BGEError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("code", [REFUSED % (NAME, None, None), FIRST_CALL])
+def test_a_hub_that_takes_connections_and_answers_nothing_is_given_up(tmp_path, code):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        shown = ask(code, tmp_path, url, HF_HUB_ETAG_TIMEOUT="1")
+    assert "no answer in 1 s, HF_HUB_ETAG_TIMEOUT= waits longer" in shown
+    assert shown.count("\n") == 1

@@ -27,7 +27,8 @@ import models
 from bge_integrations import errors, langchain, llama_index, load_reranker
 from rerank_host import RerankServer
 
-pytestmark = pytest.mark.slow
+# One of the texts is blank.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:1 blank passage")]
 
 QUERY = "What is the capital of France?"
 TEXTS = ["Paris is the capital of France.", "A plum", "Berlin", "", "Rome is old", "A plum"]

@@ -1,5 +1,6 @@
 """Paths, methods, hosts and prefixes: the limits, keys, errors and counters hold for every one of them."""
 
+import gzip
 import json
 import socket
 import threading
@@ -471,3 +472,35 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(arguments, capfd):
     assert code == 2, said
     assert said.startswith("bge: ")
     assert said.count("\n") == 1
+
+
+# --- a whole URL as target, as clients of a proxy send it
+
+
+@pytest.mark.parametrize("authority", ["http://localhost", "HTTP://user@127.0.0.1:80", "https://[::1]:9"])
+def test_a_whole_url_as_target_is_its_path(url, authority):
+    body = json.dumps({"texts": ["a"]}).encode()
+    plain = exchange(url, post("/embed", body, "content-type: application/json"))
+    whole = exchange(url, post(f"{authority}/embed", body, "content-type: application/json"))
+    assert status(whole) == status(plain) == 200
+    assert whole.partition(b"\r\n\r\n")[2] == plain.partition(b"\r\n\r\n")[2]
+    bare = exchange(url, f"GET {authority} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+    assert status(bare) == 200
+
+
+def test_the_limits_and_the_hosts_hold_for_a_whole_url_too(url, locked):
+    large = b"x" * (SMALL.body_bytes + 1)
+    assert status(exchange(url, post("http://localhost/embed%0a", large, "content-type: application/json"))) == 413
+    assert status(exchange(locked, post("http://localhost/embed", b"{}", "content-type: application/json"))) == 401
+    # The target's host counts, whatever the header says.
+    assert status(exchange(url, post("http://evil.example/embed", b"{}", "content-type: application/json"))) == 421
+
+
+def test_compressed_bodies_are_refused_with_what_to_do(url):
+    body = gzip.compress(json.dumps({"texts": ["a"]}).encode())
+    for path in ("/embed", "/v1/embeddings", "/nowhere"):
+        answer = httpx.post(url + path, content=body, headers={**JSON, "content-encoding": "gzip"})
+        assert answer.status_code == 415
+        assert answer.headers["accept-encoding"] == "identity"
+        assert "without Content-Encoding: gzip" in answer.text
+    assert httpx.post(f"{url}/embed", json={"texts": ["a"]}, headers={"content-encoding": "identity"}).is_success

@@ -302,10 +302,12 @@ class HostUnavailableError(HostError, ConnectionError):
 
     Attributes:
         timed_out: whether the host was reached, but did not answer within ``read_timeout``.
+        unconnected: whether no connection could be made: nothing listens there, or the name is not known.
     """
 
     retryable = True
     timed_out: bool = False
+    unconnected: bool = False
 
 
 class BadAnswerError(HostError, ValueError):

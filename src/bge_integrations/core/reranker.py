@@ -165,6 +165,9 @@ class Reranker(ABC):
     def rank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """Return positions and scores (0 to 1), best first; ties keep the order of ``passages``.
 
+        A blank passage has the model's score like any other, which can be a high one: that it ranks before others is a
+        warning, unless ``blank="keep"``.
+
         Args:
             query: the question.
             passages: the texts.
@@ -176,7 +179,8 @@ class Reranker(ABC):
             HostError: the host failed; says what was finished.
         """
         most = check_top_n(top_n)
-        return self._ranked(self._logits(self._pairs(query, passages) if most != 0 else []), most)
+        pairs = self._pairs(query, passages) if most != 0 else []
+        return self._ranked(pairs, self._logits(pairs), most)
 
     async def ascore(self, query: str, passages: Sequence[str], *, scale: Scale = "sigmoid") -> Scores:
         """Score without blocking the caller's event loop; otherwise as ``score``."""
@@ -191,14 +195,17 @@ class Reranker(ABC):
     async def arank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """Rank without blocking the caller's event loop; otherwise as ``rank``."""
         most = check_top_n(top_n)
-        return self._ranked(await self._alogits(self._pairs(query, passages) if most != 0 else []), most)
+        pairs = self._pairs(query, passages) if most != 0 else []
+        return self._ranked(pairs, await self._alogits(pairs), most)
 
     def _scaled(self, numbers: Scores, scale: Scale) -> Scores:
         return as_scale(numbers, scale) if self.logits else numbers
 
-    def _ranked(self, numbers: Scores, top_n: int | None) -> list[Ranked]:
-        scores = self._scaled(numbers, "sigmoid").tolist()
-        return [Ranked(position, scores[position]) for position in order_by_logit(numbers)[:top_n]]
+    def _ranked(self, pairs: list[Pair], numbers: Scores, top_n: int | None) -> list[Ranked]:
+        scores, order = self._scaled(numbers, "sigmoid").tolist(), list(order_by_logit(numbers))
+        if self.blank == "error":
+            _warn_blank(self.card, [pairs[position].passage for position in order], order, top_n)
+        return [Ranked(position, scores[position]) for position in order[:top_n]]
 
     def _pairs(self, query: str, passages: Sequence[str]) -> list[Pair]:
         query = _check_query(query, self.blank)
@@ -238,6 +245,18 @@ def _warn_truncated(card: RerankerCard, positions: Sequence[int]) -> None:
             f"{len(positions)} passage(s) are, with the query, longer than the {card.max_tokens} tokens that "
             f"{card.id!r} reads (positions {shorten(sorted(positions))}): the rest was truncated; split them",
             TruncationWarning,
+        )
+
+
+def _warn_blank(card: RerankerCard, passages: list[str], order: list[int], top_n: int | None) -> None:
+    """Warn of blank passages that are returned before others: a model scores them like any text."""
+    last = max((i for i, passage in enumerate(passages) if passage.strip()), default=0)
+    blank = [order[i] for i, passage in enumerate(passages[:last][:top_n]) if not passage.strip()]
+    if blank:
+        warn(
+            f"{len(blank)} blank passage(s) rank before others (positions {shorten(sorted(blank))}), since "
+            f"{card.id!r} scores them like any text: leave them out, or pass blank='keep'",
+            BGEWarning,
         )
 
 

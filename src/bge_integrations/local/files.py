@@ -109,7 +109,13 @@ def fetch_facts(name: str, revision: str | None = None) -> Path:
         if (folder / "config.json").is_file() or (folder / "modules.json").is_file():
             return folder
     patience = hub.constants.HF_HUB_ETAG_TIMEOUT
-    return _fetched(hub, name, lambda: str(hub.snapshot_download(name, etag_timeout=patience, **wanted)))
+
+    def download() -> str:
+        # snapshot_download lists the files with no time limit: a hub that answers nothing would be waited for for ever.
+        hub.HfApi().model_info(name, revision=revision, timeout=patience)
+        return str(hub.snapshot_download(name, etag_timeout=patience, **wanted))
+
+    return _fetched(hub, name, download)
 
 
 def _fetched(hub: Any, name: str, download: Callable[[], str], more: Callable[[], str] = str) -> Path:

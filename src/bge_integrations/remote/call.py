@@ -28,6 +28,9 @@ GRACE = 10.0
 """Seconds that requests under way get when the call has failed: they are paid for."""
 
 RETRIES = 6
+RETRIES_UNCONNECTED = 2
+"""Retries where no connection can be made to a host that has not answered yet: its address may be wrong."""
+
 LONGEST_BACKOFF = 30.0
 
 Send = Callable[[list[str], int], Awaitable[tuple[Rows, int]]]
@@ -192,15 +195,17 @@ class Call:
 
     def _should_retry(self, error: HostError, attempt: int, part: range) -> bool:
         most = self._most_retries(error)
-        if not self._suspects.isdisjoint(part):  # the text that the host fails at may be among these
-            most = min(most, 1)
+        if not self._suspects.isdisjoint(part):  # the text that the host fails at may be among these: split them
+            most = min(most, 1) if len(part) == 1 else 0
         return error.retryable and attempt <= most
 
     def _most_retries(self, error: HostError) -> float:
         if self._limits.max_retries is not None:
             return self._limits.max_retries
-        is_busy = error.status in (429, 503) and self._limits.timeout is not None
-        return float("inf") if is_busy else RETRIES
+        if self._limits.timeout is not None:
+            return float("inf") if error.status in (429, 503) else RETRIES
+        unconnected = isinstance(error, HostUnavailableError) and error.unconnected
+        return RETRIES_UNCONNECTED if unconnected and not self._session.answered else RETRIES
 
     def _in_time(self, seconds: float) -> bool:
         return not self._stopping and self._deadline.allows(seconds)
@@ -208,9 +213,20 @@ class Call:
     async def _pause(self, error: HostError, wait: float) -> None:
         if error.retry_after or isinstance(error, RateLimitError):
             self._session.rate_limiter.pause(wait, error)
-        log.info("%s %s; again in %.1f s", type(error).__name__, error.status or "", wait)
+        said = f"{self._session.name} {_what(error)}; asked again in {wait:.1f} s, {self._patience(error)}"
+        log.log(self._session.log_level(), "%s", said)
         self._on_retry()
         await asyncio.sleep(wait)
+
+    def _patience(self, error: HostError) -> str:
+        """Say how often a request is sent again, and how long that takes at most."""
+        most = self._most_retries(error)
+        if isinstance(error, BadAnswerError):
+            return "once"
+        if most == float("inf"):
+            return "as often as fits into timeout="
+        pauses = sum(_longest_pause(self._limits.backoff, attempt) for attempt in range(1, min(int(most), 10_000) + 1))
+        return f"up to {most} times (max_retries=){'' if error.retry_after else f', pausing {pauses:.1f} s at most'}"
 
     async def _send_once(self, part: range) -> tuple[Rows, int]:
         tokens = sum(self._tokens[part.start : part.stop])
@@ -262,7 +278,22 @@ _FEW = 4  # of so few rows, one more or less says nothing about a limit
 
 def _backoff(base: float, attempt: int) -> float:
     """Return the seconds before the next attempt: exponential with full jitter."""
-    return random.uniform(0, min(base * 2 ** min(attempt - 1, 16), LONGEST_BACKOFF))
+    return random.uniform(0, _longest_pause(base, attempt))
+
+
+def _longest_pause(base: float, attempt: int) -> float:
+    return float(min(base * 2 ** min(attempt - 1, 16), LONGEST_BACKOFF))
+
+
+def _what(error: HostError) -> str:
+    """Say what happened in words of our own: a host's may repeat texts and keys."""
+    if isinstance(error, BadAnswerError):
+        return "gave an answer that cannot be used"
+    if error.status:
+        return f"answered {error.status}"
+    if isinstance(error, HostUnavailableError) and error.timed_out:
+        return "did not answer in time"
+    return "cannot be reached" if isinstance(error, HostUnavailableError) and error.unconnected else "broke off"
 
 
 def _about_texts(error: HostError) -> bool:

@@ -190,7 +190,7 @@ class RemoteEngine(HostClient, Encoder):
                     refuse_truncation(long, model=self.card.id, max_tokens=self.card.max_tokens)
                 exchange = Exchange(
                     session, self.endpoint, self.protocol, self.card, self.usage,
-                    instruct=instruct, counted=self.cutter is not None,
+                    instruct=instruct, cutter=self.cutter, truncate=self.truncate,
                 )  # fmt: skip
                 several = self._several(session, exchange, output) if isinstance(output, Several) else None
                 if "multivector" in output.names and self.cutter is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from ..catalog import known_model
 from ..catalog.records import ModelCard
+from ..core.checks import Truncate
 from ..core.encoder import Usage, Vectors
+from ..core.tokenizer import TextTokenizer
 from ..errors import (
     BadAnswerError,
     BGEError,
@@ -15,6 +18,7 @@ from ..errors import (
     RepairWarning,
     RequestRefusedError,
     TooLargeError,
+    TruncationWarning,
     warn,
 )
 from .endpoint import Endpoint
@@ -23,6 +27,10 @@ from .protocols import Answer, Request, WireProtocol
 from .responses import error_in, quote
 from .transport import answer_bound
 from .vectors import read_answer, read_json, vectors_of
+
+_SPECIAL = 2  # tokens per text that hosts count or not
+_LEAST_LIMIT = 128
+_MOST_COUNTED = 4096  # texts counted exactly to find out; a host that truncates shows it sooner
 
 # An optional field that the host does not know.
 _FORMAT_REFUSED = re.compile(
@@ -43,7 +51,8 @@ class Exchange:
         card: the model.
         usage: counts requests.
         instruct: the server is to add the query instruction.
-        counted: whether the tokens of texts were counted here, or guessed.
+        cutter: the model's tokenizer, where it is on this machine.
+        truncate: what becomes of texts that the host truncates: a warning or an error.
     """
 
     def __init__(
@@ -55,11 +64,12 @@ class Exchange:
         usage: Usage,
         *,
         instruct: bool,
-        counted: bool,
+        cutter: TextTokenizer | None,
+        truncate: Truncate = "warn",
     ) -> None:
         self._session, self._endpoint, self._protocol = session, endpoint, protocol
         self._card, self._usage = card, usage
-        self._instruct, self._counted = instruct, counted
+        self._instruct, self._cutter, self._truncate = instruct, cutter, truncate
 
     async def send(self, texts: list[str], tokens: int) -> tuple[Vectors, int]:
         """Send one request in the best encoding that the host is known to answer well."""
@@ -73,14 +83,46 @@ class Exchange:
                 raise
             if isinstance(error, TooLargeError) or not self._protocol.encodings or self._session.no_format:
                 raise
-            if not (self._session.base64 or refused):
+            if not (refused or (self._session.base64 and not self._session.base64_works)):
                 raise
             vectors, counted, packed = await self._without_base64(texts, error)
         if encoding == "base64" and not packed:
             self._session.base64 = False
+        self._session.base64_works |= packed
+        if counted and not self._session.warned_truncating:
+            await self._compare_counts(texts, tokens, counted)
         if self._protocol.encodings and len(texts) > 1 and self._session.may_probe(len(texts)):
             self._session.spawn(self._probe_base64(texts[:1], vectors[:1], tokens // len(texts)))
-        return vectors, counted or (tokens if self._counted else 0)
+        return vectors, counted or (tokens if self._cutter is not None else 0)
+
+    async def _compare_counts(self, texts: list[str], guess: int, counted: int) -> None:
+        """Tell a host that truncates in silence, as llama-cpp-python's server does at its n_batch, by its own count.
+
+        Raises:
+            TooLargeError: it has, where truncation is an error.
+        """
+        session, of_texts = self._session, _SPECIAL * len(texts)
+        if session.counts_tokens and guess - counted <= of_texts:
+            return
+        if self._cutter is None or (self._truncate == "warn" and session.counted_texts > _MOST_COUNTED):
+            return
+        session.counted_texts += len(texts)
+        tokens = sum(await asyncio.to_thread(self._cutter.count, texts))
+        if abs(tokens - counted) <= of_texts:
+            session.counts_tokens = True
+        # Some hosts guess at tokens: those that have counted as we do are believed, and a limit is a power of two.
+        is_limit = len(texts) == 1 and counted >= _LEAST_LIMIT and counted.bit_count() == 1
+        if tokens - counted <= of_texts + tokens // 50 or not (is_limit or session.counts_tokens):
+            return
+        said = (
+            f"{self._endpoint.name} has read {counted} of the {tokens} tokens of {len(texts)} text(s): it truncates "
+            f"what {self._card.id!r} reads whole; raise the server's limit (llama.cpp: n_ctx, n_batch and n_ubatch)"
+        )
+        if self._truncate == "error":
+            raise TooLargeError(said, status=200)
+        if not session.warned_truncating:
+            session.warned_truncating = True
+            warn(said, TruncationWarning)
 
     async def _without_base64(self, texts: list[str], error: HostError) -> tuple[Vectors, int, bool]:
         """Ask once more in floats, or without ``encoding_format``; what goes well is remembered."""
@@ -103,7 +145,7 @@ class Exchange:
         except BGEError:
             self._session.base64 = None  # a busy moment says nothing about base64
             return
-        self._session.base64 = packed and float((again * vectors).sum()) > 0.9999
+        self._session.base64 = self._session.base64_works = packed and float((again * vectors).sum()) > 0.9999
 
     async def _request(self, texts: list[str], encoding: str | None) -> tuple[Vectors, int, bool]:
         """Return unit vectors, the tokens that the host counted, and whether rows came in base64."""

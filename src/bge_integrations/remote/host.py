@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Coroutine
 from typing import Any
 
@@ -27,6 +28,9 @@ OUTPUT_INPUTS = 32
 MULTIVECTOR_TOKENS = 4096
 """Tokens per request for token vectors: 1024 numbers each, so that such an answer is some 50 MB of JSON."""
 
+WARN_AGAIN = 60.0
+"""Seconds before a host's failures are worth another warning in the log."""
+
 LEAD_SECONDS = 3.0
 """How long other requests wait for the first one; a hanging host is then asked by all."""
 
@@ -40,15 +44,21 @@ class HostSession:
         limits: how much one request may hold.
         output_dialect: how sparse and multivector output is asked for; ``""`` where it is not, None while unknown.
         base64: whether the host answers base64 well; None while unknown.
+        base64_works: it has, so that what is wrong with an answer is not its encoding.
         no_format: the host refuses ``encoding_format``, which is not sent any more.
         answered: requests that were answered well.
+        counts_tokens: it has counted as many tokens as the model's tokenizer.
+        counted_texts: how many texts were counted here to find that out.
+        warned_truncating: the user knows that it truncates.
         warned_unnumbered: the user knows that rows come without an index.
         keeps_special: special tokens were in sparse rows, and dropped.
         closing: the encoder is being closed.
+        name: the host and its address, for the log.
     """
 
     def __init__(self, endpoint: Endpoint, limits: Limits, limiter: PortableLimiter | None) -> None:
         self.loop = asyncio.get_running_loop()
+        self.name = f"{endpoint.name} at {endpoint.address}"
         self.transport = Transport(endpoint, limits)
         self.rate_limiter = RateLimiter(limits.requests_per_minute, limits.tokens_per_minute, limiter)
         self.slots = asyncio.Semaphore(limits.max_concurrency)
@@ -59,10 +69,15 @@ class HostSession:
         self.output_dialect = endpoint.provider.output_dialect
         self.keeps_special = False
         self.base64 = endpoint.provider.base64
+        self.base64_works = False
         self.no_format = False
         self.answered = 0
+        self.counts_tokens = False
+        self.counted_texts = 0
+        self.warned_truncating = False
         self.warned_unnumbered = False
         self.closing = False
+        self._warned = -WARN_AGAIN
         self._led = False
         self._texts = 0
         self._probe_at = PROBE_AFTER
@@ -92,6 +107,14 @@ class HostSession:
             return False
         self.base64, self._probe_at = False, 2 * self._texts
         return True
+
+    def log_level(self) -> int:
+        """Return how loudly a failure is logged that is waited for: the first one of a minute as a warning."""
+        now = self.loop.time()
+        if now - self._warned < WARN_AGAIN:
+            return logging.INFO
+        self._warned = now
+        return logging.WARNING
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside the calls."""

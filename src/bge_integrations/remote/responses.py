@@ -192,7 +192,7 @@ def retry_after(headers: Mapping[str, str], answer: Any = None) -> float | None:
     if wait is None:
         wait = _number(stated, 1.0)
     if wait is None and stated:
-        wait = _until(stated)
+        wait = _until(stated, headers.get("date"))
     inner = answer.get("error") if isinstance(answer, Mapping) else None
     if wait is None and isinstance(inner, Mapping):  # gigarouter
         wait = _number(inner.get("retry_after_s"), 1.0)
@@ -222,8 +222,14 @@ def _number(value: Any, unit: float) -> float | None:
     return min(max(seconds, 0.0), _LONGEST_WAIT) if math.isfinite(seconds) else None
 
 
-def _until(text: str) -> float | None:
+def _until(text: str, now: str | None) -> float | None:
+    """Return the seconds to a date by the host's own clock where it shows it: ours may be wrong."""
+    until, since = _timestamp(text), _timestamp(now)
+    return None if until is None else _number(until - (time.time() if since is None else since), 1.0)
+
+
+def _timestamp(date: str | None) -> float | None:
     try:
-        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+        return email.utils.parsedate_to_datetime(date or "").timestamp()
     except (TypeError, ValueError, OverflowError, IndexError):
         return None

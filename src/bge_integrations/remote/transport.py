@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
 from collections.abc import AsyncIterable, Iterator, Mapping
 from typing import Any
@@ -140,7 +142,11 @@ class Transport:
             failure.timed_out = True
             return failure
         through = f", through the proxy of {via}" if via else ""
-        return HostUnavailableError(f"{where} could not be reached{through} ({_why(error, self._endpoint)})")
+        late = _is_connect_timeout(error)
+        why = f"no connection in {self._limits.connect_timeout:g} s" if late else _why(error, self._endpoint)
+        failure = HostUnavailableError(f"{where} could not be reached{through} ({why})")
+        failure.unconnected = late or any(_is_unconnected(one) for one in _chain(error))
+        return failure
 
     async def close(self) -> None:
         """Close the pool."""
@@ -155,10 +161,22 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_timeout(error: BaseException) -> bool:
-    """Tell a host that was reached and did not answer: on aiohttp the SDK calls every failed connection a timeout."""
+    """Tell a host that was reached and did not answer."""
     kinds = [type(one).__name__ for one in _chain(error)]
     slow = any(isinstance(one, TimeoutError) for one in _chain(error)) or "ReadTimeout" in kinds
-    return slow and not any("Connect" in kind and "Timeout" in kind for kind in kinds if kind != "ConnectTimeout")
+    return slow and "ConnectTimeout" not in kinds
+
+
+def _is_connect_timeout(error: BaseException) -> bool:
+    # On aiohttp the SDK calls every failed connection a ConnectTimeout.
+    kinds = [type(one).__name__ for one in _chain(error)]
+    return "ConnectTimeout" in kinds and any(isinstance(one, TimeoutError) for one in _chain(error))
+
+
+def _is_unconnected(error: BaseException) -> bool:
+    """Tell that nothing listens there, that the name is not known, or that no way leads there."""
+    known = (ConnectionRefusedError, socket.gaierror)
+    return isinstance(error, known) or getattr(error, "errno", None) in (errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 def _why(error: BaseException, endpoint: Endpoint) -> str:

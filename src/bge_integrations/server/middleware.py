@@ -17,6 +17,7 @@ from .metrics import Metrics
 # A client that has not finished sending sees a reset instead of its 413, so some of what it sends is read and dropped.
 _DRAIN_BYTES = 64 << 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ABSOLUTE = re.compile(r"https?://([^/]*)", re.IGNORECASE)
 _ROOT_PATH = re.compile(r"(/[\w~-][\w.~-]*)+", re.ASCII)
 
 
@@ -25,6 +26,7 @@ class OnePath:
 
     HEAD is handled as GET, a slash at the end of a path is dropped, and control characters are replaced: ``$`` in the
     router's patterns matches before a line feed, so that ``/embed%0a`` would be a route that no middleware knows.
+    Of a whole URL as target (RFC 9112, 3.2.2), which clients of a proxy send, the path counts, and its host is Host.
 
     Args:
         app: what comes next.
@@ -39,6 +41,8 @@ class OnePath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if absolute := _ABSOLUTE.match(scope["path"]):
+            scope = _origin_form(scope, absolute)
         if self.root_path:
             # A page's links are relative: at the bare prefix they would miss its last part.
             if scope["path"] == self.root_path and scope["method"] in ("GET", "HEAD"):
@@ -55,6 +59,13 @@ class OnePath:
             await send({**message, "body": b""} if "body" in message else message)
 
         return await self.app({**settled, "method": "GET"}, receive, without_body)
+
+
+def _origin_form(scope: Scope, absolute: re.Match[str]) -> Scope:
+    host = absolute[1].rpartition("@")[2].encode("utf-8", "replace")
+    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    path = scope["path"][absolute.end() :] or "/"
+    return {**scope, "path": path, "raw_path": path.encode(), "headers": [(b"host", host), *headers]}
 
 
 def below(root_path: str, scope: Scope) -> Scope:
@@ -139,6 +150,9 @@ class BodyLimits:
         content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if self._active > self.limits.connections:
             return APIError(503, "too many requests at once", headers={"retry-after": "2"})
+        if (coding := headers.get(b"content-encoding", b"identity").strip().lower()) not in (b"identity", b""):
+            said = f"send the body as it is, without Content-Encoding: {coding.decode('ascii', 'replace')[:20]}"
+            return APIError(415, said, headers={"accept-encoding": "identity"})
         if int(headers.get(b"content-length", b"0")) > self.limits.body_bytes:
             return self._too_large()
         if content_type != b"application/json" and route_path(scope) in self.json_paths:

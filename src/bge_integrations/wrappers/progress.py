@@ -67,7 +67,7 @@ class _BarRelay(Relay):
     def __init__(self, outer: Stream, total: int, *, patience: float, leave: bool) -> None:
         super().__init__(outer)
         self._total, self._patience, self._leave = total, patience, leave
-        self._done, self._began, self._closed = 0, time.time(), False
+        self._done, self._began, self._closed = 0, time.monotonic(), False
         self._bar = None if patience else self._new_bar()
         self.on_cancel(self.close)
 
@@ -84,14 +84,14 @@ class _BarRelay(Relay):
         except MissingExtraError:
             self._closed = True
             return None
-        bar.start_t = self._began
+        bar.start_t = time.time() - (time.monotonic() - self._began)  # tqdm's own clock
         return bar
 
     def put(self, batch: Batch) -> None:
         self._done += len(batch.positions)
         if self._bar is not None and not self._closed:
             self._bar.update(len(batch.positions))
-        elif not self._closed and self._done < self._total and time.time() - self._began > self._patience:
+        elif not self._closed and self._done < self._total and time.monotonic() - self._began > self._patience:
             self._bar = self._new_bar()
         super().put(batch)
 

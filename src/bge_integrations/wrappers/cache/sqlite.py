@@ -82,7 +82,7 @@ class SQLiteStore:
             CacheError: the file is not ours, is damaged, or cannot be read.
         """
         with self.using() as db:
-            stale, rows = int(time.time()) - _TOUCH_AFTER, {}
+            now, rows = int(time.time()), {}
             for first in range(0, len(keys), _KEYS_PER_QUERY):
                 part = keys[first : first + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(part))
@@ -91,7 +91,8 @@ class SQLiteStore:
                 ):
                     if isinstance(value, bytes):  # in a damaged file, anything
                         rows[key] = value
-                    if not isinstance(used, int) or used < stale:
+                    # Later than now: the clock was wrong then, and the row would never be the oldest.
+                    if not isinstance(used, int) or not now - _TOUCH_AFTER <= used <= now:
                         self._seen.add(number)
             return [rows.get(key) for key in keys]
 
