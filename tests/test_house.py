@@ -21,11 +21,13 @@ HEAVY = {
 MAY_IMPORT = {
     "langchain/embeddings.py": {"langchain_core"},
     "langchain/reranker.py": {"langchain_core", "pydantic"},
+    "langchain/stores.py": {"langchain_core"},
     "llama_index/embeddings.py": {"llama_index", "pydantic"},
     "langchain/sparse/pinecone.py": {"pydantic"},
     "llama_index/milvus.py": {"llama_index"},
     "llama_index/reranker.py": {"llama_index", "pydantic"},
     "llama_index/sparse.py": {"llama_index", "pydantic"},
+    "llama_index/stores.py": {"llama_index"},
 }
 
 

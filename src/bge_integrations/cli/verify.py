@@ -6,16 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ..core.encoder import Encoder
-from ..errors import BGEError, ConfigError
-from ..extras import require
+from ..errors import ConfigError
 from ..load import load_encoder
+from ..stamps.places import KINDS, parse_place
 from .options import add_encoder_arguments, make_encoder, make_reranker
 
 
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         metavar="KIND:PLACE/NAME",
-        help="compare with what a store holds: chroma:PATH/NAME, qdrant:PATH_OR_URL/NAME, lancedb:PATH/NAME",
+        help=f"compare with what a store holds: {', '.join(KINDS.values())}",
     )
     parser.add_argument("--sample", type=int, default=32, metavar="N", help="rows of it to look at (default: 32)")
     parser.add_argument("--golden", metavar="FILE", help="known values instead of the package's own; see --pin")
@@ -73,46 +72,15 @@ def _run_store(parsed: argparse.Namespace, encoder: Encoder) -> int:
 
 @contextmanager
 def _opened(named: str) -> Iterator[Any]:
-    """Yield the store that ``kind:place/name`` names, which has to be there.
-
-    Raises:
-        ConfigError: no such kind, place or name.
-    """
-    kind, _, rest = named.partition(":")
-    place, _, name = rest.rpartition("/")
-    if kind not in _STORES or not place or not name:
-        raise ConfigError(f"--store is chroma:PATH/NAME, qdrant:PATH_OR_URL/NAME or lancedb:PATH/NAME, not {named!r}")
-    if "://" not in place and not Path(place).is_dir():
-        raise ConfigError(f"{place!r} is no folder")
+    """Yield the store that ``kind:place/name`` names, as ``verify_store`` takes it; it has to be there."""
+    where = parse_place(named)
+    client = where.client()
     try:
-        client, store = _STORES[kind](place, name)
-    except BGEError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{kind} cannot open {name!r} in {place!r}: {error}") from error
-    with closing(client) if hasattr(client, "close") else nullcontext():
-        yield store
-
-
-def _chroma(place: str, name: str) -> tuple[Any, Any]:
-    client = require("chromadb", install="chromadb").PersistentClient(place)
-    return client, client.get_collection(name)
-
-
-def _qdrant(place: str, name: str) -> tuple[Any, Any]:
-    client = require("qdrant_client", install="qdrant-client").QdrantClient(
-        **({"url": place} if "://" in place else {"path": place})
-    )
-    client.get_collection(name)
-    return client, (client, name)
-
-
-def _lancedb(place: str, name: str) -> tuple[Any, Any]:
-    client = require("lancedb", install="lancedb").connect(place)
-    return None, client.open_table(name)
-
-
-_STORES = {"chroma": _chroma, "qdrant": _qdrant, "lancedb": _lancedb}
+        yield where.stamped(client)
+    finally:
+        for close in ("close", "dispose"):
+            if hasattr(client, close):
+                getattr(client, close)()
 
 
 def _run_reranker(parsed: argparse.Namespace) -> int:

@@ -6,26 +6,23 @@ import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..core.files import write_atomic
 from ..errors import ConfigError
+from .databases import (
+    comment_slot,
+    duckdb_slot,
+    pg_langchain,
+    pg_llama_index,
+    pg_slot,
+    pgvector_slot,
+    sqlite_slot,
+)
+from .servers import milvus_slot, qdrant_slot, redis_slot, search_engine_slot
+from .slot import KEY, Slot
 
-KEY = "bge_stamp"
-
-
-class Slot(NamedTuple):
-    """Where one store keeps its line.
-
-    Attributes:
-        read: returns the line, or None.
-        write: replaces it.
-        dimensions: returns the lengths of the vectors that the store holds or is made for; empty where unknown.
-    """
-
-    read: Callable[[], str | None]
-    write: Callable[[str], None]
-    dimensions: Callable[[], set[int]] = set
+__all__ = ["KEY", "Slot", "comment_slot", "find_slot", "qdrant_slot"]
 
 
 def find_slot(store: Any) -> Slot:
@@ -38,18 +35,40 @@ def find_slot(store: Any) -> Slot:
         return store
     if isinstance(store, (str, Path)):
         return _folder(Path(store))
-    for kind in type(store).__mro__:
-        make = _KINDS.get((kind.__module__.partition(".")[0], kind.__name__))
-        if make is not None:
-            return make(store)
+    if isinstance(store, tuple) and len(store) == 2:
+        return _of_pair(*store)
+    make = _known(_KINDS, store)
+    if make is not None:
+        made: Slot = make(store)
+        return made
     for name in ("vector_store", "vectorstore"):
         if getattr(store, name, None) is not None:
             return find_slot(getattr(store, name))
     known = ", ".join(sorted({name for _, name in _KINDS}))
-    raise ConfigError(f"{type(store).__name__} cannot be stamped; known: {known}, and folders of FAISS indexes")
+    clients = ", ".join(sorted({name for _, name in _CLIENTS}))
+    raise ConfigError(
+        f"{type(store).__name__} cannot be stamped; known: {known}, folders of FAISS indexes, and a client with a name "
+        f"({clients})"
+    )
+
+
+def _known(kinds: dict[tuple[str, str], Any], store: Any) -> Any:
+    found = (kinds.get((kind.__module__.partition(".")[0], kind.__name__)) for kind in type(store).__mro__)
+    return next(filter(None, found), None)
+
+
+def _of_pair(client: Any, name: Any) -> Slot:
+    make = _known(_CLIENTS, client)
+    if make is None or not isinstance(name, str):
+        known = ", ".join(sorted({each for _, each in _CLIENTS}))
+        raise ConfigError(f"a pair is (client, name), with a client of {known}; not of {type(client).__name__}")
+    made: Slot = make(client, name)
+    return made
 
 
 def _folder(folder: Path) -> Slot:
+    if folder.is_file():  # one of the indexes in it
+        folder = folder.parent
     if not folder.is_dir():
         raise ConfigError(f"{str(folder)!r} is not a folder: save the index first, then stamp its folder")
     path = folder / f"{KEY}.json"
@@ -81,6 +100,22 @@ def _faiss(store: Any) -> Slot:
     raise ConfigError(f"a {type(store).__name__} in memory keeps no stamp: save it and pass its folder")
 
 
+def _simple(store: Any) -> Slot:
+    """Return the slot among the metadata of LlamaIndex's ``SimpleVectorStore``, which ``persist`` writes with them."""
+
+    def read() -> str | None:
+        found = (store.data.metadata_dict or {}).get(KEY, {}).get(KEY)
+        return None if found is None else str(found)
+
+    def write(line: str) -> None:
+        store.data.metadata_dict = {**(store.data.metadata_dict or {}), KEY: {KEY: line}}
+
+    def dimensions() -> set[int]:
+        return {len(vector) for vector in store.data.embedding_dict.values()}
+
+    return Slot(read, write, dimensions, lambda: not store.data.embedding_dict)
+
+
 def _chroma(collection: Any) -> Slot:
     def write(line: str) -> None:
         # Chroma refuses to hear again which distance it uses, even the same one.
@@ -91,30 +126,10 @@ def _chroma(collection: Any) -> Slot:
         vectors = collection.get(limit=1, include=["embeddings"])["embeddings"]
         return {len(vector) for vector in vectors}
 
-    return Slot(lambda: (collection.metadata or {}).get(KEY), write, dimensions)
+    def empty() -> bool:
+        return int(collection.count()) == 0
 
-
-def _qdrant(store: Any) -> Slot:
-    if store.client is None:
-        raise ConfigError("the store has only an asynchronous Qdrant client: give it a synchronous one too")
-    return qdrant_slot(store.client, store.collection_name)
-
-
-def qdrant_slot(client: Any, name: str) -> Slot:
-    """Return the slot that is in the metadata of a Qdrant collection."""
-
-    def metadata() -> dict[str, Any]:
-        return dict(getattr(client.get_collection(name).config, "metadata", None) or {})
-
-    def write(line: str) -> None:
-        client.update_collection(collection_name=name, metadata={**metadata(), KEY: line})
-
-    def dimensions() -> set[int]:
-        vectors = client.get_collection(name).config.params.vectors
-        named = vectors.values() if isinstance(vectors, dict) else [vectors]  # one is not in a dictionary
-        return {vector.size for vector in named if vector is not None}
-
-    return Slot(lambda: metadata().get(KEY), write, dimensions)
+    return Slot(lambda: (collection.metadata or {}).get(KEY), write, dimensions, empty)
 
 
 def _lance(table: Any) -> Slot:
@@ -139,110 +154,52 @@ def _lance(table: Any) -> Slot:
         size = getattr(vectors().type, "list_size", 0)
         return {size} if size > 0 else set()
 
-    return Slot(read, write, dimensions)
-
-
-def _pg_collection(store: Any) -> Slot:
-    if store.async_mode:
-        raise ConfigError("this PGVector store is asynchronous: stamp the collection through a synchronous one")
-
-    def read() -> str | None:
-        with store._make_sync_session() as session:  # noqa: SLF001 - langchain-postgres has no public way
-            return (store.get_collection(session).cmetadata or {}).get(KEY)
-
-    def write(line: str) -> None:
-        with store._make_sync_session() as session:  # noqa: SLF001
-            collection = store.get_collection(session)
-            collection.cmetadata = {**(collection.cmetadata or {}), KEY: line}
-            session.commit()
-
-    def dimensions() -> set[int]:
-        with store._make_sync_session() as session:  # noqa: SLF001
-            rows = session.query(store.EmbeddingStore.embedding)
-            row = rows.filter_by(collection_id=store.get_collection(session).uuid).first()
-            return {len(row[0])} if row else set()
-
-    return Slot(read, write, dimensions)
-
-
-def _pg_llama_index(store: Any) -> Slot:
-    store._initialize()  # noqa: SLF001 - otherwise the table is made at the first add
-    table = store._table_class.__table__  # noqa: SLF001
-
-    def run(work: Callable[[Any], str | None]) -> str | None:
-        with store._engine.begin() as connection:  # noqa: SLF001
-            return work(connection)
-
-    return comment_slot(run, table.name, table.schema)
-
-
-def _pg_langchain(store: Any) -> Slot:
-    inner, engine = store._PGVectorStore__vs, store._engine  # noqa: SLF001 - it has no public way to the table's name
-
-    async def begin(work: Callable[[Any], str | None]) -> Any:
-        async with engine._pool.begin() as connection:  # noqa: SLF001
-            return await connection.run_sync(work)
-
-    return comment_slot(lambda work: engine._run_as_sync(begin(work)), inner.table_name, inner.schema_name)  # noqa: SLF001
-
-
-_LINE = re.compile(rf"^{KEY}: (\{{.*\}})$", re.MULTILINE)
-
-
-def comment_slot(run: Callable[[Callable[[Any], str | None]], str | None], table: str, schema: str | None) -> Slot:
-    """Return the slot that is one line of a PostgreSQL table's comment, beside what else stands there.
-
-    Args:
-        run: does work with a SQLAlchemy connection, in a transaction.
-        table: its name.
-        schema: where it is not in the search path.
-    """
-
-    def text(connection: Any) -> str:
-        from sqlalchemy import inspect
-
-        return str(inspect(connection).get_table_comment(table, schema=schema)["text"] or "")
-
-    def read(connection: Any) -> str | None:
-        found = _LINE.search(text(connection))
-        return found[1] if found else None
-
-    def write(connection: Any, line: str) -> None:
-        from sqlalchemy import MetaData, Table
-        from sqlalchemy.schema import SetTableComment
-
-        others = _LINE.sub("", text(connection)).strip()
-        comment = f"{others}\n{KEY}: {line}".lstrip()
-        connection.execute(SetTableComment(Table(table, MetaData(), schema=schema, comment=comment)))
-
-    def sizes(connection: Any) -> str:
-        from sqlalchemy import text as sql
-
-        name = f'{schema}"."{table}' if schema else table
-        query = sql(
-            "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(:name) AND atttypmod > 0 "
-            "AND NOT attisdropped AND atttypid IN (SELECT oid FROM pg_type WHERE typname IN ('vector', 'halfvec'))"
-        )
-        return ",".join(str(row[0]) for row in connection.execute(query, {"name": f'"{name}"'}))
-
-    def dimensions() -> set[int]:
-        return {int(size) for size in (run(sizes) or "").split(",") if size}
-
-    return Slot(lambda: run(read), lambda line: (run(lambda connection: write(connection, line)), None)[1], dimensions)
+    return Slot(read, write, dimensions, lambda: int(table.count_rows()) == 0)
 
 
 _KINDS: dict[tuple[str, str], Callable[[Any], Slot]] = {
     ("langchain_chroma", "Chroma"): lambda store: _chroma(store._collection),  # noqa: SLF001
     ("chromadb", "Collection"): _chroma,
-    ("langchain_qdrant", "QdrantVectorStore"): _qdrant,
-    ("langchain_postgres", "PGVector"): _pg_collection,
-    ("langchain_postgres", "PGVectorStore"): _pg_langchain,
+    ("langchain_qdrant", "QdrantVectorStore"): lambda store: qdrant_slot(store.client, store.collection_name),
+    ("langchain_postgres", "PGVector"): pgvector_slot,
+    ("langchain_postgres", "PGVectorStore"): pg_langchain,
     ("langchain_community", "LanceDB"): lambda store: _lance(store.get_table()),
     ("langchain_community", "FAISS"): _faiss,
+    ("langchain_community", "SQLiteVec"): lambda store: sqlite_slot(store._connection, store._table),  # noqa: SLF001
+    ("langchain_community", "DuckDB"): lambda store: duckdb_slot(store._connection, store._table_name),  # noqa: SLF001
+    ("langchain_community", "OpenSearchVectorSearch"): lambda store: search_engine_slot(store.client, store.index_name),
+    ("langchain_elasticsearch", "ElasticsearchStore"): lambda store: search_engine_slot(
+        store.client,
+        store._store.index,  # noqa: SLF001
+    ),
+    ("langchain_milvus", "Milvus"): lambda store: milvus_slot(store.client, store.collection_name),
+    ("langchain_redis", "RedisVectorStore"): lambda store: redis_slot(store.index.client, store.index.name),
     ("lancedb", "Table"): _lance,
+    ("redisvl", "SearchIndex"): lambda index: redis_slot(index.client, index.name),
     ("llama_index", "ChromaVectorStore"): lambda store: _chroma(store.client),
-    ("llama_index", "QdrantVectorStore"): _qdrant,
-    ("llama_index", "PGVectorStore"): _pg_llama_index,
+    ("llama_index", "QdrantVectorStore"): lambda store: qdrant_slot(store.client, store.collection_name),
+    ("llama_index", "PGVectorStore"): pg_llama_index,
     ("llama_index", "LanceDBVectorStore"): lambda store: _lance(store.table),
     ("llama_index", "FaissVectorStore"): _faiss,
+    ("llama_index", "SimpleVectorStore"): _simple,
+    ("llama_index", "MilvusVectorStore"): lambda store: milvus_slot(store.client, store.collection_name),
+    ("llama_index", "DuckDBVectorStore"): lambda store: duckdb_slot(store.client, store.table_name),
+    ("llama_index", "RedisVectorStore"): lambda store: redis_slot(store._index.client, store.index_name),  # noqa: SLF001
+    ("llama_index", "ElasticsearchStore"): lambda store: search_engine_slot(store.client, store.index_name),
+    ("llama_index", "OpensearchVectorStore"): lambda store: search_engine_slot(
+        store.client._os_client,  # noqa: SLF001
+        store.client._index,  # noqa: SLF001
+    ),
+}
+
+_CLIENTS: dict[tuple[str, str], Callable[[Any, str], Slot]] = {
+    ("qdrant_client", "QdrantClient"): qdrant_slot,
+    ("sqlalchemy", "Engine"): pg_slot,
+    ("sqlite3", "Connection"): sqlite_slot,
+    ("_duckdb", "DuckDBPyConnection"): duckdb_slot,
+    ("duckdb", "DuckDBPyConnection"): duckdb_slot,
+    ("pymilvus", "MilvusClient"): milvus_slot,
+    ("redis", "Redis"): redis_slot,
+    ("elasticsearch", "Elasticsearch"): search_engine_slot,
+    ("opensearchpy", "OpenSearch"): search_engine_slot,
 }

@@ -11,7 +11,7 @@ from ..core.encoder import Encoder, HoldsEncoder, held_encoder
 from ..errors import ConfigError, SpaceMismatchError
 from .slots import KEY, find_slot
 
-__all__ = ["check_stamp", "check_store", "read_stamp", "stamp_store"]
+__all__ = ["check_or_stamp", "check_stamp", "check_store", "read_stamp", "stamp_store"]
 
 _DOCUMENTS = ("model", "revision", "dimensions", "pooling", "variant")
 _STAMPED = (*_DOCUMENTS, "query_instruction")
@@ -26,9 +26,12 @@ def stamp_store(store: Any, encoder: Stamped, *, replace: bool = False) -> dict[
     """Write the encoder's stamp into a vector store.
 
     Args:
-        store: of LangChain or LlamaIndex over Chroma, Qdrant, pgvector or LanceDB; a Chroma collection or LanceDB
-            table; or the folder in which a FAISS index was saved (the stamp becomes a file beside it). Collection and
-            table have to exist: LlamaIndex makes some at the first ``add``.
+        store: of LangChain or LlamaIndex over Chroma, Qdrant, pgvector, LanceDB, Milvus, Redis, DuckDB, Elasticsearch,
+            OpenSearch or sqlite-vec; LlamaIndex's ``SimpleVectorStore`` (``persist`` saves the stamp); a Chroma
+            collection, LanceDB table or redisvl index; a pair of a client and the name of a collection, table or index
+            (``QdrantClient``, ``MilvusClient``, ``Redis``, ``Elasticsearch``, ``OpenSearch``, SQLAlchemy's ``Engine``,
+            a connection of DuckDB or sqlite3); or the folder in which a FAISS index was saved (the stamp becomes a file
+            beside it). Collection and table have to exist: LlamaIndex makes some at the first ``add``.
         encoder: an encoder, an adapter of LangChain or LlamaIndex that holds one, or a stamp.
         replace: overwrite the stamp of another space, once the documents are embedded anew.
 
@@ -87,6 +90,19 @@ def check_store(store: Any, encoder: Stamped) -> dict[str, Any]:
         )
     check_stamp(written, encoder)
     return written
+
+
+def check_or_stamp(store: Any, encoder: Stamped) -> dict[str, Any]:
+    """Check a store as ``check_store`` does, and stamp one that holds nothing yet.
+
+    Raises:
+        SpaceMismatchError: as ``check_store`` does.
+        ConfigError: the store holds rows and has no stamp.
+    """
+    slot = find_slot(store)
+    if slot.read() is None and slot.empty():
+        return stamp_store(store, encoder)
+    return check_store(store, encoder)
 
 
 def check_stamp(written: Mapping[str, Any], encoder: Stamped) -> None:

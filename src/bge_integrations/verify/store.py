@@ -78,8 +78,9 @@ def verify_store(store: Any, encoder: Encoder | HoldsEncoder, *, sample: int = 3
     """Embed some of a store's texts again and compare with the vectors that it holds.
 
     Args:
-        store: of LangChain or LlamaIndex over Chroma, Qdrant, LanceDB, FAISS or pgvector (LangChain's
-            ``PGVectorStore``); a Chroma collection, a LanceDB table, or ``(QdrantClient, collection)``.
+        store: of LangChain or LlamaIndex over Chroma, Qdrant, LanceDB, pgvector or FAISS (LangChain's); a Chroma
+            collection, a LanceDB table, the folder of a saved FAISS index (a ``Path``, or that of one index in it),
+            ``(QdrantClient, collection)`` or ``(sqlalchemy.Engine, table)``.
         encoder: of the model whose vectors they should be, or an adapter that holds one.
         sample: rows to look at, spread over the store.
 

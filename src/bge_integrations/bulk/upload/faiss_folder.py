@@ -14,6 +14,7 @@ import numpy as np
 from ...core.files import PARTIAL
 from ...errors import ConfigError
 from ...extras import require
+from ...stamps.faiss_folder import langchain_texts
 from ...stamps.slots import KEY
 from .target import Batch, Place, check_dimensions
 
@@ -22,19 +23,6 @@ TAKES = ("path",)
 PACKAGES = {"faiss": "faiss-cpu", "langchain_community": "langchain-community"}
 MARKS: tuple[str, ...] = ("*.faiss", f"{KEY}.json")
 SPARSE = False
-_KNOWN = {
-    ("langchain_community.docstore.in_memory", "InMemoryDocstore"),
-    ("langchain_core.documents.base", "Document"),
-}
-
-
-class _Texts(pickle.Unpickler):
-    """Reads what LangChain saved and nothing else, since a pickle may run anything."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it holds a {module}.{name}")
-        return super().find_class(module, name)
 
 
 class _Target:
@@ -105,9 +93,8 @@ def open_target(place: Place) -> Iterator[_Target]:
 def _read(faiss: Any, folder: Path, place: Place) -> _Target:
     try:
         index = faiss.read_index(str(folder / f"{place.collection}.faiss"))
-        with (folder / f"{place.collection}.pkl").open("rb") as file:
-            texts, ids = _Texts(file).load()
-        documents, ids = dict(texts._dict), [ids[i] for i in range(index.ntotal)]  # noqa: SLF001
+        documents, held = langchain_texts(folder / f"{place.collection}.pkl")
+        ids = [held[i] for i in range(index.ntotal)]
     except (OSError, pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"the index in {str(folder)!r} cannot be read ({error}): name an empty folder") from error
     check_dimensions(index.d, place)

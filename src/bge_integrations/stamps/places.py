@@ -1,0 +1,153 @@
+"""Stores named by one line, such as ``chroma:PATH/NAME``: what ``bge verify --store`` and ``open_store`` take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import BGEError, ConfigError
+from ..extras import require
+from .databases import is_collection
+from .faiss_folder import find_index
+
+__all__ = ["KINDS", "StorePlace", "parse_place"]
+
+KINDS = {
+    "chroma": "chroma:PATH_OR_URL/COLLECTION",
+    "qdrant": "qdrant:PATH_OR_URL/COLLECTION",
+    "lancedb": "lancedb:PATH_OR_URL/TABLE",
+    "faiss": "faiss:FOLDER/INDEX",
+    "pgvector": "pgvector:postgresql://USER@HOST/DATABASE/TABLE",
+}
+
+
+class StorePlace(NamedTuple):
+    """A store that was named.
+
+    Attributes:
+        kind: a key of ``KINDS``.
+        place: a folder or an address.
+        name: of the collection, table or index.
+    """
+
+    kind: str
+    place: str
+    name: str
+
+    @property
+    def shown(self) -> str:
+        """The place without the password that may be in it."""
+        return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", self.place)
+
+    def opened(self, work: Callable[[], Any]) -> Any:
+        """Return what ``work`` returns.
+
+        Raises:
+            ConfigError: the store's own package failed: no server, no such collection.
+        """
+        try:
+            return work()
+        except BGEError:
+            raise
+        except Exception as error:
+            told = " ".join(str(error).replace(self.place, self.shown).split())
+            password = re.search(r"://[^:/@]*:([^@/]+)@", self.place)
+            told = told.replace(password[1], "***") if password else told
+            raise ConfigError(f"{self.kind} cannot open {self.name!r} in {self.shown!r}: {told[:300]}") from error
+
+    def client(self) -> Any:
+        """Return the client of the store: Chroma's, Qdrant's, a LanceDB connection, an SQLAlchemy engine; FAISS: None.
+
+        Raises:
+            ConfigError: it cannot be made.
+            MissingExtraError: the store's package is not installed.
+        """
+        return self.opened(lambda: _CLIENTS[self.kind](self.place))
+
+    def stamped(self, client: Any) -> Any:
+        """Return what bears the stamp, as ``stamp_store`` and ``verify_store`` take it; it has to be there.
+
+        Raises:
+            ConfigError: there is no such collection, table or index, or no server.
+        """
+        return self.opened(lambda: _STAMPED[self.kind](client, self))
+
+
+def parse_place(named: str) -> StorePlace:
+    """Return the kind, place and name of ``KIND:PLACE/NAME``.
+
+    Raises:
+        ConfigError: no such kind, or no such folder.
+    """
+    kind, _, rest = named.partition(":")
+    place, _, name = rest.rpartition("/")
+    if kind not in KINDS or not place or not name:
+        raise ConfigError(f"a store is named {', '.join(KINDS.values())}; not {named!r}")
+    if kind == "pgvector" and not place.startswith(("postgresql", "postgres")):
+        raise ConfigError(f"pgvector is named {KINDS[kind]}, not {named!r}")
+    if "://" not in place and not Path(place).is_dir():
+        raise ConfigError(f"{place!r} is no folder")
+    return StorePlace(kind, place, name)
+
+
+def _chroma(place: str) -> Any:
+    chromadb = require("chromadb", install="chromadb")
+    if "://" not in place:
+        return chromadb.PersistentClient(place)
+    from urllib.parse import urlsplit
+
+    url = urlsplit(place)
+    ssl = url.scheme == "https"
+    return chromadb.HttpClient(host=url.hostname or "localhost", port=url.port or (443 if ssl else 8000), ssl=ssl)
+
+
+def _qdrant(place: str) -> Any:
+    client = require("qdrant_client", install="qdrant-client").QdrantClient
+    return client(url=place) if "://" in place else client(path=place)
+
+
+def _lancedb(place: str) -> Any:
+    return require("lancedb", install="lancedb").connect(place)
+
+
+def _pgvector(place: str) -> Any:
+    sqlalchemy = require("sqlalchemy", install="sqlalchemy")
+    require("psycopg", install="'psycopg[binary]'")
+    url = sqlalchemy.make_url(re.sub(r"^postgres:", "postgresql:", place))
+    return sqlalchemy.create_engine(url.set(drivername="postgresql+psycopg"))
+
+
+_CLIENTS: dict[str, Callable[[str], Any]] = {
+    "chroma": _chroma,
+    "qdrant": _qdrant,
+    "lancedb": _lancedb,
+    "pgvector": _pgvector,
+    "faiss": lambda _: None,
+}
+
+
+def _qdrant_collection(client: Any, where: StorePlace) -> Any:
+    client.get_collection(where.name)
+    return client, where.name
+
+
+def _pg_table(engine: Any, where: StorePlace) -> Any:
+    from sqlalchemy import inspect
+
+    with engine.connect() as connection:
+        if not inspect(connection).has_table(where.name) and not is_collection(connection, where.name):
+            raise ConfigError(
+                f"no table or collection {where.name!r} in {where.shown!r}; LlamaIndex puts data_ in front of names"
+            )
+    return engine, where.name
+
+
+_STAMPED: dict[str, Callable[[Any, StorePlace], Any]] = {
+    "chroma": lambda client, where: client.get_collection(where.name),
+    "qdrant": _qdrant_collection,
+    "lancedb": lambda client, where: client.open_table(where.name),
+    "pgvector": _pg_table,
+    "faiss": lambda _, where: find_index(Path(where.place), where.name),
+}
