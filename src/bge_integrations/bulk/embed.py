@@ -43,8 +43,9 @@ def embed_files(
     input stands twice in the shards.
 
     Args:
-        inputs: files, globs or folders (JSON lines, CSV, TSV, Parquet, text; also packed by gzip, bzip2, xz, zstd), or
-            ``"-"`` for JSON lines on standard input. A text file is one row with the fields text and path.
+        inputs: files, globs or folders (JSON lines, CSV, TSV, Parquet, text; also packed by gzip, bzip2, xz, zstd),
+            URLs of these (``s3://``, ``gs://``, ``hf://``, ``https://``), or ``"-"`` for JSON lines on standard input.
+            A text file is one row with the fields text and path.
         folder: of the shards ``part-000000.parquet``, which pandas, pyarrow, DuckDB and ``datasets`` read as one
             table, ``.manifest.jsonl`` and ``.errors.jsonl``.
         encoder: what embeds; its stamp goes into each shard's schema.

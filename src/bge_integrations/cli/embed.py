@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge embed``."""
     kinds = "JSON lines, CSV, TSV, Parquet or text, with --chunk also code, HTML and PDF; also .gz, .bz2, .xz, .zst"
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help=f"file, glob or folder ({kinds}); - is JSON lines on standard input"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help=f"file, glob or folder ({kinds}), or its URL (s3://, gs://, hf://, https://); - is JSON lines on standard "
+        "input",
     )
     parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="for the shards; a job there is resumed")
     parser.add_argument(
