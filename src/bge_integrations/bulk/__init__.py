@@ -1,9 +1,9 @@
 """Embed any number of rows into files, in bounded memory, so that a killed job is resumed."""
 
 from .duplicates import Duplicate, DuplicateGroup, near_duplicates
+from .embed import embed_files
 from .folder import read_shards, stamp_of
 from .hybrid import Hybrid
-from .job import embed_files
 from .part import Part, SparseRows
 from .plan import Plan, estimate, plan_files
 from .report import Report

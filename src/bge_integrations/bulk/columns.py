@@ -10,7 +10,7 @@ from ..errors import ConfigError, warn
 from .formats import Format, need_pyarrow
 from .readers import check_columns, read_fields
 from .rows import JSON, Columns, RowParser
-from .sources import LINES, STDIN, BytesRead, input_kind
+from .sources import LINES, STDIN, BytesRead, input_kind, open_seekable
 
 __all__ = ["kept_kinds", "place_kinds"]
 
@@ -60,7 +60,8 @@ def place_kinds(places: Sequence[str], format: Format = "parquet") -> tuple[Any,
 def _schema(file: str, columns: Columns) -> Any:
     parquet = need_pyarrow()
     try:
-        schema = parquet.read_schema(file)
+        with open_seekable(file) as (source, _):
+            schema = parquet.read_schema(source)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file!r} cannot be read: {error}") from error
     check_columns(file, schema.names, columns)

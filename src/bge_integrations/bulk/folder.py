@@ -32,7 +32,7 @@ __all__ = [
 # Names that begin with a dot are no data to pyarrow, pandas, Spark and datasets, which read the folder as a table.
 MANIFEST, ERRORS = ".manifest.jsonl", ".errors.jsonl"
 _OLD = ("manifest.jsonl", "errors.jsonl")  # until version 0.1
-SHARD = re.compile(r"part-\d{6,}(\.parquet|\.npy|\.jsonl)")
+SHARD = re.compile(r"part-(\d{6,})(\.parquet|\.npy|\.jsonl)")
 _MANY = 1 << 30
 _NOTED = {"bytes", "digest", "errors", "errors_bytes", "rows"}
 Line = dict[str, Any]

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.encoder import Vectors
-from ..core.files import PARTIAL
 from ..errors import ConfigError
 from ..extras import require
 from ..stamps.slots import KEY
+from .disk import write_whole
 from .part import Part, SparseRows
 from .rows import RESERVED, Columns, Row
 
@@ -33,6 +30,7 @@ __all__ = [
     "need_pyarrow",
     "parquet_stamp",
     "read_part",
+    "shard_parts",
 ]
 
 Format = Literal["parquet", "numpy", "jsonl"]
@@ -77,8 +75,16 @@ class ShardFormat(ABC):
         """
 
     @abstractmethod
-    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool) -> Iterator[Part]:
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool, exact: bool) -> Iterator[Part]:
         """Yield a shard in pieces of at most ``size`` rows, of which only what is wanted is read."""
+
+    @abstractmethod
+    def stored(self, values: list[Any], kind: Any) -> list[Any]:
+        """Return values of a kept column as they are read from a shard, exactly.
+
+        Raises:
+            ValueError: or TypeError or OverflowError: the shards' type does not hold one of them.
+        """
 
 
 class _Parquet(ShardFormat):
@@ -97,9 +103,9 @@ class _Parquet(ShardFormat):
             squeezed |= {f"{name}.list.element": "zstd" for name in (_IDS, _WEIGHTS)}
             for name, numbers in ((_IDS, sparse.indices), (_WEIGHTS, sparse.values)):
                 table = table.append_column(*_lists(name, sparse.starts, numbers))
-        _write_whole(path, lambda file: parquet.write_table(table, file, **options))
+        write_whole(path, lambda file: parquet.write_table(table, file, **options))
 
-    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool) -> Iterator[Part]:
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool, exact: bool) -> Iterator[Part]:
         parquet = need_pyarrow()
         wanted = {"embedding": vectors, _IDS: sparse, _WEIGHTS: sparse}
         with parquet.ParquetFile(path, memory_map=True) as file:
@@ -108,13 +114,21 @@ class _Parquet(ShardFormat):
                 columns = {name: batch.column(name) for name in names}
                 numbers = _numbers(columns.pop("embedding")) if vectors else _NONE
                 found = _sparse_rows(columns.pop(_IDS), columns.pop(_WEIGHTS)) if _IDS in columns else None
-                yield _part({name: _python(column) for name, column in columns.items()}, numbers, found)
+                plain = {name: _python(column, exact=exact) for name, column in columns.items()}
+                yield _part(plain, numbers, found)
+
+    def stored(self, values: list[Any], kind: Any) -> list[Any]:
+        import pyarrow as pa
+
+        return _python(pa.array(values, kind or pa.string()), exact=True)
 
 
-def _python(column: Any) -> list[Any]:
-    """Return Python's values of an Arrow column; of nanoseconds, which these do not hold, whole microseconds."""
+def _python(column: Any, *, exact: bool) -> list[Any]:
+    """Return Python's values of an Arrow column; of nanoseconds, which these do not hold, microseconds or the count."""
     if getattr(column.type, "unit", "") == "ns":
-        column = column.cast(_microseconds(column.type), safe=False)
+        import pyarrow as pa
+
+        column = column.cast(pa.int64()) if exact else column.cast(_microseconds(column.type), safe=False)
     values: list[Any] = column.to_pylist()
     return values
 
@@ -172,14 +186,15 @@ class _Numpy(ShardFormat):
         self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents, sparse: SparseRows | None = None
     ) -> None:
         keep = contents.columns.keep
-        _write_whole(path.with_suffix(ROWS), lambda file: file.writelines(_line(row, keep) for row in rows))
+        write_whole(path.with_suffix(ROWS), lambda file: file.writelines(_line(row, keep) for row in rows))
         if sparse is not None:
             arrays: Any = {"indices": sparse.indices, "indptr": sparse.starts, "data": sparse.values}
             about: Any = {"format": np.array("csr"), "shape": np.array([len(sparse), contents.stamp["vocabulary"]])}
-            _write_whole(path.with_suffix(SPARSE), lambda file: np.savez(file, **about, **arrays))
-        _write_whole(path, lambda file: np.save(file, vectors))
+            write_whole(path.with_suffix(SPARSE), lambda file: np.savez(file, **about, **arrays))
+        write_whole(path, lambda file: np.save(file, vectors))
 
-    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool) -> Iterator[Part]:
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool, exact: bool) -> Iterator[Part]:
+        del exact  # JSON's values are exact
         numbers = np.load(path, mmap_mode="r")
         lines = _lines(path.with_suffix(ROWS)) if rows else iter(())
         found = _load_sparse(path.with_suffix(SPARSE)) if sparse else None
@@ -190,6 +205,9 @@ class _Numpy(ShardFormat):
                 np.asarray(part, np.float32) if vectors else _NONE,
                 found and found.part(first, first + len(part)),
             )
+
+    def stored(self, values: list[Any], kind: Any) -> list[Any]:
+        return _through_json(values, kind)
 
 
 def _load_sparse(path: Path) -> SparseRows | None:
@@ -210,9 +228,10 @@ class _JsonLines(ShardFormat):
         for fields, (ids, weights) in zip(numbers, sparse or (), strict=sparse is not None):
             fields |= {_IDS: ids, _WEIGHTS: weights}
         lines = (_line(row, keep, fields) for row, fields in zip(rows, numbers, strict=True))
-        _write_whole(path, lambda file: file.writelines(lines))
+        write_whole(path, lambda file: file.writelines(lines))
 
-    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool) -> Iterator[Part]:
+    def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool, exact: bool) -> Iterator[Part]:
+        del exact
         lines = _lines(path)
         while part := list(islice(lines, size)):
             numbers = [row.pop("embedding") for row in part]
@@ -222,6 +241,17 @@ class _JsonLines(ShardFormat):
                 np.array(numbers, np.float32) if vectors else _NONE,
                 SparseRows.from_lists(ids, weights) if sparse and ids else None,
             )
+
+    def stored(self, values: list[Any], kind: Any) -> list[Any]:
+        return _through_json(values, kind)
+
+
+def _through_json(values: list[Any], kind: Any) -> list[Any]:
+    import orjson
+
+    del kind  # a line of JSON holds any
+    found: list[Any] = orjson.loads(orjson.dumps(values, default=str, option=orjson.OPT_SERIALIZE_NUMPY))
+    return found
 
 
 def _line(row: Row, keep: Sequence[str], numbers: Mapping[str, Any] | None = None) -> bytes:
@@ -252,7 +282,7 @@ FORMATS: dict[Format, ShardFormat] = {"parquet": _Parquet(), "numpy": _Numpy(), 
 
 
 def read_part(
-    path: Path, size: int, *, rows: bool = True, vectors: bool = True, sparse: bool = False
+    path: Path, size: int, *, rows: bool = True, vectors: bool = True, sparse: bool = False, exact: bool = False
 ) -> Iterator[Part]:
     """Yield a shard in pieces of at most ``size`` rows, so that one of any size needs little memory.
 
@@ -262,6 +292,7 @@ def read_part(
         rows: read ids, texts and kept columns; else they are empty.
         vectors: read vectors; else their shape is (0, 0).
         sparse: read sparse vectors, where there are any.
+        exact: kept values as they were written: of nanoseconds, which Python's types do not hold, the count.
 
     Raises:
         ConfigError: the shard cannot be read.
@@ -269,7 +300,7 @@ def read_part(
     """
     reader = next(each for each in FORMATS.values() if each.ending == path.suffix)
     try:
-        yield from reader.read(path, size, rows=rows, vectors=vectors, sparse=sparse)
+        yield from reader.read(path, size, rows=rows, vectors=vectors, sparse=sparse, exact=exact)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -298,6 +329,12 @@ def parquet_stamp(path: Path) -> dict[str, Any] | None:
     return dict(json.loads(line)) if line else None
 
 
+def shard_parts(path: Path) -> list[Path]:
+    """Return the files that a shard may consist of, the one that it is named after last."""
+    beside = [path.with_suffix(ROWS), path.with_suffix(SPARSE)] if path.suffix == _Numpy.ending else []
+    return [*beside, path]
+
+
 def need_pyarrow() -> Any:
     """Return ``pyarrow.parquet``.
 
@@ -305,29 +342,3 @@ def need_pyarrow() -> Any:
         MissingExtraError: pyarrow is not installed.
     """
     return require("pyarrow.parquet", extra="bulk", purpose="Parquet")
-
-
-def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a name of its own, and rename it when all of it is on the disk."""
-    partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}-{path.name}.partial")
-    try:
-        with partial.open("xb") as file:  # "x" follows no link
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync(path.parent)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

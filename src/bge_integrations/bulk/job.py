@@ -14,13 +14,13 @@ import numpy as np
 from ..catalog.records import OutputName
 from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning, warn
-from .chunking import Chunker, chunker_for
+from .chunking import Chunker
 from .columns import kept_kinds, place_kinds
 from .folder import Record, read_manifest
 from .formats import FORMATS, Contents, Format, need_pyarrow
 from .manifest import Manifest, check_ours
 from .part import SparseRows
-from .pipeline import Embedded, EncoderShards, OnError, ShardEmbedder, embed_shards, stopped_at, with_sparse
+from .pipeline import Embedded, OnError, ShardEmbedder, embed_shards, stopped_at, with_sparse
 from .readers import read_rows
 from .report import Report
 from .rows import Columns, Row, RowParser, Shard, cut_shards
@@ -34,74 +34,13 @@ _HOPELESS = 100  # rows, none of them good, in the first shard: the wrong column
 OnProgress = Callable[[Report], None]
 
 
-def embed_files(
-    inputs: str | Sequence[str],
-    folder: str | Path,
-    encoder: Encoder,
-    *,
-    columns: Columns | None = None,
-    shard_rows: int = SHARD_ROWS,
-    format: Format = "parquet",
-    half: bool = False,
-    outputs: Sequence[OutputName] = ("dense",),
-    chunk: int | None = None,
-    overlap: int = 0,
-    on_error: OnError = "record",
-    on_shard: OnProgress | None = None,
-    on_progress: OnProgress | None = None,
-    on: Callable[..., ShardEmbedder] = EncoderShards,
-) -> Report:
-    """Embed the rows of files as documents into shards; the same call again resumes.
-
-    Killed at any moment and called again, on the same machine, the folder ends with the bytes of an undisturbed run.
-    At most three shards of rows and their vectors are in memory. Rows are not compared: one that stands twice in the
-    input stands twice in the shards.
-
-    Args:
-        inputs: files, globs or folders (JSON lines, CSV, TSV, Parquet, text; also packed by gzip, bzip2, xz, zstd), or
-            ``"-"`` for JSON lines on standard input. A text file is one row with the fields text and path.
-        folder: of the shards ``part-000000.parquet``, which pandas, pyarrow, DuckDB and ``datasets`` read as one
-            table, ``.manifest.jsonl`` and ``.errors.jsonl``.
-        encoder: what embeds; its stamp goes into each shard's schema.
-        columns: which columns are text, id and kept. Kept numbers and booleans keep their type where all inputs agree;
-            other values become strings (JSON where they are none).
-        shard_rows: rows of the input per shard; fewer where they come to 64 million characters.
-        format: ``"numpy"`` writes ``.npy`` with a ``.rows.jsonl`` beside it, ``"jsonl"`` a line for each row.
-        half: float16 instead of float32, for dense vectors.
-        outputs: ``("dense", "sparse")`` writes sparse vectors as well, from the same forward pass: columns
-            ``sparse_indices`` (token ids, ascending) and ``sparse_values``; beside an ``.npy`` a ``.sparse.npz``, which
-            ``scipy.sparse.load_npz`` reads.
-        chunk: split every text into chunks of at most so many tokens, special tokens included: Markdown, HTML and RST
-            at headings, PDF at pages, code at functions and classes, and what is still longer at paragraphs, lines,
-            sentences and words. Code (``.py``, ``.js``, ...), HTML and PDF are then read as well. Each chunk is a row:
-            its id is that of the whole (a document's path) with ``#1``, ``#2``, ..., and the columns ``path``,
-            ``position`` (of its first character in the text), ``heading`` (with those above it) and ``page`` (of a PDF)
-            are kept.
-        overlap: tokens, in whole words, that a chunk may repeat of the one before it under the same heading.
-        on_error: note rows that cannot be embedded in ``.errors.jsonl``, or stop at the first.
-        on_shard: called after each shard.
-        on_progress: called as rows are finished, from the encoder's thread, and as finished shards are passed over.
-        on: makes what embeds the shards; ``partial(RayShards, workers=8)`` of ``bge_integrations.ray`` has it done by
-            a Ray cluster.
-
-    Raises:
-        ConfigError: the model gives no such output, an input cannot be read or has changed, another job's shards lie in
-            the folder, another process is at work there, or the disk is full. Finished shards stay.
-        SpaceMismatchError: the folder holds vectors of another space.
-        InputError: a bad row and ``on_error="stop"``, or not one good row among the first.
-        HostError: the host failed; finished shards stay.
-    """
-    chunker = chunker_for(encoder, chunk, overlap)
-    job = _Job(
-        inputs, Path(folder), encoder, columns or Columns(), shard_rows, format, half, outputs, on_error, chunker
-    )
-    job.watch(on_shard, on_progress)
-    job.run(on)
-    job.warn()
-    return job.report
+class InputsChangedError(ConfigError):
+    """The inputs of a job that is resumed are others now."""
 
 
-class _Job:
+class Job:
+    """Rows of the inputs into the shards of a folder; the arguments are those of ``embed_files``."""
+
     def __init__(
         self,
         inputs: str | Sequence[str],
@@ -122,16 +61,16 @@ class _Job:
         self.format, self.chunk = format, chunk
         self.files = find_inputs(inputs, besides=folder, documents=chunk is not None)
         self.inputs = fingerprint(self.files)
-        self.parser = self._make_parser(columns, read_manifest(folder))
+        self.parser = self.make_parser(columns, read_manifest(folder))
         named = columns.id is not None or self.parser.named
         written = replace(columns, keep=(*columns.keep, *self.parser.places))
         kinds = (*self.parser.kinds, *place_kinds(self.parser.places, format))
         self.contents = Contents(written, encoder.stamp(sparse=self.sparse), half, kinds, named)
         self.report = Report(bytes=None if STDIN in self.files else self.inputs["bytes"])
-        self._ids = array("q")
+        self.ids = array("q")
         self.watch(None, None)
 
-    def _make_parser(self, columns: Columns, record: Record | None) -> RowParser:
+    def make_parser(self, columns: Columns, record: Record | None) -> RowParser:
         """Return what makes rows, in a folder of version 0.1 as that did: types as strings, text files whole."""
         kinds = kept_kinds(self.files, columns, self.format)
         blank, named = self.encoder.blank == "keep", any(input_kind(file) in TEXTS for file in self.files)
@@ -147,7 +86,8 @@ class _Job:
         return RowParser(columns, kinds, blank=blank, split=split, named=named)
 
     def watch(self, on_shard: OnProgress | None, on_progress: OnProgress | None) -> None:
-        self._on_shard, self._on_progress = on_shard, on_progress
+        """Set what is called after each shard, and as rows are finished."""
+        self.on_shard, self._on_progress = on_shard, on_progress
 
     def described(self) -> dict[str, Any]:
         """Return all that decides the bytes of the shards."""
@@ -167,66 +107,77 @@ class _Job:
         return {"inputs": self.inputs, "options": options, "stamp": self.contents.stamp}
 
     def run(self, on: Callable[..., ShardEmbedder]) -> None:
-        with _explain(self.folder):
+        """Embed what is not in the folder yet."""
+        with explain(self.folder):
             manifest = Manifest(self.folder, self.described())
-        with manifest, on(self.encoder, **({"sparse": True} if self.sparse else {})) as embedder:
-            with closing(embed_shards(self._left(manifest), embedder, self.on_error, self._embedded)) as done:
+        with manifest:
+            self.embed_left(manifest, on)
+
+    def embedder(self, on: Callable[..., ShardEmbedder]) -> ShardEmbedder:
+        """Return what embeds the shards."""
+        return on(self.encoder, **({"sparse": True} if self.sparse else {}))
+
+    def embed_left(self, manifest: Manifest, on: Callable[..., ShardEmbedder]) -> None:
+        """Embed the shards that the manifest does not name."""
+        with self.embedder(on) as embedder:
+            with closing(embed_shards(self._left(manifest), embedder, self.on_error, self.embedded_rows)) as done:
                 for shard, embedded in done:
                     self._keep(manifest, Shard(shard.number, embedded.rows), embedded)
-            self._check_unchanged()
-            self.report.repeated = len(self._ids) - len(np.unique(np.asarray(self._ids)))
-            with _explain(self.folder):
+            self.check_unchanged()
+            self.report.repeated = len(self.ids) - len(np.unique(np.asarray(self.ids)))
+            with explain(self.folder):
                 manifest.end()
 
     def _keep(self, manifest: Manifest, shard: Shard, embedded: Embedded) -> None:
         writer, contents = FORMATS[self.format], replace(self.contents, stamp=manifest.job["stamp"])
         path = self.folder / f"part-{shard.number:06}{writer.ending}"
         dtype = np.float16 if contents.half else np.float32
-        with _explain(self.folder):
+        with explain(self.folder):
             sparse = None if embedded.sparse is None else SparseRows.of(embedded.sparse)
             writer.write(path, shard.good, np.ascontiguousarray(embedded.vectors, dtype), contents, sparse)
             if shard.number >= len(manifest.shards):
                 digest = self._digests.pop(shard.number)
                 line = {"file": path.name, "bytes": path.stat().st_size, "digest": digest}
-                counts = {"rows": len(shard.good), "errors": len(shard.bad)}
+                truncated = [int(i) for i in embedded.truncated]
+                counts = {"rows": len(shard.good), "errors": len(shard.bad), "truncated": truncated}
                 manifest.finish({**line, **counts}, [row.error() for row in shard.bad])
-        self.report.cut += embedded.truncated
         self._count(manifest.shards[shard.number])
-        if self._on_shard:
-            self._on_shard(self.report)
+        if self.on_shard:
+            self.on_shard(self.report)
 
     def _left(self, manifest: Manifest) -> Iterator[Shard]:
         """Read all rows, compare those of finished shards with what they were, and yield the rest."""
         self._digests: dict[int, str] = {}
         finished, number = list(manifest.shards), -1
-        for shard in cut_shards(self._rows(), self.shard_rows):
+        for shard in cut_shards(self.rows(), self.shard_rows):
             number, digest = shard.number, shard.digest()
             if number < len(finished) and finished[number]["digest"] != digest:
-                raise ConfigError(
+                raise InputsChangedError(
                     f"the rows of shard {number} in {str(self.folder)!r} are others now than when they were embedded: "
-                    "name another folder"
+                    "--update (update=True) brings them up to date, or name another folder"
                 )
             if manifest.holds(number):
                 self.report.resumed += 1
                 self.report.resumed_rows += len(shard.rows)
                 self._count(finished[number])
-                self._embedded(0)
+                self.embedded_rows(0)
                 continue
             self._check_hope(shard)
             self._digests[number] = digest
             yield shard
         if number + 1 < len(finished):
-            raise ConfigError(
+            raise InputsChangedError(
                 f"the inputs have rows for {number + 1} shards now, {str(self.folder)!r} holds {len(finished)}: they "
-                "have changed; name another folder"
+                "have changed; --update (update=True) brings them up to date, or name another folder"
             )
 
-    def _rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows of the inputs."""
         for row in read_rows(self.files, self.parser, self.report.tally):
             if row.reason and self.on_error == "stop":
                 raise stopped_at(row)
             if isinstance(row.id, str):
-                self._ids.append(hash(row.id))
+                self.ids.append(hash(row.id))
             self.report.read += 1
             yield row
 
@@ -238,7 +189,8 @@ class _Job:
                 f"{first.reason}): is it the right column?"
             )
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
+        """Refuse inputs that were changed while they were read."""
         if self.report.bytes is not None and fingerprint(self.files) != self.inputs:
             raise ConfigError("the inputs were changed while they were read: start anew in another folder")
 
@@ -246,16 +198,19 @@ class _Job:
         self.report.shards += 1
         self.report.rows += line["rows"] + line["errors"]
         self.report.errors += line["errors"]
+        self.report.cut += len(line.get("truncated", ()))
 
-    def _embedded(self, rows: int) -> None:
+    def embedded_rows(self, rows: int) -> None:
+        """Note rows that were embedded, and tell whoever watches."""
         self.report.embedded += rows
         if self._on_progress:
             self._on_progress(self.report)
 
     def warn(self) -> None:
+        """Warn of texts that were truncated, in this call or before."""
         report, card = self.report, self.encoder.card
         if report.cut:
-            told = f"{report.cut} of {report.embedded} texts are longer than the {card.max_tokens} tokens"
+            told = f"{report.cut} of {report.rows - report.errors} texts are longer than the {card.max_tokens} tokens"
             warn(f"{told} that {card.id!r} reads: the rest was truncated; split them to keep it", TruncationWarning)
 
 
@@ -271,7 +226,7 @@ def _check(shard_rows: int, format: str, on_error: str) -> None:
 
 
 @contextmanager
-def _explain(folder: Path) -> Iterator[None]:
+def explain(folder: Path) -> Iterator[None]:
     """Turn an error of the file system into one that says what stays."""
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import IO, Any, Self
 
 from ..core.files import PARTIAL
 from ..errors import ConfigError, SpaceMismatchError
+from .disk import append_lines, open_to_append, sync_folder
 from .folder import SHARD, Line, Record, parse_manifest, side_files
+from .staging import STAGING, Changes, Staging, finish_update
 
-__all__ = ["Manifest", "check_ours", "check_same"]
+__all__ = ["Manifest", "check_ours", "check_same", "same_inputs"]
 
 # Version 0.1 named unfinished files so.
 _OLD_PARTIAL = re.compile(r"part-\d{6,}(\.parquet|\.npy|\.rows\.jsonl|\.jsonl)\.partial")
@@ -27,48 +30,52 @@ class Manifest:
     Args:
         folder: of the shards; made where it is missing.
         job: inputs, options and stamp; all of it decides the bytes of the shards.
+        update: whether the job brings the folder up to date; then its inputs may be others.
 
     Raises:
         ConfigError: the folder holds somebody's files or another job's shards, or another process is at work in it.
         SpaceMismatchError: its vectors are of another space.
     """
 
-    def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, job: Mapping[str, Any], *, update: bool = False) -> None:
         self.folder = folder
         check_ours(folder)
         self.path, self.errors = side_files(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = _open(self.path)
+        self._file = _open_locked(self.path)
         try:
-            _lock(self._file, folder)
-            self._begin(json.loads(json.dumps(job)))
+            finish_update(folder, self._replace)
+            self._begin(json.loads(json.dumps(job)), update=update)
         except BaseException:
             self._file.close()
             raise
 
-    def _begin(self, job: Line) -> None:
+    def _begin(self, job: Line, *, update: bool) -> None:
         self._file.seek(0)
         raw = self._file.read()
         record = parse_manifest(self.path, raw)
         # A kill in the middle of a line leaves a part of it, which the next line must not follow.
-        self._file.truncate(raw.rfind(b"\n") + 1)
+        if not raw.endswith(b"\n"):
+            self._file.truncate(raw.rfind(b"\n") + 1)
         if record is None or (not record.shards and record.job != job):
             # Nothing was finished, so a corrected command may begin anew.
             self._file.truncate(0)
-            _append(self._file, [job])
+            append_lines(self._file, [job])
             record = Record(job)
-        check_same(record.job, job, self.folder)
+        check_same(record.job, job, self.folder, update=update)
         self._clear(anew=not record.shards)
         self.job, self.shards, self.complete = record.job, record.shards, record.complete
         written = self.shards[-1]["errors_bytes"] if self.shards else 0
         if self.errors.exists() and self.errors.stat().st_size > written:
-            with _open(self.errors) as file:
+            with open_to_append(self.errors) as file:
                 file.truncate(written)
 
     def _clear(self, *, anew: bool) -> None:
         """Remove what a kill left: unfinished files, and the shard that was not noted yet."""
         for path in list(self.folder.iterdir()):
             unnoted = anew and path.name.startswith("part-000000.")
+            if path.name == STAGING:
+                continue
             if unnoted or path.name.startswith(PARTIAL) or _OLD_PARTIAL.fullmatch(path.name):
                 path.unlink()
 
@@ -82,17 +89,41 @@ class Manifest:
     def finish(self, shard: Mapping[str, Any], errors: Sequence[Mapping[str, Any]]) -> None:
         """Note a shard that is on the disk, its bad rows first."""
         if errors:
-            with _open(self.errors) as file:
-                _append(file, errors)
+            with open_to_append(self.errors) as file:
+                append_lines(file, errors)
         size = self.errors.stat().st_size if self.errors.exists() else 0
         line = {**shard, "errors_bytes": size}
-        _append(self._file, [line])
+        append_lines(self._file, [line])
         self.shards.append(line)
+
+    def update(self, changes: Changes, staging: Staging) -> None:
+        """Bring new shards in and old ones out, and replace the manifest."""
+        staging.decide(changes)
+        finish_update(self.folder, self._replace)
+
+    def _replace(self, path: Path, raw: bytes) -> None:
+        """Replace the manifest in one step; the new file is locked before anybody can open it."""
+        partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}-{path.name.lstrip('.')}")
+        new = open_to_append(partial)
+        new.write(raw)
+        new.flush()
+        os.fsync(new.fileno())
+        if os.name == "nt":  # open files cannot be renamed there, nor replaced
+            new.close()
+            self._file.close()
+            partial.replace(path)
+            new = _open_locked(path)
+        else:
+            _lock(new, self.folder)
+            partial.replace(path)
+            self._file.close()
+        self._file = new
+        sync_folder(self.folder)
 
     def end(self) -> None:
         """Note that all of the input is in the shards."""
         if not self.complete:
-            _append(self._file, [{"complete": True, "shards": len(self.shards)}])
+            append_lines(self._file, [{"complete": True, "shards": len(self.shards)}])
             self.complete = True
 
     def __enter__(self) -> Self:
@@ -130,16 +161,18 @@ def check_ours(folder: Path) -> None:
         )
 
 
-def _open(path: Path) -> IO[bytes]:
-    """Open a file to read and append, without following a link."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return os.fdopen(os.open(path, flags, 0o666), "a+b")
-
-
-def _append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
-    file.write(b"".join(json.dumps(line, sort_keys=True).encode() + b"\n" for line in lines))
-    file.flush()
-    os.fsync(file.fileno())
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open and lock the manifest; where an update has replaced it meanwhile, the new one."""
+    while True:
+        file = open_to_append(path)
+        try:
+            _lock(file, path.parent)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
@@ -160,8 +193,8 @@ def _lock(file: IO[bytes], folder: Path) -> None:
         ) from None
 
 
-def check_same(written: Line, job: Line, folder: Path) -> None:
-    """Refuse to resume with other inputs, options or vectors than the folder's.
+def check_same(written: Line, job: Line, folder: Path, *, update: bool = False) -> None:
+    """Refuse to resume with other inputs, options or vectors than the folder's; an update may have other inputs.
 
     Raises:
         SpaceMismatchError: the vectors would be of another space.
@@ -172,12 +205,34 @@ def check_same(written: Line, job: Line, folder: Path) -> None:
         raise SpaceMismatchError(
             f"{str(folder)!r} holds vectors of another space by their stamp ({_changes(old, new)}): name another folder"
         )
-    for name in ("inputs", "options"):
+    if update:
+        _check_instruction(written, job, folder)
+    elif written.get("updated"):
+        raise ConfigError(
+            f"{str(folder)!r} was brought up to date by --update (update=True): say so here too, or name another folder"
+        )
+    for name in ("options",) if update else ("inputs", "options"):
         old, new = _flat(written.get(name, {})), _flat(job.get(name, {}))
         if old != new:
+            remedy = "--update (update=True) brings it up to date, or " if name == "inputs" else ""
             raise ConfigError(
-                f"{name} of the job in {str(folder)!r} have changed ({_changes(old, new)}): name another folder"
+                f"{name} of the job in {str(folder)!r} have changed ({_changes(old, new)}): {remedy}name another folder"
             )
+
+
+def same_inputs(written: Line, job: Line) -> bool:
+    """Tell whether two jobs have the same inputs, wherever these lie."""
+    return _flat(written.get("inputs", {})) == _flat(job["inputs"])
+
+
+def _check_instruction(written: Line, job: Line, folder: Path) -> None:
+    """Refuse another query instruction: it changes no vector here, but whoever names it wants searches to use it."""
+    old, new = (each["stamp"].get("query_instruction") or None for each in (written, job))
+    if old != new:
+        raise SpaceMismatchError(
+            f"{str(folder)!r} is stamped with another query instruction ({old!r} there, {new!r} now): pass that one, "
+            "or name another folder"
+        )
 
 
 def _changes(old: Line, new: Line) -> str:

@@ -113,3 +113,10 @@ class Part(_Part):
         part = super().__new__(cls, ids, texts, vectors, kept)
         part.sparse = sparse
         return part
+
+    def take(self, rows: Sequence[int]) -> Part:
+        """Return some of the rows, in the order of their numbers here."""
+        kept = {name: [values[i] for i in rows] for name, values in self.kept.items()}
+        sparse = self.sparse and SparseRows.joined([self.sparse.part(i, i + 1) for i in rows])
+        vectors = self.vectors[np.asarray(rows, np.int64)]
+        return Part([self.ids[i] for i in rows], [self.texts[i] for i in rows], vectors, kept, sparse)

@@ -31,11 +31,18 @@ _REFUSED = 8
 
 @dataclass(frozen=True)
 class Embedded:
-    """A shard's rows with the vectors of the good ones; rows that the encoder refused have a reason now."""
+    """A shard's rows with the vectors of the good ones; rows that the encoder refused have a reason now.
+
+    Attributes:
+        rows: all of them.
+        vectors: shape (good rows, dimensions).
+        truncated: which of the good rows, by their number among these, are longer than the model reads.
+        sparse: sparse vectors of the good rows, where they were wanted.
+    """
 
     rows: list[Row]
     vectors: Vectors
-    truncated: int = 0
+    truncated: Sequence[int] = ()
     sparse: list[SparseVector] | None = None
 
 
@@ -177,7 +184,7 @@ class EncoderShards(ShardEmbedder):
                 role="document",
                 output=self._output,
                 on_batch=keep,
-                on_truncated=shard.count_truncated,
+                on_truncated=lambda positions: shard.note_truncated([left[i] for i in positions]),
             )
             self._calls.add(call)
         try:
@@ -209,8 +216,7 @@ class _Shard:
     def __init__(self, rows: list[Row], output: Output) -> None:
         self.rows, self.output = rows, output
         self.vectors = output.empty(len(rows))
-        self.done = np.zeros(len(rows), bool)
-        self.truncated = 0
+        self.done, self.long = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
 
     def left(self) -> list[int]:
         return [i for i, row in enumerate(self.rows) if not (row.reason or self.done[i])]
@@ -218,14 +224,15 @@ class _Shard:
     def put(self, places: NDArray[Any], part: Rows) -> None:
         self.vectors[places], self.done[places] = part, True
 
-    def count_truncated(self, positions: Sequence[int]) -> None:
-        self.truncated += len(positions)
+    def note_truncated(self, places: Sequence[int]) -> None:
+        self.long[places] = True
 
     def embedded(self) -> Embedded:
         vectors = self.vectors if self.done.all() else self.vectors[self.done]
+        truncated = np.flatnonzero(self.long[self.done]).tolist()
         if not isinstance(self.output, Several):
-            return Embedded(self.rows, vectors, self.truncated)
-        return Embedded(self.rows, np.ascontiguousarray(vectors["dense"]), self.truncated, vectors["sparse"].tolist())
+            return Embedded(self.rows, vectors, truncated)
+        return Embedded(self.rows, np.ascontiguousarray(vectors["dense"]), truncated, vectors["sparse"].tolist())
 
 
 def _placed(error: InputError | HostError, rows: Sequence[Row]) -> BGEError:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from ..catalog import find_provider, who_serves
 from ..core.encoder import Encoder
 from ..errors import ConfigError
 from .chunking import chunker_for
+from .known import text_digests
 from .readers import read_rows
 from .rows import Columns, RowParser, cut_shards
 from .sources import find_inputs
 from .splitting import TextSplitter, find_counter
+from .update import known_texts
 
 __all__ = ["PROBE_TEXTS", "Plan", "estimate", "plan_files"]
 
@@ -35,6 +38,7 @@ class Plan:
     Attributes:
         rows: rows of the input (chunks, where it is chunked), bad ones included.
         errors: rows that cannot be embedded.
+        kept: of an update, rows whose text has a vector in the folder; all that follows is of the others.
         characters: of the texts.
         tokens: that the model would read, special tokens included.
         tokens_error: half the width of the 95 % interval of ``tokens``; 0 where all texts were counted.
@@ -48,6 +52,7 @@ class Plan:
 
     rows: int = 0
     errors: int = 0
+    kept: int | None = None
     characters: int = 0
     tokens: int | None = None
     tokens_error: int | None = None
@@ -65,6 +70,7 @@ def estimate(
     columns: Columns | None = None,
     chunk: int | None = None,
     overlap: int = 0,
+    update: str | Path | None = None,
     sample: int | None = None,
     probe: bool = False,
     usd_per_million_tokens: float | None = None,
@@ -80,13 +86,15 @@ def estimate(
         columns: as of ``embed_files``.
         chunk: as of ``embed_files``.
         overlap: as of ``embed_files``.
+        update: a folder of shards; texts that have a vector there are left out, as ``embed_files(update=True)`` would.
         sample: count the tokens of so many texts, chosen at random, instead of all; all are read all the same.
         probe: embed 64 texts, chosen at random, for the time; where the model's tokenizer is not here, for the tokens
             as well, from what the host counts. A host bills them.
         usd_per_million_tokens: price instead of the catalogue's.
 
     Raises:
-        ConfigError: an input cannot be read, or ``sample`` is not at least 2.
+        ConfigError: an input cannot be read, ``sample`` is not at least 2, or the shards were chunked otherwise.
+        SpaceMismatchError: the folder of ``update`` holds vectors of another space.
         HostError: the probe failed.
     """
     if sample is not None and sample < 2:
@@ -97,9 +105,16 @@ def estimate(
     parser = RowParser(columns or Columns(), blank=encoder.blank == "keep", split=split, chunk=chunker)
     timed, counted = _Sample(PROBE_TEXTS if probe else _TIMED_TEXTS), _Sample(sample or 0)
     tokens = _Tokens(encoder.card.max_tokens)
-    for shard in cut_shards(read_rows(find_inputs(inputs, documents=chunk is not None), parser), 1000):
+    known = known_texts(Path(update), encoder, chunk, overlap) if update else None
+    plan.kept = None if known is None else 0
+    besides = Path(update) if update else None
+    for shard in cut_shards(read_rows(find_inputs(inputs, besides, documents=chunk is not None), parser), 1000):
         texts = [row.text for row in shard.good]
         plan.rows, plan.errors = plan.rows + len(shard.rows), plan.errors + len(shard.bad)
+        if known is not None:
+            new = known.find(text_digests(texts)) < 0
+            plan.kept = (plan.kept or 0) + len(texts) - int(new.sum())
+            texts = [text for text, is_new in zip(texts, new, strict=True) if is_new]
         plan.characters += sum(map(len, texts))
         timed.add(texts)
         counted.add(texts)
@@ -107,7 +122,7 @@ def estimate(
             tokens.add(texts, count(texts))
     if count and sample is not None and counted.texts:
         tokens.add(counted.texts, count(counted.texts))
-    good = plan.rows - plan.errors
+    good = plan.rows - plan.errors - (plan.kept or 0)
     if count:
         tokens.fill(plan, good)
     if probe and timed.texts:
@@ -203,7 +218,7 @@ def _add_time(plan: Plan, encoder: Encoder, sample: Sequence[str]) -> None:
 
 
 def _paced(plan: Plan, host: Mapping[str, Any]) -> tuple[float | None, str]:
-    good = plan.rows - plan.errors
+    good = plan.rows - plan.errors - (plan.kept or 0)
     times = []
     if "requests_per_minute" in host:
         requests = -(-good // host.get("max_inputs", _MAX_INPUTS))

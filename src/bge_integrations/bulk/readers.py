@@ -7,14 +7,13 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from ..errors import BGEError, ConfigError
 from .documents import html_text, pdf_text
 from .formats import need_pyarrow
 from .rows import ID, Columns, Fields, Row, RowParser
-from .sources import DOCUMENTS, HTML, LINES, PDF, TABLES, TEXTS, BytesRead, input_kind, open_input
+from .sources import DOCUMENTS, HTML, LINES, PDF, TABLES, TEXTS, BytesRead, input_kind, open_input, open_seekable
 
 ROW_BYTES = 1 << 24
 """A line or text file of more is not held in memory: it is a bad row."""
@@ -38,10 +37,10 @@ def read_rows(files: Sequence[str], parser: RowParser, tally: BytesRead | None =
     """
     number, whole, tally = 0, 0, tally or BytesRead()
     for file in files:
-        kind = _text_kind(file)
+        kind, name = _text_kind(file), str(file)  # what is more in the name of a remote file stays here
         for line, fields in read_fields(file, parser, tally):
-            for part in parser.chunks(file, kind, whole, fields):
-                yield parser.row(file, line, number, part)
+            for part in parser.chunks(name, kind, whole, fields):
+                yield parser.row(name, line, number, part)
                 number += 1
             whole += 1
 
@@ -197,9 +196,9 @@ def check_columns(file: str, present: list[str], columns: Columns) -> None:
 def _parquet(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
     parquet, wanted = need_pyarrow(), parser.columns.wanted
     # The buffer keeps whole columns of a large row group out of memory.
-    with parquet.ParquetFile(file, buffer_size=_BLOCK) as opened:
+    with open_seekable(file) as (source, bytes_there), parquet.ParquetFile(source, buffer_size=_BLOCK) as opened:
         check_columns(file, opened.schema_arrow.names, parser.columns)
-        begin, bytes_per_row = 0, Path(file).stat().st_size / max(opened.metadata.num_rows, 1)
+        begin, bytes_per_row = 0, bytes_there / max(opened.metadata.num_rows, 1)
         size = max(1, min(1024, int(ROW_BYTES / max(bytes_per_row, 1))))
         for batch in opened.iter_batches(batch_size=size, columns=wanted):
             values = [_values(column) for column in batch.columns]
@@ -234,7 +233,7 @@ def _text(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
         except ValueError as error:
             yield 1, "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         else:
-            yield from _parts(file, text, parser)
+            yield from _parts(str(file), text, parser)
     tally.settle()
 
 

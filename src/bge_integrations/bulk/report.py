@@ -19,7 +19,9 @@ class Report:
         shards: finished shards in the folder.
         resumed: shards that were there already.
         resumed_rows: rows in them.
-        cut: texts that were cut to what the model reads, where that is known, by this call.
+        kept: of an update, rows whose vectors were not computed again.
+        dropped: of an update, rows whose id is not in the inputs any more.
+        cut: texts in the shards that were truncated to what the model reads, where that is known.
         repeated: rows whose id another row has, once all are read; a store keeps the last of them.
         embedded: rows embedded by this call.
         read: rows read from the inputs.
@@ -32,6 +34,8 @@ class Report:
     shards: int = 0
     resumed: int = 0
     resumed_rows: int = 0
+    kept: int = 0
+    dropped: int = 0
     cut: int = 0
     repeated: int = 0
     embedded: int = 0

@@ -186,9 +186,18 @@ class Shard:
         return hashlib.sha256(orjson.dumps([columns, kept], default=str, option=orjson.OPT_NON_STR_KEYS)).hexdigest()
 
 
-def cut_shards(rows: Iterable[Row], size: int, characters: int = SHARD_CHARACTERS) -> Iterator[Shard]:
-    """Yield shards of ``size`` rows, or of fewer where texts are long; the same rows are always cut alike."""
-    number, part, room = 0, list[Row](), characters
+def cut_shards(
+    rows: Iterable[Row], size: int, characters: int = SHARD_CHARACTERS, *, first: int = 0
+) -> Iterator[Shard]:
+    """Yield shards of ``size`` rows, or of fewer where texts are long; the same rows are always cut alike.
+
+    Args:
+        rows: in order.
+        size: rows of a shard.
+        characters: of the texts and kept values of a shard, about.
+        first: number of the first shard.
+    """
+    number, part, room = first, list[Row](), characters
     for row in rows:
         part.append(row)
         room -= len(row.text) + sum(len(value) for value in row.kept if isinstance(value, (str, bytes)))

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 from ..errors import ConfigError
 from ..extras import require
 from .chunking import CODE
+from .urls import RemoteFile, expand_url, is_url, open_url
 
 STDIN = "-"
 LINES, TABLES, TEXTS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".txt", ".md", ".rst")
@@ -43,6 +45,10 @@ class BytesRead:
     taken: int = 0
     read: int = 0
 
+    def take(self, count: int) -> None:
+        """Note bytes that were taken."""
+        self.taken += count
+
     def settle(self) -> None:
         """Note that all that was taken has become rows."""
         self.read = self.taken
@@ -52,7 +58,7 @@ def find_inputs(inputs: str | Sequence[str], besides: Path | None = None, *, doc
     """Return the files that names, globs and folders stand for, sorted within each, each once.
 
     Args:
-        inputs: files, globs, folders, ``"-"``.
+        inputs: files, globs, folders, URLs of these, ``"-"``.
         besides: a folder whose files are passed over where a folder or a glob contains it.
         documents: take code, HTML and PDF as well.
 
@@ -60,7 +66,8 @@ def find_inputs(inputs: str | Sequence[str], besides: Path | None = None, *, doc
         ConfigError: nothing is there, a file is of no known kind, or one that was named is in ``besides``.
     """
     names = [os.fspath(inputs)] if isinstance(inputs, (str, os.PathLike)) else [os.fspath(name) for name in inputs]
-    files = list(dict.fromkeys(file for name in names for file in _expand(name, besides, documents=documents)))
+    found = (file for name in names for file in _expand(name, besides, documents=documents))
+    files = list({getattr(file, "url", file): file for file in found}.values())
     if not files:
         raise ConfigError("no input: name files, globs or folders, or - for standard input")
     for file in files:
@@ -69,16 +76,27 @@ def find_inputs(inputs: str | Sequence[str], besides: Path | None = None, *, doc
     return files
 
 
-def _expand(name: str, besides: Path | None, *, documents: bool) -> list[str]:
-    path = Path(name)
+def _expand(name: str, besides: Path | None, *, documents: bool) -> Sequence[str]:
+    kinds = (*KINDS, *DOCUMENTS) if documents else KINDS
     if name == STDIN:
         return [name]
+    if name.startswith("file://"):
+        name = name.removeprefix("file://")
+        name = name if Path(name).exists() else unquote(name)
+    if is_url(name):
+        remote = expand_url(name, lambda file: _endings(file)[0] in kinds)
+        if not remote:
+            raise ConfigError(f"no input at {str(RemoteFile(name))!r}; read are {_known()}")
+        return remote
+    return _expand_path(Path(name), name, besides, kinds)
+
+
+def _expand_path(path: Path, name: str, besides: Path | None, kinds: Sequence[str]) -> list[str]:
     if path.is_file():
         if _is_inside(name, besides):
             raise ConfigError(f"the input {name!r} lies in the output folder {str(besides)!r}: name another folder")
         return [name]
     if path.is_dir():
-        kinds = (*KINDS, *DOCUMENTS) if documents else KINDS
         found = [str(file) for file in sorted(path.rglob("*")) if _is_known(file, kinds) and _is_visible(file, path)]
     elif path.exists():
         raise ConfigError(f"{name!r} is not a file: pipe it into standard input, named -")
@@ -146,6 +164,10 @@ def open_input(file: str, tally: BytesRead) -> Iterator[IO[bytes]]:
     if file == STDIN:
         yield sys.stdin.buffer
         return
+    if isinstance(file, RemoteFile):
+        with open_url(file, tally.take) as (raw, _), _unpacked(raw, _endings(file)[1]) as stream:
+            yield stream
+        return
     with io.BufferedReader(_Counted(file, tally), _BUFFER) as raw, _unpacked(raw, _endings(file)[1]) as stream:
         yield stream
 
@@ -188,7 +210,23 @@ def fingerprint(files: Sequence[str]) -> dict[str, Any]:
     return {"files": len(files), "first": files[0], "bytes": total, "ends": digest.hexdigest()}
 
 
+@contextmanager
+def open_seekable(file: str) -> Iterator[tuple[Any, int]]:
+    """Open a file for its bytes as they are, to be read in any order; yields it and its size.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if isinstance(file, RemoteFile):
+        with open_url(file, lambda _: None, seekable=True) as opened:
+            yield opened
+    else:
+        yield file, Path(file).stat().st_size
+
+
 def _add(file: str, digest: Any) -> int:
+    if isinstance(file, RemoteFile):
+        return _add_remote(file, digest)
     try:
         with Path(file).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -197,4 +235,13 @@ def _add(file: str, digest: Any) -> int:
             digest.update(stream.read(_END))
     except OSError as error:
         raise ConfigError(f"{file!r} cannot be read: {error.strerror or error}") from error
+    return size
+
+
+def _add_remote(file: RemoteFile, digest: Any) -> int:
+    with open_url(file, lambda _: None) as (stream, size):
+        digest.update(f"{size}\n".encode() + stream.read(_END))
+        if size and stream.seekable():  # else the digests of the shards' rows have to do
+            stream.seek(max(0, size - _END))
+            digest.update(stream.read(_END))
     return size

@@ -20,9 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge embed``."""
     kinds = "JSON lines, CSV, TSV, Parquet or text, with --chunk also code, HTML and PDF; also .gz, .bz2, .xz, .zst"
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help=f"file, glob or folder ({kinds}); - is JSON lines on standard input"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help=f"file, glob or folder ({kinds}), or its URL (s3://, gs://, hf://, https://); - is JSON lines on standard "
+        "input",
     )
     parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="for the shards; a job there is resumed")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="the input has changed: embed what is new there, drop what is gone, leave all other shards as they are",
+    )
     parser.add_argument("--text", default="text", metavar="COLUMN", help="the column to embed (default: text)")
     parser.add_argument("--id", metavar="COLUMN", help="the column of ids (default: the row's number)")
     parser.add_argument("--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="columns to keep")
@@ -75,7 +84,7 @@ def run(parsed: argparse.Namespace) -> int:
             return 0
         _refuse_alone(parsed)
         report = _embed(parsed, encoder, columns, _place(parsed))
-        _show_report(report, encoder, parsed.out)
+        _show_report(report, encoder, parsed)
     return int(report.rows > 0 and report.errors == report.rows)
 
 
@@ -88,6 +97,7 @@ def _estimate(parsed: argparse.Namespace, encoder: Encoder, columns: Columns) ->
         columns=columns,
         chunk=parsed.chunk,
         overlap=parsed.overlap,
+        update=parsed.out if parsed.update else None,
         sample=parsed.sample,
         probe=parsed.probe,
         usd_per_million_tokens=parsed.usd_per_million_tokens,
@@ -126,6 +136,7 @@ def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns, place
             outputs=parsed.outputs.replace(" ", "").split(","),
             chunk=parsed.chunk,
             overlap=parsed.overlap,
+            update=parsed.update,
             on_error=parsed.on_error,
             on_shard=on_shard,
             on_progress=on_progress,
@@ -135,6 +146,9 @@ def _embed(parsed: argparse.Namespace, encoder: Encoder, columns: Columns, place
 
 def _show_plan(plan: Plan) -> None:
     _print("rows", f"{plan.rows:,}")
+    if plan.kept is not None:
+        _print("kept", f"{plan.kept:,}")
+        _print("to embed", f"{plan.rows - plan.errors - plan.kept:,}")
     _print("bad rows", f"{plan.errors:,}")
     _print("characters", f"{plan.characters:,}")
     about = f" ± {plan.tokens_error:,} (95 %, from a sample)" if plan.tokens_error else ""
@@ -153,11 +167,15 @@ def _or_unknown(value: float | None, shown: str, why: str = "") -> str:
     return format(value, shown)
 
 
-def _show_report(report: Report, encoder: Encoder, folder: str) -> None:
+def _show_report(report: Report, encoder: Encoder, parsed: argparse.Namespace) -> None:
     from ..bulk.folder import side_files
 
     _print("rows", f"{report.rows:,}")
-    _print("bad rows", f"{report.errors:,}" + (f" (see {side_files(Path(folder))[1]})" if report.errors else ""))
+    if parsed.update:
+        _print("kept", f"{report.kept:,}")
+        _print("embedded", f"{report.embedded:,}")
+        _print("dropped", f"{report.dropped:,}")
+    _print("bad rows", f"{report.errors:,}" + (f" (see {side_files(Path(parsed.out))[1]})" if report.errors else ""))
     _print("shards", f"{report.shards:,}" + (f" ({report.resumed:,} were there)" if report.resumed else ""))
     _print("truncated", f"{report.cut:,}" + (" (--chunk splits long texts instead)" if report.cut else ""))
     if report.repeated:

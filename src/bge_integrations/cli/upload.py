@@ -18,13 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Rows are laid out for LangChain's store classes. LlamaIndex reads Chroma's as it is, Qdrant's with "
         "text_key='page_content', LanceDB's with doc_id_key='id', pgvector's and FAISS's not. A row whose id is there "
-        "already is replaced: uploading again doubles nothing."
+        "already is replaced: uploading again doubles nothing. --update deletes only rows that an earlier upload from "
+        "this folder wrote: the rows of other programs stay."
     )
     parser.add_argument("folder", metavar="FOLDER", help="of bge embed")
     parser.add_argument("--into", required=True, choices=_STORES, help="the kind of store")
     parser.add_argument("--url", help="of the server: qdrant, chroma, lancedb; postgresql://... for pgvector")
     parser.add_argument("--path", help="a folder on this machine: qdrant, chroma, lancedb, faiss")
     parser.add_argument("--collection", metavar="NAME", help="or table (default: the folder's name; faiss: index)")
+    parser.add_argument(
+        "--update", action="store_true", help="write what is new or changed, delete what the folder holds no more"
+    )
     parser.add_argument("--key-env", metavar="VARIABLE", help="environment variable that holds the server's key")
 
 
@@ -41,9 +45,16 @@ def run(parsed: argparse.Namespace) -> int:
         url=parsed.url,
         path=parsed.path,
         key=keys[0] if keys else None,
+        update=parsed.update,
         on_batch=tell_rate("written"),
     )
-    print(f"{uploaded.rows} rows written, {uploaded.total} in {uploaded.collection!r}; stamp {uploaded.stamp['space']}")
+    counts = f", {uploaded.deleted} deleted, {uploaded.unchanged} unchanged" if parsed.update else ""
+    print(
+        f"{uploaded.rows} rows written{counts}, {uploaded.total} in {uploaded.collection!r}; "
+        f"stamp {uploaded.stamp['space']}"
+    )
+    if uploaded.stayed:
+        print(f"bge: {uploaded.stayed} rows stay that another program has changed", file=sys.stderr)
     print(uploaded.opens)
     return 0
 

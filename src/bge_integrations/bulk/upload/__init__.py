@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from ...errors import BGEError, BGEWarning, ConfigError, warn
 from ...extras import require_packages
 from ...stamps.slots import find_slot
 from ...stamps.stamp import check_store, read_stamp, stamp_store
 from ..folder import shard_files, stamp_of
 from ..formats import read_part
-from ..part import Part, SparseRows
-from .target import Batch, Place, Store, Target, check_folder
+from ..part import Part
+from .record import Record, open_record
+from .target import Batch, Key, Place, Store, Target, check_folder
 
 __all__ = ["Into", "Loaded", "load_files", "upload_files"]
 
@@ -41,6 +44,9 @@ class Loaded:
         collection: its name.
         stamp: that the collection has.
         opens: Python that opens it, for LangChain and for LlamaIndex.
+        unchanged: of an update, rows that were there already as they are.
+        deleted: of an update, rows that were deleted, since the shards hold them no more.
+        stayed: of an update, rows that the shards hold no more, and that stay since another program has changed them.
     """
 
     rows: int
@@ -48,6 +54,9 @@ class Loaded:
     collection: str
     stamp: dict[str, Any]
     opens: str
+    unchanged: int = 0
+    deleted: int = 0
+    stayed: int = 0
 
 
 def upload_files(
@@ -59,6 +68,7 @@ def upload_files(
     path: str | Path | None = None,
     key: str | None = None,
     client: Any = None,
+    update: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Loaded:
     """Write the rows of shards into a vector store, with their stamp; nothing is embedded again.
@@ -79,11 +89,17 @@ def upload_files(
         key: of the server, for Qdrant, Chroma and LanceDB.
         client: a ready Qdrant or Chroma client, LanceDB connection, or SQLAlchemy engine over psycopg, instead of all
             three. It stays open.
+        update: bring the collection to the state of the folder: write rows that it does not hold as they are, delete
+            those that an earlier upload from this folder wrote and that the shards hold no more, and leave all others.
+            Which rows these are, each upload notes in the folder, in ``.uploads``. Rows of other programs stay: those
+            whose id no upload from this folder wrote, and those whose text is not the one that it wrote. The texts of
+            the whole collection are read for that. Killed at any moment and called again, it ends as after one
+            undisturbed call.
         on_batch: called with the number of rows written so far.
 
     Raises:
         ConfigError: no shards, no such store, it cannot be reached or refuses the rows, its collection has rows of
-            unknown origin, or ``path`` is a folder with other files.
+            unknown origin, ``path`` is a folder with other files, or of an update the folder's job is not finished.
         SpaceMismatchError: the collection is stamped with another space; nothing was written.
         MissingExtraError: the store's packages are not installed; it names all of them.
 
@@ -100,17 +116,79 @@ def upload_files(
     name = collection or ("index" if into == "faiss" else Path(folder).resolve().name)
     place = Place(name, int(stamp["dimensions"]), files[0], url, str(path) if path else None, key, client, vocabulary)
     _check_place(into, store, place)
-    rows = 0
-    with _said(into, place, lambda: rows), store.open_target(place) as target:
-        written = _stamped(target, stamp, name)
-        for batch in _batches(files, store.BATCH_ROWS, sparse=bool(vocabulary)):
-            target.put(batch)
-            rows += len(batch.ids)
-            if on_batch:
-                on_batch(rows)
-        total = target.count()
-    opens = "" if client is not None else store.how_to_open(place, str(stamp["model"]))
-    return Loaded(rows, total, name, written, opens)
+    upload = _Upload(Path(folder), into, store, place, files, update, on_batch)
+    with _said(into, place, lambda: upload.rows):
+        return upload.run(stamp)
+
+
+class _Upload:
+    """One upload: what was written so far, and what the record says."""
+
+    def __init__(
+        self,
+        folder: Path,
+        into: str,
+        store: Store,
+        place: Place,
+        files: Sequence[Path],
+        update: bool,
+        on_batch: Callable[[int], None] | None,
+    ) -> None:
+        self.folder, self.into, self.store, self.place, self.files = folder, into, store, place, files
+        self.update, self.on_batch = update, on_batch
+        self.rows, self.unchanged, self.stayed = 0, 0, 0
+        self.gone: list[Key] = []
+
+    def run(self, stamp: dict[str, Any]) -> Loaded:
+        """Write, then delete, so that nothing is missing meanwhile."""
+        store, place = self.store, self.place
+        with open_record(self.folder, self.into, place, update=self.update) as record:
+            with store.open_target(place) as target:
+                written = _stamped(target, stamp, place.collection)
+                for batch in self._changed(record, target) if self.update and record else self._batches():
+                    self._put(batch, record, target)
+                if self.update and record:
+                    self.gone, self.stayed = record.gone()
+                    target.delete(self.gone)
+                total = target.count()
+            if record:
+                record.confirm()
+            if record and self.update:
+                record.forget_gone()
+        opens = "" if place.client is not None else store.how_to_open(place, str(stamp["model"]))
+        counts = (self.unchanged, len(self.gone), self.stayed)
+        return Loaded(self.rows, total, place.collection, written, opens, *counts)
+
+    def _put(self, batch: Batch, record: Record | None, target: Target) -> None:
+        if record:
+            record.intend(target.keys(batch.part), batch.part)
+        target.put(batch)
+        if record and self.store.LASTS:
+            record.confirm()
+        self.rows += len(batch.ids)
+        if self.on_batch:
+            self.on_batch(self.rows)
+
+    def _batches(self) -> Iterator[Batch]:
+        for path in self.files:
+            for part in read_part(path, self.store.BATCH_ROWS, sparse=bool(self.place.vocabulary)):
+                yield Batch(_each_once(part))
+
+    def _changed(self, record: Record, target: Target) -> Iterator[Batch]:
+        record.compare(self.files, target)
+        self.unchanged = record.current()
+        for file, places in record.changed(len(self.files)):
+            self.unchanged -= len(places)
+            yield from self._taken(self.files[file], places)
+
+    def _taken(self, path: Path, places: Sequence[int]) -> Iterator[Batch]:
+        """Yield some rows of a shard, which is not read where there are none."""
+        first, wanted = 0, np.array(places, np.int64)
+        for part in read_part(path, self.store.BATCH_ROWS, sparse=bool(self.place.vocabulary)) if places else ():
+            rows = wanted[(first <= wanted) & (wanted < first + len(part.ids))] - first
+            if len(rows):
+                yield Batch(part.take(rows.tolist()))
+            first += len(part.ids)
 
 
 def _store(into: str) -> Store:
@@ -142,21 +220,12 @@ def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]
     return check_store(target.stamped, {**stamp, "query_instruction": written.get("query_instruction")})
 
 
-def _batches(files: Sequence[Path], size: int, *, sparse: bool) -> Iterator[Batch]:
-    for path in files:
-        for part in read_part(path, size, sparse=sparse):
-            yield Batch(_each_once(part))
-
-
 def _each_once(part: Part) -> Part:
     """Leave the last row of each id, as writing them one after the other would."""
     last = {key: i for i, key in enumerate(part.ids)}
     if len(last) == len(part.ids):
         return part
-    rows = sorted(last.values())
-    kept = {name: [values[i] for i in rows] for name, values in part.kept.items()}
-    sparse = part.sparse and SparseRows.joined([part.sparse.part(i, i + 1) for i in rows])
-    return Part([part.ids[i] for i in rows], [part.texts[i] for i in rows], part.vectors[rows], kept, sparse)
+    return part.take(sorted(last.values()))
 
 
 @contextmanager

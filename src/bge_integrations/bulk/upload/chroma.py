@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 from ...extras import require
-from .target import Batch, Place, check_dimensions
+from ..part import Part
+from .target import Batch, Key, Place, check_dimensions, pages, string_keys
 
 BATCH_ROWS = 1000
 TAKES = ("url", "path", "client")
 PACKAGES = {"chromadb": "chromadb"}
 MARKS: tuple[str, ...] = ("chroma.sqlite3",)
 SPARSE = False
+LASTS = True
+_PAGE = 5000
 
 
 class _Target:
@@ -35,6 +38,19 @@ class _Target:
                 documents=batch.texts[part],
                 metadatas=[_flat(metadata) for metadata in batch.metadata[part]],
             )
+
+    def keys(self, part: Part) -> Sequence[Key]:
+        return string_keys(part)
+
+    def held(self) -> Iterator[list[tuple[Key, str | None]]]:
+        first = 0
+        while (page := self.collection.get(limit=_PAGE, offset=first, include=["documents"]))["ids"]:
+            yield list(zip(page["ids"], page["documents"], strict=True))
+            first += len(page["ids"])
+
+    def delete(self, keys: Sequence[Key]) -> None:
+        for page in pages(keys, self.most):
+            self.collection.delete(ids=page)
 
 
 def _flat(metadata: dict[str, Any]) -> dict[str, Any]:

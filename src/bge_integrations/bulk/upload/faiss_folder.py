@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from ...errors import ConfigError
 from ...extras import require
 from ...stamps.faiss_folder import langchain_texts
 from ...stamps.slots import KEY
-from .target import Batch, Place, check_dimensions
+from ..part import Part
+from .target import Batch, Key, Place, check_dimensions, string_keys
 
 BATCH_ROWS = 10_000
 TAKES = ("path",)
 PACKAGES = {"faiss": "faiss-cpu", "langchain_community": "langchain-community"}
 MARKS: tuple[str, ...] = ("*.faiss", f"{KEY}.json")
 SPARSE = False
+LASTS = False
 
 
 class _Target:
@@ -40,6 +42,18 @@ class _Target:
         self.ids += batch.ids
         for key, text, metadata in zip(batch.ids, batch.texts, batch.metadata, strict=True):
             self.documents[key] = Document(id=key, page_content=text, metadata=metadata)
+
+    def keys(self, part: Part) -> Sequence[Key]:
+        return string_keys(part)
+
+    def held(self) -> Iterator[list[tuple[Key, str | None]]]:
+        yield [(key, self.documents[key].page_content) for key in self.ids]
+
+    def delete(self, keys: Sequence[Key]) -> None:
+        gone = {str(key) for key in keys if key in self.documents}
+        self._remove(gone)
+        for key in gone:
+            del self.documents[key]
 
     def _remove(self, replaced: set[str]) -> None:
         if replaced:

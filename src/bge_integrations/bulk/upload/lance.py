@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from ...errors import ConfigError
 from ...extras import require
 from ..formats import column_types
 from ..part import Part
-from .target import Batch, Place, check_dimensions
+from .target import Batch, Key, Place, check_dimensions, pages, string_keys
 
 # A commit is a version and some files of its own, so few and large ones.
 BATCH_ROWS = 10_000
@@ -20,6 +20,7 @@ TAKES = ("path", "url", "client")
 PACKAGES = {"lancedb": "lancedb", "pyarrow": "pyarrow"}
 MARKS: tuple[str, ...] = ("*.lance",)
 SPARSE = False
+LASTS = True
 
 
 class _Target:
@@ -33,6 +34,18 @@ class _Target:
     def put(self, batch: Batch) -> None:
         rows = _layout(batch, self.kinds)
         self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def keys(self, part: Part) -> Sequence[Key]:
+        return string_keys(part)
+
+    def held(self) -> Iterator[list[tuple[Key, str | None]]]:
+        for batch in self.table.search().select(["id", "text"]).to_batches():
+            yield list(zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True))
+
+    def delete(self, keys: Sequence[Key]) -> None:
+        for page in pages(keys, BATCH_ROWS):
+            names = ", ".join("'" + str(key).replace("'", "''") + "'" for key in page)
+            self.table.delete(f"id IN ({names})")
 
 
 def _layout(batch: Batch, kinds: dict[str, Any]) -> Any:

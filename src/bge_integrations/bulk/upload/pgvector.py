@@ -5,7 +5,7 @@ Sparse vectors go into one column more, ``sparse``; ids count from 1 in pgvector
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +14,15 @@ import orjson
 from ...errors import BGEWarning, warn
 from ...extras import require
 from ...stamps.slots import comment_slot
-from .target import Batch, Place, check_dimensions
+from ..part import Part
+from .target import Batch, Key, Place, check_dimensions, pages, string_keys
 
 BATCH_ROWS = 2000
 TAKES = ("url", "client")
 PACKAGES = {"sqlalchemy": "sqlalchemy", "psycopg": "'psycopg[binary]'"}
 MARKS: tuple[str, ...] = ()
 SPARSE = True
+LASTS = True
 _SCHEMA = "public"
 _COLUMNS = ("langchain_id", "content", "embedding", "langchain_metadata", "sparse")
 _INDEXABLE, _STORABLE = 1000, 16_000  # elements; https://github.com/pgvector/pgvector#sparse-vectors
@@ -62,6 +64,21 @@ class _Target:
                 f"INSERT INTO {self.table} ({columns}) SELECT {columns} FROM bge_rows "
                 f'ON CONFLICT ("langchain_id") DO UPDATE SET {changed}'
             )
+
+    def keys(self, part: Part) -> Sequence[Key]:
+        return string_keys(part)
+
+    def held(self) -> Iterator[list[tuple[Key, str | None]]]:
+        with self.engine.connect().execution_options(stream_results=True) as connection:
+            found = connection.exec_driver_sql(f'SELECT "langchain_id", "content" FROM {self.table}')
+            for page in found.partitions(BATCH_ROWS):
+                yield [(str(key), text) for key, text in page]
+
+    def delete(self, keys: Sequence[Key]) -> None:
+        with self.engine.begin() as connection:
+            for page in pages(keys, BATCH_ROWS):
+                query = f'DELETE FROM {self.table} WHERE "langchain_id" = ANY(%s)'
+                connection.exec_driver_sql(query, (page,))
 
     def _warn(self, batch: Batch) -> None:
         large = [key for key, (ids, _) in zip(batch.ids, batch.sparse or (), strict=False) if len(ids) > _INDEXABLE]

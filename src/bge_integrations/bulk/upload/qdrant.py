@@ -5,7 +5,7 @@ The vector has no name; where there are sparse vectors as well, the two are name
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -13,13 +13,16 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from ...errors import ConfigError
 from ...extras import require
 from ...stamps.slots import qdrant_slot
-from .target import Batch, Place, check_dimensions
+from ..part import Part
+from .target import Batch, Key, Place, check_dimensions, pages
 
 BATCH_ROWS = 256
 TAKES = ("url", "path", "client")
 PACKAGES = {"qdrant_client": "qdrant-client"}
 MARKS: tuple[str, ...] = (".lock",)  # the client holds it, and leaves it
 SPARSE = True
+LASTS = True
+_PAGE = 1000
 # A request may have 32 MB, and a number is up to 22 characters of it.
 _NUMBERS = 300_000
 DENSE, SPARSE_NAME = "dense", "sparse"
@@ -60,6 +63,25 @@ class _Target:
                 payloads=[{"page_content": text, "metadata": metadata} for text, metadata in rows],
             )
             self.client.upsert(self.place.collection, points=points, wait=True)
+
+    def keys(self, part: Part) -> Sequence[Key]:
+        return [point_id(value) for value in part.ids]
+
+    def held(self) -> Iterator[list[tuple[Key, str | None]]]:
+        first = None
+        while True:
+            points, first = self.client.scroll(
+                self.place.collection, limit=_PAGE, offset=first, with_payload=["page_content"], with_vectors=False
+            )
+            yield [(point.id, (point.payload or {}).get("page_content")) for point in points]
+            if first is None:
+                return
+
+    def delete(self, keys: Sequence[Key]) -> None:
+        from qdrant_client.models import PointIdsList
+
+        for page in pages(keys, _PAGE):
+            self.client.delete(self.place.collection, points_selector=PointIdsList(points=page), wait=True)
 
 
 def _vectors(dense: list[list[float]], sparse: list[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 from ...errors import ConfigError
 from ..part import Part
+
+Key = str | int
+"""What a store calls a row."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,18 @@ class Target(Protocol):
         """Write rows; a row of the same id is replaced."""
         ...
 
+    def keys(self, part: Part) -> Sequence[Key]:
+        """Return what the store calls rows."""
+        ...
+
+    def held(self) -> Iterator[list[tuple[Key, str | None]]]:
+        """Yield keys and texts of all rows that are there, some at a time; texts are None where there are none."""
+        ...
+
+    def delete(self, keys: Sequence[Key]) -> None:
+        """Delete rows; a key that is not there is no error."""
+        ...
+
 
 class Store(Protocol):
     """A kind of store: a module of this package."""
@@ -96,6 +111,8 @@ class Store(Protocol):
     MARKS: tuple[str, ...]
     """Names by which its folder is known, as patterns."""
     SPARSE: bool
+    LASTS: bool
+    """Whether what was put stays after a kill; else it does when the target was left without an error."""
 
     def open_target(self, place: Place) -> AbstractContextManager[Target]:
         """Make the collection where it is missing; leaving without an error makes all that was put last."""
@@ -104,6 +121,17 @@ class Store(Protocol):
     def how_to_open(self, place: Place, model: str) -> str:
         """Return Python that opens the collection."""
         ...
+
+
+def string_keys(part: Part) -> list[str]:
+    """Return ids as strings."""
+    return [str(value) for value in part.ids]
+
+
+def pages(values: Sequence[Key], size: int) -> Iterator[list[Key]]:
+    """Yield values, some at a time."""
+    for first in range(0, len(values), size):
+        yield list(values[first : first + size])
 
 
 _NOBODYS = (".DS_Store", ".gitkeep")

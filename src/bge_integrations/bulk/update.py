@@ -1,0 +1,285 @@
+"""Bring a folder of shards up to date with its inputs: embed what is new, keep what is not, drop what is gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.encoder import Encoder, Vectors
+from ..errors import ConfigError
+from .folder import SHARD, Line, Record, read_manifest
+from .formats import FORMATS, column_types
+from .job import InputsChangedError, Job, explain
+from .known import Known, id_numbers, row_digests, text_digests
+from .manifest import Manifest, check_same, same_inputs
+from .part import SparseRows
+from .pipeline import Embedded, ShardEmbedder, embed_shards
+from .report import Report
+from .rows import JSON, Columns, Row, RowParser, Shard, cut_shards
+from .sources import STDIN
+from .staging import Changes, Staging, discard, staged_shards
+
+__all__ = ["Update", "known_texts"]
+
+_BATCH = 1024
+
+
+def known_texts(folder: Path, encoder: Encoder, chunk: int | None, overlap: int) -> Known | None:
+    """Return which texts an update of a folder would not embed; None where there are no shards.
+
+    Raises:
+        SpaceMismatchError: its vectors are of another space than the encoder's.
+        ConfigError: its texts were chunked otherwise.
+    """
+    record = read_manifest(folder)
+    if record is None or not record.shards:
+        return None
+    options = record.job.get("options", {})
+    now = {"chunk": chunk, "overlap": overlap if chunk else None}
+    check_same(
+        {"stamp": record.job["stamp"], "options": {name: options.get(name) for name in now}},
+        {"stamp": encoder.stamp(sparse="sparse_space" in record.job["stamp"]), "options": now},
+        folder,
+        update=True,
+    )
+    files = [folder / line["file"] for line in record.shards]
+    return Known([file for file in files if file.is_file()], staged_shards(folder), [])
+
+
+class Update(Job):
+    """A job over a folder that has shards: rows are compared with theirs by digest, not by their place.
+
+    A row that a shard holds as it is (id, text and kept columns) stays where it is. Old shards of which every row is
+    still in the inputs are not touched. All other rows come into new shards, in the order of the inputs, and behind
+    them what is left of the old shards that lost a row; a row whose text has a vector in any old shard gets that one.
+    How all of it becomes the folder's state in one step: ``staging``.
+    """
+
+    def make_parser(self, columns: Columns, record: Record | None) -> RowParser:
+        """Return what makes rows whose kept values have the types that the folder's shards have."""
+        parser = super().make_parser(columns, record)
+        written = record.job.get("options", {}).get("kinds", ()) if record and record.shards else ()
+        if record is None or len(written) != len(parser.kinds):
+            return parser
+        types: dict[str, Any] = {}
+        if self.format == "parquet":
+            files = (self.folder / line["file"] for line in record.shards)
+            types = next((column_types(file) for file in files if file.is_file()), {})
+        kinds = [
+            None if name is None else JSON if name == JSON else types.get(column, kind)
+            for name, column, kind in zip(written, columns.keep, parser.kinds, strict=True)
+        ]
+        return replace(parser, kinds=tuple(kinds))
+
+    def run(self, on: Callable[..., ShardEmbedder]) -> None:
+        """Embed what is new; where nothing was finished yet, or the same inputs were begun, as any job."""
+        with explain(self.folder):
+            manifest = Manifest(self.folder, self.described(), update=True)
+        with manifest:
+            if not self._resume(manifest, on):
+                self._bring_up_to_date(manifest, on)
+
+    def _resume(self, manifest: Manifest, on: Callable[..., ShardEmbedder]) -> bool:
+        begun = not manifest.complete and STDIN not in self.files and same_inputs(manifest.job, self.described())
+        if manifest.shards and not begun:
+            return False
+        try:
+            self.embed_left(manifest, on)
+        except InputsChangedError:
+            vars(self.report).update(vars(Report(bytes=self.report.bytes)))
+            return False
+        return True
+
+    def _bring_up_to_date(self, manifest: Manifest, on: Callable[..., ShardEmbedder]) -> None:
+        job = {**json.loads(json.dumps(self.described())), "stamp": manifest.job["stamp"], "updated": True}
+        self.contents = replace(self.contents, stamp=manifest.job["stamp"])
+        self._old = [line for i, line in enumerate(manifest.shards) if manifest.holds(i)]
+        self._order, self._parts = list[tuple[int, str]](), dict[int, tuple[str, Shard, NDArray[np.int64]]]()
+        self._ids = list[NDArray[np.int64]]()
+        first = 1 + max(int(SHARD.fullmatch(line["file"])[1]) for line in manifest.shards)  # type: ignore[index]
+        with explain(self.folder):
+            staging = Staging(self.folder, job)
+        old = [self.folder / line["file"] for line in self._old]
+        known = Known(old, staging.leftovers, [line.get("truncated", ()) for line in self._old])
+        shards = self._new_shards(known, staging, first)
+        with (
+            self.embedder(on) as embedder,
+            closing(embed_shards(shards, embedder, self.on_error, self.embedded_rows)) as done,
+        ):
+            for shard, embedded in done:
+                self._stage(shard.number, embedded, known, staging)
+        self.check_unchanged()
+        with explain(self.folder):
+            self._replace(manifest, job, known, staging, first)
+
+    # What is new
+
+    def _new_shards(self, known: Known, staging: Staging, first: int) -> Iterator[Shard]:
+        """Yield for each new shard the rows of it that have to be embedded."""
+        seen = set[str]()
+        for shard in cut_shards(self._unknown(known, staging), self.shard_rows, first=first):
+            digest = shard.digest()
+            while digest in seen:  # a shard of the same rows again
+                digest = hashlib.sha256(digest.encode()).hexdigest()
+            seen.add(digest)
+            self._order.append((shard.number, digest))
+            if digest in staging.shards:
+                self.report.resumed_rows += staging.shards[digest]["embedded"]
+                self.embedded_rows(0)
+                continue
+            numbers = known.find(text_digests([row.text for row in shard.rows]))
+            self._parts[shard.number] = digest, shard, numbers
+            yield Shard(shard.number, [row for row, number in zip(shard.rows, numbers, strict=True) if number < 0])
+
+    def _unknown(self, known: Known, staging: Staging) -> Iterator[Row]:
+        """Yield the good rows that no old shard holds, then those that are left of old shards that lost a row."""
+        rows = self.rows()
+        while batch := list(islice(rows, _BATCH)):
+            good = [row for row in batch if not row.reason]
+            self._add_bad(staging, [row.error() for row in batch if row.reason])
+            ids = [row.id for row in good]
+            self._ids.append(id_numbers(ids))
+            found = known.match(row_digests(ids, [row.text for row in good], self._stored(good)))
+            self.report.resumed_rows += sum(found)
+            self.embedded_rows(0)
+            yield from (row for row, there in zip(good, found, strict=True) if not there)
+        for shard, line in enumerate(self._old):
+            if not known.is_unchanged(shard):
+                yield from (Row(line["file"], place + 1, *row) for place, *row in known.left(shard))
+
+    def _add_bad(self, staging: Staging, errors: Sequence[Line]) -> None:
+        self.report.errors += len(errors)
+        if errors:
+            staging.add_bad(errors)
+
+    def _stored(self, rows: Sequence[Row]) -> list[list[Any]]:
+        """Return the values of each kept column as shards hold them."""
+        names, kinds, stored = self.contents.columns.keep, self.contents.kinds, FORMATS[self.format].stored
+        columns = []
+        for i, name in enumerate(names):
+            kind = kinds[i] if kinds else None
+            try:
+                columns.append(stored([row.kept[i] for row in rows], kind))
+            except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+                raise ConfigError(
+                    f"the kept column {name!r} is of {kind} in {str(self.folder)!r}, which a value from line "
+                    f"{rows[0].line} of {rows[0].source!r} on is not ({error}): embed into another folder"
+                ) from error
+        return columns
+
+    # New shards
+
+    def _stage(self, number: int, embedded: Embedded, known: Known, staging: Staging) -> None:
+        digest, shard, numbers = self._parts.pop(number)
+        rows, fresh, old = list(shard.rows), np.flatnonzero(numbers < 0), np.flatnonzero(numbers >= 0)
+        for place, row in zip(fresh.tolist(), embedded.rows, strict=True):
+            rows[place] = row
+        good = np.array([not row.reason for row in rows], bool)
+        fresh = fresh[good[fresh]]
+        vectors, sparse = self._vectors(len(rows), fresh, embedded, old, numbers[old], known)
+        truncated = np.zeros(len(rows), bool)
+        truncated[old] = known.truncated[numbers[old]]
+        truncated[fresh[list(embedded.truncated)]] = True
+        bad = [row.error() for row in rows if row.reason]
+        writer, dtype = FORMATS[self.format], np.float16 if self.contents.half else np.float32
+        path = staging.place(digest, writer.ending)
+        words = SparseRows.joined([sparse[i] for i in np.flatnonzero(good).tolist()]) if self.sparse else None
+        with explain(self.folder):
+            kept = [row for row in rows if not row.reason]
+            writer.write(path, kept, np.ascontiguousarray(vectors[good], dtype), self.contents, words)
+            staging.keep(
+                {
+                    "file": path.name,
+                    "bytes": path.stat().st_size,
+                    "digest": digest,
+                    "rows": len(kept),
+                    "embedded": len(fresh),
+                    "bad": bad,
+                    "truncated": np.flatnonzero(truncated[good]).tolist(),
+                }
+            )
+        if self.on_shard:
+            self.on_shard(self.report)
+
+    def _vectors(
+        self,
+        count: int,
+        fresh: NDArray[np.int64],
+        embedded: Embedded,
+        old: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+        known: Known,
+    ) -> tuple[Vectors, dict[int, SparseRows]]:
+        """Return vectors by place: new ones, and those that old shards hold."""
+        dimensions = int(self.contents.stamp["dimensions"])
+        vectors = np.zeros((count, dimensions), np.float32)
+        vectors[fresh] = embedded.vectors
+        vectors[old], words = known.vectors(numbers, dimensions, sparse=self.sparse)
+        sparse = dict(zip(old.tolist(), words, strict=False))
+        new = SparseRows.of(embedded.sparse or [])
+        sparse |= {place: new.part(i, i + 1) for i, place in enumerate(fresh.tolist()) if self.sparse}
+        return vectors, sparse
+
+    # The new state
+
+    def _check_any(self, known: Known, lines: Sequence[Line]) -> None:
+        if len(known.ids) and not any(line["rows"] for line in lines):
+            raise ConfigError(
+                f"the inputs hold no row that can be embedded, and all {len(known.ids)} rows of {str(self.folder)!r} "
+                "would go: is it the right file? If they are to go, remove the folder"
+            )
+
+    def check_unchanged(self) -> None:
+        """Refuse inputs that were changed while they were read; what was embedded is used by the next run."""
+        try:
+            super().check_unchanged()
+        except ConfigError:
+            raise ConfigError("the inputs were changed while they were read: run it again") from None
+
+    def _replace(self, manifest: Manifest, job: Line, known: Known, staging: Staging, first: int) -> None:
+        ending = FORMATS[self.format].ending
+        unchanged = [line for i, line in enumerate(self._old) if known.is_unchanged(i)]
+        waiting = [(f"part-{number:06}{ending}", staging.shards[digest]) for number, digest in self._order]
+        for _, line in waiting:
+            self._add_bad(staging, line["bad"])
+        come = [(line["file"], name) for name, line in waiting if line["rows"]]
+        names = {line["file"] for line in unchanged}
+        go = [line["file"] for line in manifest.shards if line["file"] not in names]
+        if not manifest.complete:  # a shard of a killed job that was not noted
+            go += [name for name in [f"part-{first:06}{ending}"] if name not in [new for _, new in come]]
+        new = [
+            {"file": name, **{key: line[key] for key in ("bytes", "digest", "rows", "truncated")}}
+            for name, line in waiting
+            if line["rows"]
+        ]
+        self._check_any(known, [*unchanged, *new])
+        self._tell(known, unchanged, [line for _, line in waiting])
+        errors = staging.errors.read_bytes()
+        if self._is_same(manifest, errors) and not come and not go:
+            discard(staging.path)
+            return
+        lines = [{**line, "errors": 0, "errors_bytes": len(errors)} for line in (*unchanged, *new)]
+        end = {"complete": True, "shards": len(lines), "errors": self.report.errors}
+        manifest.update(Changes([job, *lines, end], come, go), staging)
+
+    def _is_same(self, manifest: Manifest, errors: bytes) -> bool:
+        before = manifest.errors.read_bytes() if manifest.errors.exists() else b""
+        return manifest.complete and same_inputs(manifest.job, self.described()) and errors == before
+
+    def _tell(self, known: Known, unchanged: Sequence[Line], new: Sequence[Line]) -> None:
+        report, lines = self.report, [*unchanged, *new]
+        good = sum(line["rows"] for line in lines)
+        report.shards, report.resumed = sum(line["rows"] > 0 for line in lines), len(unchanged)
+        report.rows = good + report.errors
+        report.cut = sum(len(line.get("truncated", ())) for line in lines)
+        report.kept = good - sum(line["embedded"] for line in new)
+        report.dropped = int(np.sum(~np.isin(known.ids, np.concatenate([np.empty(0, np.int64), *self._ids]))))
