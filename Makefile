@@ -53,8 +53,7 @@ unit: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -ra -q
 
 unit-quick: $(VENV)/.test
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p asyncio -p timeout -n 4 -q \
-	    -m "not slow and not ray and not browser and not postgres"
+	PYTHON=$(BIN)/python scripts/quick.sh installed
 
 notebooks: $(VENV)/.test
 	$(BIN)/python -m pytest --nbmake notebooks -n 2 -q -p no:cacheprovider
