@@ -61,7 +61,7 @@ notebooks: $(VENV)/.test
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Build, check the metadata, and install each extra alone from the wheel.
+# Build, check the metadata and the page on PyPI, install each extra alone from the wheel, and run README's first blocks.
 wheel: $(VENV)/.test
 	rm -rf dist
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet build twine
