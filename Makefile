@@ -53,8 +53,7 @@ unit: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -ra -q
 
 unit-quick: $(VENV)/.test
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p asyncio -p timeout -n 4 -q \
-	    -m "not slow and not ray and not browser and not postgres"
+	PYTHON=$(BIN)/python scripts/quick.sh installed
 
 notebooks: $(VENV)/.test
 	$(BIN)/python -m pytest --nbmake notebooks -n 2 -q -p no:cacheprovider
@@ -62,7 +61,7 @@ notebooks: $(VENV)/.test
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Build, check the metadata, and install each extra alone from the wheel.
+# Build, check the metadata and the page on PyPI, install each extra alone from the wheel, and run README's first blocks.
 wheel: $(VENV)/.test
 	rm -rf dist
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet build twine

@@ -18,8 +18,8 @@ def problems(tag: str | None) -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     version = project["version"]
     found = []
-    if not project.get("urls"):
-        found.append("pyproject.toml: [project.urls] is empty; say where the repository and the documentation are")
+    if missing := {"Repository", "Documentation"} - set(project.get("urls", {})):
+        found.append(f"pyproject.toml: [project.urls] does not name {' and '.join(sorted(missing))}")
     if tag and tag != f"v{version}":
         found.append(f"the tag is {tag}, pyproject.toml says {version}")
     if f"version: {version}" not in (ROOT / "CITATION.cff").read_text("utf-8"):

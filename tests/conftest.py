@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 import shutil
@@ -66,9 +67,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    """No test sees the developer's keys or hosts."""
+    """No test sees the developer's keys or hosts, or where another one sent the log."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
+    # A test may call serve(), which takes the log away from the root's handlers, and from caplog.
+    log = logging.getLogger("bge_integrations.server")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
 
 
 @pytest.fixture(scope="session")

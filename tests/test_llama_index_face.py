@@ -288,7 +288,8 @@ async def test_callbacks_and_instrumentation_are_told_of_each_batch(heard, face)
     assert pairs[2][1].payload[EventPayload.EMBEDDINGS] == documents(face, TEXTS[:3])
     assert counter.total_embedding_token_count == 73 * 3 + 2
     ends = [event for event in heard if isinstance(event, EmbeddingEndEvent)]
-    assert [len(event.chunks) for event in ends] == [50, 20, 3, 1]
+    assert sorted(len(event.chunks) for event in ends[:2]) == [20, 50]  # both were under way
+    assert [len(event.chunks) for event in ends[2:]] == [3, 1]
     assert ends[-1].embeddings == [query(face, "a query")]
     assert [e.model_dict["model_name"] for e in heard if isinstance(e, EmbeddingStartEvent)] == [CARD.id] * 4
 
@@ -407,7 +408,8 @@ def test_to_dict_and_back_is_the_same_model_in_the_same_space():
 
 def test_to_dict_needs_no_key_and_holds_none(monkeypatch):
     face = BGEEmbedding(**DEEPINFRA, api_key=CANARY)
-    texts = [str(face.to_dict()), face.to_json(), repr(face), str(face), face.model_dump_json(), str(face.to_payload())]
+    payload = getattr(face, "to_payload", face.to_dict)()  # llama-index-core has it since 0.14.23
+    texts = [str(face.to_dict()), face.to_json(), repr(face), str(face), face.model_dump_json(), str(payload)]
     assert not [text for text in texts if CANARY in text]
     assert isinstance(face.api_key, SecretStr)
     monkeypatch.setenv("DEEPINFRA_TOKEN", CANARY)

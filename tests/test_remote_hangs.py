@@ -94,6 +94,25 @@ def test_a_system_without_open_files_left_grants_no_loop(monkeypatch):
     loop.close()
 
 
+def test_work_that_is_cancelled_before_its_first_step_is_not_begun():
+    loop, holds, go, begun = BackgroundLoop("bge-test"), threading.Event(), threading.Event(), []
+
+    async def hold():
+        holds.set()
+        go.wait(10)  # blocks the loop, so that what comes next cannot begin
+
+    async def begin():
+        begun.append(True)
+
+    held = loop.run(hold())
+    assert holds.wait(10)
+    loop.run(begin()).cancel()
+    go.set()
+    held.result(10)
+    loop.close()
+    assert begun == []
+
+
 # Tokenizers
 
 

@@ -252,7 +252,7 @@ def test_a_server_with_keys_answers_to_any_name(locked):
 def running(app, **options):
     """Run any ASGI app on a socket, as somebody else's program does."""
     sock = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, **options))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none", **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import BGEError
@@ -43,10 +45,12 @@ class BackgroundLoop:
             # Under the lock, so that what is handed over stands in the loop's queue before a close that comes later.
             with self._lock:
                 loop = self._running()
-                return asyncio.run_coroutine_threadsafe(_retrieved(work), loop)
+                future = asyncio.run_coroutine_threadsafe(_retrieved(work), loop)
         except BGEError:
             work.close()
             raise
+        future.add_done_callback(partial(_close_unstarted, work, loop))
+        return future
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._pid != os.getpid():  # the parent's loop has no thread here
@@ -105,6 +109,18 @@ async def _retrieved(work: Coroutine[Any, Any, T]) -> T:
 def _retrieve(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
+
+
+def _close_unstarted(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, future: Future[Any]) -> None:
+    # Cancelled before its first step, _retrieved never awaits the work, and Python would warn of that.
+    if future.cancelled():
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(_close_if_unstarted, work)
+
+
+def _close_if_unstarted(work: Coroutine[Any, Any, Any]) -> None:
+    if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+        work.close()
 
 
 def _serve(loop: asyncio.AbstractEventLoop, endings: list[Ending]) -> None:

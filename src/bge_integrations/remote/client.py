@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,7 +44,7 @@ def open_client(endpoint: Endpoint, limits: Limits) -> tuple[Any, Any, dict[str,
         base_url=endpoint.address,
         max_retries=0,
         timeout=timeout,
-        default_headers=dict(endpoint.headers),
+        default_headers=_spelled_as_the_sdk_does(endpoint.headers),
         default_query=endpoint.query,
         http_client=http_client,
     )
@@ -105,6 +105,11 @@ def _bad_proxy(url: str, error: Exception) -> str:
     if parts.scheme not in ("http", "https"):
         return f"it begins with {parts.scheme}://, not with http:// or socks5://"
     return "" if parts.hostname else "it names no host"
+
+
+def _spelled_as_the_sdk_does(headers: Mapping[str, str]) -> dict[str, str]:
+    # Beside the user's own "authorization", older SDKs sent their "Authorization" too.
+    return {"Authorization" if name.lower() == "authorization" else name: headers[name] for name in headers}
 
 
 def _headers(sdk: Any, client: Any, endpoint: Endpoint) -> dict[str, Any]:
