@@ -35,7 +35,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure how well one or several configurations find the right passages of questions.
 
-    All runs are checked before the first one begins; a host is asked one question for that. Then passages are
+    All runs are checked with one question before the first one begins. Then passages are
     embedded block by block and searched exactly, so that memory does not grow with their vectors. At most 20 questions
     of each run are asked once more, alone and past the cache, for the time.
 

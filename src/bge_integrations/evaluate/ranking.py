@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import median
+from zlib import crc32
 
 import numpy as np
 
@@ -152,14 +153,19 @@ class _Work:
                 yield _part(outputs, self.run, first, min(first + _PIECE, len(block)))
 
     def _rows(self, best: Best) -> list[list[int]]:
-        """Return rows of each question's passages: not the question itself; by sparse vectors, with a common word."""
-        own, words = self.judged.own, self.run.search == "sparse"
-        return [
-            [row for score, row in zip(*each, strict=True) if row != own.get(key) and (score > 0 or not words)][
-                : self.top
-            ]
-            for key, *each in zip(self.judged.queries, best[0].tolist(), best[1].tolist(), strict=True)
-        ]
+        """Return rows of each question's passages: not the question itself; by sparse vectors, with a common word.
+
+        Equal scores, which rank fusion gives often, are ordered by a checksum of the id: by their place in the file,
+        right passages that stand first would win.
+        """
+        ids, words = self.judged.corpus.ids, self.run.search == "sparse"
+        found = []
+        for key, scores, rows in zip(self.judged.queries, *(each.tolist() for each in best), strict=True):
+            own = self.judged.own.get(key)
+            taken = [each for each in zip(scores, rows, strict=True) if each[1] != own and (each[0] > 0 or not words)]
+            taken.sort(key=lambda each: (-each[0], crc32(ids[each[1]].encode("utf-8", "surrogatepass"))))
+            found.append([row for _, row in taken[: self.top]])
+        return found
 
     # The second stage
 

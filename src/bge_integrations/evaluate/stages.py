@@ -44,18 +44,15 @@ class Stages:
             self.reranker.close()
 
     def check(self, question: str) -> None:
-        """Find out what can fail before hours of work: outputs, files, keys; a host is asked one question.
+        """Find out what can fail before hours of work, by one question: outputs, files, keys; let the models go.
 
         Raises:
             BGEError: it cannot be used.
         """
-        self.encoder.output_for(self.run.outputs)
-        if self.encoder.remote:
-            encode(self.encoder.engine, [question], "query", self.run.outputs)
-        else:
-            self.encoder.count_tokens([question])
-        if self.reranker is not None and self.reranker.remote:
+        encode(self.encoder.engine, [question], "query", self.run.outputs)
+        if self.reranker is not None:
             score(self.reranker.engine, [Pair(question, question)])
+        self.close()
 
 
 def open_stages(run: Run, cache: Path | None) -> Stages:
