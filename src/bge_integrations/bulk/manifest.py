@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from ..core.files import PARTIAL
+from ..core.files import is_partial
 from ..errors import ConfigError, SpaceMismatchError
 from .folder import SHARD, Line, Record, parse_manifest, side_files
 
@@ -52,8 +52,10 @@ class Manifest:
         record = parse_manifest(self.path, raw)
         # A kill in the middle of a line leaves a part of it, which the next line must not follow.
         self._file.truncate(raw.rfind(b"\n") + 1)
-        if record is None or (not record.shards and record.job != job):
+        empty = record is None or not any(line.get("rows") for line in record.shards)
+        if record is None or (empty and record.job != job):
             # Nothing was finished, so a corrected command may begin anew.
+            self._remove([line["file"] for line in record.shards] if record else [])
             self._file.truncate(0)
             _append(self._file, [job])
             record = Record(job)
@@ -65,11 +67,17 @@ class Manifest:
             with _open(self.errors) as file:
                 file.truncate(written)
 
+    def _remove(self, shards: list[str]) -> None:
+        stems = tuple(f"{name.partition('.')[0]}." for name in shards)
+        for path in list(self.folder.iterdir()):
+            if shards and path.name.startswith(stems):
+                path.unlink()
+
     def _clear(self, *, anew: bool) -> None:
         """Remove what a kill left: unfinished files, and the shard that was not noted yet."""
         for path in list(self.folder.iterdir()):
             unnoted = anew and path.name.startswith("part-000000.")
-            if unnoted or path.name.startswith(PARTIAL) or _OLD_PARTIAL.fullmatch(path.name):
+            if unnoted or is_partial(path.name) or _OLD_PARTIAL.fullmatch(path.name):
                 path.unlink()
 
     def holds(self, number: int) -> bool:
@@ -121,7 +129,7 @@ def check_ours(folder: Path) -> None:
         return
     # A kill may have left the beginning of the first line.
     torn = {path.name} if raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw) else set()
-    others = sorted(each.name for each in folder.iterdir() if not each.name.startswith(PARTIAL) | (each.name in torn))
+    others = sorted(each.name for each in folder.iterdir() if not is_partial(each.name) | (each.name in torn))
     if any(SHARD.fullmatch(name) for name in others):
         raise ConfigError(f"{str(folder)!r} holds shards without a manifest: name an empty folder")
     if others:
