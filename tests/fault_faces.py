@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -127,11 +128,17 @@ def leaks(face: Face, error: BaseException | None, records: Iterable[logging.Log
         places["error"] = " ".join(f"{one!r} {one} {one.args} {vars(one)}" for one in chain)
         places["pickled error"] = pickle.dumps(error)
         places["traceback"] = "".join(traceback.format_exception(error))
+        walked = ((frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_ours(frame))
+        places["locals"] = "".join(traceback.StackSummary.extract(walked, capture_locals=True).format())
     for path in face.cache.parent.glob("*"):
         places[f"file {path.name}"] = path.read_bytes()
     return [
         name for name, held in places.items() if CANARY in (held if isinstance(held, str) else held.decode("latin1"))
     ]
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").startswith("bge_integrations")
 
 
 def _causes(error: BaseException) -> Iterable[BaseException]:

@@ -52,6 +52,7 @@ def embed(rows: Path, out: Path, **options):
         (".manifest.jsonl", '{"inputs": 1, "stamp": "of a letter"}\n{"file": "../x"}\n'),
         (".manifest.jsonl", "a,b\n1,2\n"),
         (".git/config", "[core]"),
+        (".bge-notes.md", "what I think of bge"),
         ("deep/er/notes.txt", "notes"),
     ],
 )
@@ -119,8 +120,8 @@ def test_what_a_kill_left_is_cleared_and_files_put_beside_the_shards_stay(rows, 
     manifest = (out / ".manifest.jsonl").read_bytes().splitlines(keepends=True)
     (out / ".manifest.jsonl").write_bytes(b"".join(manifest[:2]) + manifest[2][:20])
     (out / "part-000001.parquet").unlink()
-    ours = [out / f"{PARTIAL}0123-part-000001.parquet.partial", out / "part-000001.parquet.partial"]
-    theirs = [out / "film.partial", out / "README.md", out / "part-of-it.partial"]
+    ours = [out / f"{PARTIAL}{16 * '0'}-part-000001.parquet.partial", out / "part-000001.parquet.partial"]
+    theirs = [out / "film.partial", out / ".bge-notes.md", out / "part-of-it.partial"]
     for path in (*ours, *theirs):
         path.write_text("x")
     report = embed(rows, out)
@@ -165,6 +166,17 @@ def test_a_first_try_that_finished_no_shard_does_not_refuse_the_corrected_comman
     report = embed_files(str(rows), out, other, **{"shard_rows": 10, **corrected})
     assert report.rows == 25
     assert sum(len(part.ids) for part in read_shards(out)) == 25
+
+
+@pytest.mark.parametrize("format", ["parquet", "numpy", "jsonl"])
+def test_a_first_try_in_which_every_row_was_bad_does_not_refuse_the_corrected_command_either(rows, out, format):
+    wrong = embed(rows, out, columns=Columns(text="nothing"), shard_rows=7, format=format)
+    assert (wrong.rows, wrong.errors) == (25, 25)
+    report = embed(rows, out)
+    assert (report.rows, report.errors, report.resumed) == (25, 0, 0)
+    assert sum(len(part.ids) for part in read_shards(out)) == 25
+    assert not (out / ".errors.jsonl").exists() or not (out / ".errors.jsonl").read_bytes()
+    assert {path.suffix for path in out.glob("part-*")} == {".parquet"}
 
 
 def test_a_shard_that_was_not_noted_goes_with_the_try_that_wrote_it(rows, out):

@@ -33,7 +33,7 @@ from encoders import CARD, HashEncoder
 
 
 @pytest.mark.parametrize(
-    "texts", ["a bare string", b"bytes", None, 5, 1.5, len], ids=lambda texts: type(texts).__name__
+    "texts", ["a bare string", b"bytes", None, 5, 1.5, len, np.array("a")], ids=lambda texts: type(texts).__name__
 )
 def test_anything_but_a_list_of_texts_is_a_type_error(texts):
     with pytest.raises(InputTypeError, match="texts must be a list of strings") as caught:

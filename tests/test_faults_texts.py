@@ -15,7 +15,7 @@ from bge_integrations import errors
 from bge_integrations.core.tokenizer import TextTokenizer
 from bge_integrations.langchain import BGEEmbeddings
 from fault_faces import CANARY, FACES, Face, leaks
-from rig import Rig, gzip_bomb, rows, status
+from rig import Rig, gzip_bomb, raw, rows, status
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
 ODD = [
@@ -157,11 +157,24 @@ def test_a_copy_works_and_a_pickle_rereads_its_key(face_of, monkeypatch):
             face.close()
 
 
-def test_a_failed_object_still_tells_nothing(face_of, caplog):
-    with Rig(default=status(401, f"bad key {CANARY}")) as host:
-        face = face_of(host)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(401, f"bad key {CANARY}"),
+        status(200, f"bad key {CANARY}"),
+        status(400, f"bad key {CANARY}"),
+        raw(f"<html>Bearer {CANARY}", "text/html"),
+        raw(f'{{"data": "{CANARY}"}}'),
+        raw(f'{{"data": [{{"embedding": "{CANARY}"}}]}}'),
+        raw(f"{CANARY} is no JSON"),
+    ],
+    ids=["401", "200", "400", "html", "no rows", "no numbers", "no json"],
+)
+def test_a_failed_object_still_tells_nothing(face_of, caplog, fault):
+    with Rig(default=fault) as host:
+        face = face_of(host, max_retries=0)
         outcome = face.call(["a"])
-        assert isinstance(outcome.error, errors.AuthenticationError)
+        assert isinstance(outcome.error, errors.HostError)
         assert not leaks(face, outcome.error, caplog.records)
         assert CANARY in host.requests[0].headers["authorization"]
 

@@ -36,7 +36,7 @@ from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.langchain import BGEReranker as LangChainReranker
 from bge_integrations.llama_index import BGEEmbedding
 from bge_integrations.llama_index import BGEReranker as LlamaIndexReranker
-from bge_integrations.options import OPTIONS
+from bge_integrations.options import OPTIONS, RERANKER_OPTIONS, RerankerOptions
 from bge_integrations.remote.endpoint import SecretHeaders
 
 CANARY = "sk-canary-4242"
@@ -378,7 +378,9 @@ def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path):
 
 def test_the_table_and_the_type_of_the_keywords_are_one():
     described = re.findall(r"^        (\w+): .+\.$", Options.__doc__, re.MULTILINE)
-    assert described == list(OPTIONS) == list(Options.__annotations__)
+    assert described == list(OPTIONS)
+    assert set(OPTIONS) == set(Options.__annotations__)
+    assert set(RERANKER_OPTIONS) == set(RerankerOptions.__annotations__)
     for name, annotation in get_type_hints(Options).items():
         option = OPTIONS[name]
         if option.choices:

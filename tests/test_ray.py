@@ -347,7 +347,7 @@ def test_a_dataset_on_two_nodes_is_one_machines_and_is_embedded_once(cluster, tm
     check(folder, demo)
     assert parquet.read_schema(files(folder)[0]).names == ["id", "text", "n", "embedding"]
     files(folder)[0].unlink()
-    (folder / ".bge-of-a-kill.partial").write_bytes(b"PAR1")
+    (folder / f".bge-{32 * '0'}-of-a-kill.partial").write_bytes(b"PAR1")
     assert embed_dataset(dataset(), str(folder), model="demo", block_rows=50) == Written(50, 100, 3)
     check(folder, demo)
     with pytest.raises(SpaceMismatchError, match="another folder"):
@@ -377,7 +377,7 @@ def test_what_a_lost_machine_left_half_written_goes_and_whole_files_stay(tmp_pat
     place = Folder(str(tmp_path), "id", "embedding", HashEncoder().stamp())
     place.take()
     Writer(place)(vectors(0))
-    (tmp_path / ".bge-of-a-lost-machine.parquet.partial").write_bytes(b"PAR1")
+    (tmp_path / f".bge-{32 * '0'}-of-a-lost-machine.parquet.partial").write_bytes(b"PAR1")
     old = f".part-{24 * 'a'}.parquet.{32 * 'b'}.partial"  # of version 0.1
     (tmp_path / old).write_bytes(b"PAR1")
     assert place.clear() == [str(path) for path in files(tmp_path)]

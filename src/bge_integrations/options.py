@@ -27,7 +27,9 @@ Pooling = Literal["cls", "mean", "last token"]
 Decides = Literal["vectors", "patience", "secret"]
 
 
-class Options(TypedDict, total=False):  # noqa: D101 - made from the table below
+class _Shared(TypedDict, total=False):
+    """What embeddings and rerankers both take."""
+
     model_name: str | None
     provider: str | None
     base_url: str | None
@@ -36,57 +38,35 @@ class Options(TypedDict, total=False):  # noqa: D101 - made from the table below
     allow_http: bool | None
     dialect: str | None
     wire_model: str | None
+    verify: Literal["first-use"] | None
+    truncate: Literal["warn", "error"] | None
+    blank: Literal["error", "keep"] | None
+    tokenizer: Any
+    device: str | None
+    backend: str | None
+    precision: str | None
+    trust_remote_code: bool | None
+    cache: Any
+    timeout: float | None
+    read_timeout: float | None
+    max_retries: int | None
+    max_concurrency: int | None
+    max_inputs: int | None
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    rate_limiter: Any
+
+
+class Options(_Shared, total=False):  # noqa: D101 - made from the table below
     revision: str | None
     query_instruction: str | None
     accept_space: Pooling | None
-    verify: Literal["first-use"] | None
     allow_withdrawn: bool | None
-    truncate: Literal["warn", "error"] | None
-    blank: Literal["error", "keep"] | None
-    tokenizer: Any
-    device: str | None
-    backend: str | None
-    precision: str | None
-    trust_remote_code: bool | None
-    cache: Any
-    timeout: float | None
-    read_timeout: float | None
-    max_retries: int | None
-    max_concurrency: int | None
-    max_inputs: int | None
-    requests_per_minute: float | None
-    tokens_per_minute: float | None
-    rate_limiter: Any
     show_progress: bool | None
 
 
-class RerankerOptions(TypedDict, total=False):  # noqa: D101 - made from the table below
-    model_name: str | None
-    provider: str | None
-    base_url: str | None
-    dialect: str | None
+class RerankerOptions(_Shared, total=False):  # noqa: D101 - made from the table below
     weights: Any
-    api_key: Any
-    headers: Mapping[str, str] | None
-    allow_http: bool | None
-    wire_model: str | None
-    verify: Literal["first-use"] | None
-    truncate: Literal["warn", "error"] | None
-    blank: Literal["error", "keep"] | None
-    tokenizer: Any
-    device: str | None
-    backend: str | None
-    precision: str | None
-    trust_remote_code: bool | None
-    cache: Any
-    timeout: float | None
-    read_timeout: float | None
-    max_retries: int | None
-    max_concurrency: int | None
-    max_inputs: int | None
-    requests_per_minute: float | None
-    tokens_per_minute: float | None
-    rate_limiter: Any
 
 
 @dataclass(frozen=True)
@@ -209,7 +189,7 @@ _OF_PAIRS = {
     )
 }
 RERANKER_OPTIONS: dict[str, Option] = {
-    name: _OF_PAIRS.get(name) or OPTIONS[name] for name in RerankerOptions.__annotations__
+    name: option for name, option in {**OPTIONS, **_OF_PAIRS}.items() if name in RerankerOptions.__annotations__
 }
 """The keywords of ``load_reranker``: those of ``load_encoder`` that mean something for pairs, and two more."""
 

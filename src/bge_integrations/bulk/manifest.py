@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from ..core.files import PARTIAL
+from ..core.files import PARTIAL, is_partial
 from ..errors import ConfigError, SpaceMismatchError
 from .disk import append_lines, open_to_append, sync_folder
 from .folder import SHARD, Line, Record, parse_manifest, side_files
-from .staging import STAGING, Changes, Staging, finish_update
+from .staging import Changes, Staging, finish_update
 
 __all__ = ["Manifest", "check_ours", "check_same", "same_inputs"]
 
@@ -57,8 +57,10 @@ class Manifest:
         # A kill in the middle of a line leaves a part of it, which the next line must not follow.
         if not raw.endswith(b"\n"):
             self._file.truncate(raw.rfind(b"\n") + 1)
-        if record is None or (not record.shards and record.job != job):
+        empty = record is None or not any(line.get("rows") for line in record.shards)
+        if record is None or (empty and record.job != job):
             # Nothing was finished, so a corrected command may begin anew.
+            self._remove([line["file"] for line in record.shards] if record else [])
             self._file.truncate(0)
             append_lines(self._file, [job])
             record = Record(job)
@@ -70,13 +72,17 @@ class Manifest:
             with open_to_append(self.errors) as file:
                 file.truncate(written)
 
+    def _remove(self, shards: list[str]) -> None:
+        stems = tuple(f"{name.partition('.')[0]}." for name in shards)
+        for path in list(self.folder.iterdir()):
+            if shards and path.name.startswith(stems):
+                path.unlink()
+
     def _clear(self, *, anew: bool) -> None:
         """Remove what a kill left: unfinished files, and the shard that was not noted yet."""
         for path in list(self.folder.iterdir()):
             unnoted = anew and path.name.startswith("part-000000.")
-            if path.name == STAGING:
-                continue
-            if unnoted or path.name.startswith(PARTIAL) or _OLD_PARTIAL.fullmatch(path.name):
+            if unnoted or is_partial(path.name) or _OLD_PARTIAL.fullmatch(path.name):
                 path.unlink()
 
     def holds(self, number: int) -> bool:
@@ -152,7 +158,7 @@ def check_ours(folder: Path) -> None:
         return
     # A kill may have left the beginning of the first line.
     torn = {path.name} if raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw) else set()
-    others = sorted(each.name for each in folder.iterdir() if not each.name.startswith(PARTIAL) | (each.name in torn))
+    others = sorted(each.name for each in folder.iterdir() if not is_partial(each.name) | (each.name in torn))
     if any(SHARD.fullmatch(name) for name in others):
         raise ConfigError(f"{str(folder)!r} holds shards without a manifest: name an empty folder")
     if others:

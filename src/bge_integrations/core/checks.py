@@ -42,7 +42,10 @@ def check_texts(texts: Sequence[str], *, blank: Blank = "error") -> list[str]:
             ": it has no order, in which the vectors could be returned" if isinstance(texts, (set, frozenset)) else hint
         )
         raise InputTypeError(f"texts must be a list of strings, not {type(texts).__name__}{hint}")
-    checked = list(texts)
+    try:
+        checked = list(texts)
+    except TypeError:  # an array of no dimensions
+        raise InputTypeError(f"texts must be a list of strings, not {type(texts).__name__} of one value") from None
     wrong = [i for i, text in enumerate(checked) if not isinstance(text, str)]
     if wrong:
         kind = type(checked[wrong[0]]).__name__

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
-__all__ = ["PARTIAL", "filesystem", "network_filesystem", "write_atomic"]
+__all__ = ["PARTIAL", "filesystem", "is_partial", "network_filesystem", "write_atomic"]
 
 PARTIAL = ".bge-"
-"""Every temporary file of this package begins with this, so that no other file is taken for one."""
+"""Every temporary file of this package begins with this and a token of hexadecimal digits."""
+
+
+def is_partial(name: str) -> bool:
+    """Tell whether a file is a temporary one of this package: of another ``.bge-…`` its user knows more."""
+    return bool(_PARTIAL.match(name))
+
+
+_PARTIAL = re.compile(r"\.bge-[0-9a-f]{16,32}-.")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

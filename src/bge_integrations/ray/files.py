@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.files import PARTIAL
+from ..core.files import PARTIAL, is_partial
 from ..errors import ConfigError, SpaceMismatchError, no_thread
 from ..stamps.slots import KEY
 
@@ -89,7 +89,7 @@ class Folder:
 
 
 def _is_partial(name: str) -> bool:
-    return name.startswith(PARTIAL) or bool(_OLD_PARTIAL.fullmatch(name))
+    return is_partial(name) or bool(_OLD_PARTIAL.fullmatch(name))
 
 
 def _is_ours(name: str) -> bool:

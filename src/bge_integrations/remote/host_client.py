@@ -141,6 +141,7 @@ class HostClient:
         error.message = self.endpoint.scrub(message)
         error.args = (error.message,)
         error.__context__ = None  # the tries before it, with what the host said to them
+        error.__traceback__ = None  # frames that hold the answer, in which a host may repeat the key
         return error
 
     def _other_names(self) -> str:
