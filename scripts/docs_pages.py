@@ -42,6 +42,7 @@ BENCHMARKS = (
     ("remote", "At a host", "Texts per second against a host on loopback that answers at once, beside the peers."),
     ("server", "The server", "What HTTP costs, and one request in ten malformed, too large or cut off."),
     ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),
+    ("update", "Updates of shards", "Reading, comparing and writing alone, with synthetic vectors; peak memory."),
     (
         "soak",
         "A long job at a bad host",

@@ -39,8 +39,8 @@ def embed_files(
     """Embed the rows of files as documents into shards; the same call again resumes.
 
     Killed at any moment and called again, on the same machine, the folder ends with the bytes of an undisturbed run.
-    At most three shards of rows and their vectors are in memory. Rows are not compared: one that stands twice in the
-    input stands twice in the shards.
+    At most three shards of rows and their vectors are in memory; an update holds about 150 bytes for each row as well.
+    Rows of the input are not compared with each other: one that stands twice in it stands twice in the shards.
 
     Args:
         inputs: files, globs or folders (JSON lines, CSV, TSV, Parquet, text; also packed by gzip, bzip2, xz, zstd),

@@ -111,7 +111,7 @@ def shard_files(folder: str | Path) -> list[Path]:
 
 
 def read_shards(folder: str | Path) -> Iterator[Part]:
-    """Yield the finished shards of a folder, one at a time, in the order of the input.
+    """Yield the finished shards of a folder, one at a time, in the order of the input; after an update, new rows last.
 
     Raises:
         ConfigError: there are none, or one cannot be read.

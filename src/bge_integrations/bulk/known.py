@@ -1,4 +1,4 @@
-"""Which rows shards hold already, and where the vector of a text is: by digests, 60 bytes a row in memory."""
+"""Which rows shards hold already, and where the vector of a text is: by digests, about 150 bytes a row in memory."""
 
 from __future__ import annotations
 
