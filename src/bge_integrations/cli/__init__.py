@@ -24,6 +24,7 @@ _COMMANDS = {
     "embed": "embed the rows of files into shards; a killed job is resumed",
     "search": "search the shards of a folder, exactly",
     "dups": "find near-duplicates among the rows of shards",
+    "quantise": "make the vectors of shards smaller: int8 or binary",
     "rerank": "order passages by how well they answer a question",
     "upload": "upload the shards of a folder into a vector store, with their stamp",
     "cache": "inspect, prune or clear the cache of vectors",
@@ -31,7 +32,7 @@ _COMMANDS = {
     "completion": "print a script that completes commands and options in a shell",
 }
 
-_ALIASES = {"upload": ["load"]}
+_ALIASES = {"upload": ["load"], "quantise": ["quantize"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from ...errors import BGEError, BGEWarning, ConfigError, warn
 from ...extras import require_packages
 from ...stamps.slots import find_slot
 from ...stamps.stamp import check_store, read_stamp, stamp_store
-from ..folder import shard_files, stamp_of
+from ..folder import check_float, shard_files, stamp_of
 from ..formats import read_part
 from ..part import Part, SparseRows
 from .target import Batch, Place, Store, Target, check_folder
@@ -90,6 +90,7 @@ def upload_files(
     Example:
         >>> upload_files("out/", "qdrant", url="http://localhost:6333", collection="wiki")  # doctest: +SKIP
     """
+    check_float(folder, "an upload")
     stamp, files = stamp_of(folder), shard_files(folder)
     store = _store(into)
     vocabulary = int(stamp.get("vocabulary", 0))
