@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--approximate",
         action="store_true",
-        help="compare by an index of FAISS: far quicker from some 100,000 rows on, and misses a few duplicates",
+        help="compare by an index of FAISS: quicker from some 100,000 rows on; misses a few duplicates",
     )
     parser.add_argument("-n", type=int, default=20, metavar="N", help="groups to print (default: 20)")
     parser.add_argument("--drop", metavar="FILE", help="write the ids of all but the first of each group, a line each")
