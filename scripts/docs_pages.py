@@ -44,6 +44,16 @@ BENCHMARKS = (
     ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),
     ("update", "Updates of shards", "Reading, comparing and writing alone, with synthetic vectors; peak memory."),
     (
+        "dups",
+        "Near-duplicates",
+        "Time and memory, exact and approximate, against the product of all vectors in memory.",
+    ),
+    (
+        "quantise",
+        "Smaller vectors",
+        "How many of the ten nearest stay with int8 and binary vectors, beside the size; under random rotations too.",
+    ),
+    (
         "soak",
         "A long job at a bad host",
         "A host that fails in every way known to the tests, and a job that is killed.",

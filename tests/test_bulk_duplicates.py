@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -75,6 +76,37 @@ def test_groups_are_those_of_a_comparison_in_memory(block, piece, above, shards,
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.parametrize("block", [2048, 100, 64])
+@pytest.mark.parametrize("above", [0.9, 0.97, 1.0])
+def test_an_index_of_which_all_cells_are_looked_into_finds_the_same(block, above, shards, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(duplicates, "_PIECE", block)
+    monkeypatch.setattr(duplicates, "_PROBED", 10_000)
+    exact, found = (
+        {
+            row.row: (group.representative.row, row.score)
+            for group in near_duplicates(shards, above=above, approximate=approximate)
+            for row in group.duplicates
+        }
+        for approximate in (False, True)
+    )
+    assert {row: leader for row, (leader, _) in found.items()} == {row: leader for row, (leader, _) in exact.items()}
+    assert len(found) > 50
+
+
+def test_an_index_finds_near_rows_and_most_of_them(shards, texts, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(duplicates, "_PIECE", 64)
+    monkeypatch.setattr(duplicates, "_PROBED", 1)
+    vectors = ClusterEncoder().encode(texts, role="document")
+    exact, groups = (near_duplicates(shards, above=0.95, approximate=approximate) for approximate in (False, True))
+    for group in groups:
+        for row in group.duplicates:
+            assert vectors[row.row] @ vectors[group.representative.row] >= 0.9499
+    count = [sum(len(group.duplicates) for group in each) for each in (exact, groups)]
+    assert 0.5 * count[0] < count[1] <= count[0]
+
+
 def test_the_command_prints_groups_and_writes_what_to_drop(shards, tmp_path, capsys):
     groups = near_duplicates(shards, above=0.97)
     drop = tmp_path / "drop.txt"
@@ -84,6 +116,9 @@ def test_the_command_prints_groups_and_writes_what_to_drop(shards, tmp_path, cap
     rows = sum(len(group.duplicates) for group in groups)
     assert told[-1] == f"{rows} near-duplicates in {len(groups)} groups, cosine at least 0.97"
     assert len(drop.read_text().splitlines()) == rows
+    if find_spec("faiss"):
+        assert main(["dups", str(shards), "--above", "0.97", "--approximate"]) == 0
+        assert "near-duplicates in" in capsys.readouterr().out
     assert main(["dups", str(shards), "--json", "--above", "0.97"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["representative"]["id"] for line in lines] == [group.representative.id for group in groups]

@@ -6,6 +6,8 @@ from .folder import read_shards, stamp_of
 from .hybrid import Hybrid
 from .part import Part, SparseRows
 from .plan import Plan, estimate, plan_files
+from .quantise import dequantise, quantise, value_ranges
+from .quantised_shards import Quantised, quantise_files
 from .report import Report
 from .rows import Columns
 from .search import Hit, encoder_of, search_files
@@ -20,16 +22,21 @@ __all__ = [
     "Loaded",
     "Part",
     "Plan",
+    "Quantised",
     "Report",
     "SparseRows",
+    "dequantise",
     "embed_files",
     "encoder_of",
     "estimate",
     "load_files",
     "near_duplicates",
     "plan_files",
+    "quantise",
+    "quantise_files",
     "read_shards",
     "search_files",
     "stamp_of",
     "upload_files",
+    "value_ranges",
 ]

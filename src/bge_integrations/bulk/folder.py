@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ import numpy as np
 from ..errors import ConfigError
 from .formats import FORMATS, ROWS, parquet_stamp, read_part
 from .part import Part, SparseRows
+from .quantise import is_quantised
 
 __all__ = [
     "ERRORS",
     "MANIFEST",
     "SHARD",
     "Record",
+    "check_float",
     "is_finished",
     "parse_manifest",
     "read_manifest",
@@ -111,7 +114,9 @@ def shard_files(folder: str | Path) -> list[Path]:
 
 
 def read_shards(folder: str | Path) -> Iterator[Part]:
-    """Yield the finished shards of a folder, one at a time, in the order of the input; after an update, new rows last.
+    """Yield the finished shards of a folder, one at a time; quantised vectors as codes.
+
+    They come in the order of the input; after an update, new rows last.
 
     Raises:
         ConfigError: there are none, or one cannot be read.
@@ -148,6 +153,22 @@ def _stamp(folder: Path) -> dict[str, Any] | None:
         return dict(record.job["stamp"])
     first = shard_files(folder)[0]
     return parquet_stamp(first) if first.suffix == ".parquet" else None
+
+
+def check_float(folder: str | Path, purpose: str) -> None:
+    """Refuse a folder of quantised vectors.
+
+    Raises:
+        ConfigError: names the folder that they were made of.
+    """
+    if is_quantised(_stamp(Path(folder))):
+        record = read_manifest(Path(folder))
+        made_of = record.job.get("inputs", {}).get("first") if record else None
+        source = f" ({os.path.normpath(Path(folder) / made_of)!r})" if made_of else ""
+        raise ConfigError(
+            f"{str(folder)!r} holds quantised vectors, and {purpose} takes the floats that they were made of: name "
+            f"their folder{source}"
+        )
 
 
 def is_finished(folder: str | Path) -> bool:

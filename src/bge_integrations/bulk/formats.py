@@ -24,6 +24,7 @@ from .rows import RESERVED, Columns, Row
 __all__ = [
     "FORMATS",
     "ROWS",
+    "SPARSE",
     "Contents",
     "Format",
     "column_types",
@@ -31,11 +32,14 @@ __all__ = [
     "parquet_stamp",
     "read_part",
     "shard_parts",
+    "vector_column",
+    "write_table",
 ]
 
 Format = Literal["parquet", "numpy", "jsonl"]
 ROWS = ".rows.jsonl"  # beside an .npy file: all that is not a vector
 SPARSE = ".sparse.npz"  # beside an .npy file, where there are sparse vectors: as scipy.sparse.load_npz reads it
+_CODES = b"bge_codes"  # in the metadata of a column of quantised vectors: their type
 _IDS, _WEIGHTS = "sparse_indices", "sparse_values"
 _NONE = np.empty((0, 0), np.float32)
 
@@ -93,17 +97,11 @@ class _Parquet(ShardFormat):
     def write(
         self, path: Path, rows: Sequence[Row], vectors: Any, contents: Contents, sparse: SparseRows | None = None
     ) -> None:
-        parquet = need_pyarrow()
-        # Numbers do not shrink (a tenth, for twice the time), and nobody asks for the least of them.
-        counted = ["id", *contents.columns.keep]
-        squeezed = dict.fromkeys(("text", *counted), "zstd") | {"embedding.list.element": "none"}
-        options = {"compression": squeezed, "write_statistics": counted, "use_dictionary": False, "version": "2.6"}
         table = _table(rows, vectors, contents)
         if sparse is not None:
-            squeezed |= {f"{name}.list.element": "zstd" for name in (_IDS, _WEIGHTS)}
             for name, numbers in ((_IDS, sparse.indices), (_WEIGHTS, sparse.values)):
                 table = table.append_column(*_lists(name, sparse.starts, numbers))
-        write_whole(path, lambda file: parquet.write_table(table, file, **options))
+        write_table(path, table)
 
     def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool, exact: bool) -> Iterator[Part]:
         parquet = need_pyarrow()
@@ -112,7 +110,8 @@ class _Parquet(ShardFormat):
             names = [name for name in file.schema_arrow.names if wanted.get(name, rows)]
             for batch in file.iter_batches(batch_size=size, columns=names):
                 columns = {name: batch.column(name) for name in names}
-                numbers = _numbers(columns.pop("embedding")) if vectors else _NONE
+                field = file.schema_arrow.field("embedding")
+                numbers = _numbers(columns.pop("embedding"), field) if vectors else _NONE
                 found = _sparse_rows(columns.pop(_IDS), columns.pop(_WEIGHTS)) if _IDS in columns else None
                 plain = {name: _python(column, exact=exact) for name, column in columns.items()}
                 yield _part(plain, numbers, found)
@@ -121,6 +120,18 @@ class _Parquet(ShardFormat):
         import pyarrow as pa
 
         return _python(pa.array(values, kind or pa.string()), exact=True)
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write a Parquet shard."""
+    parquet = need_pyarrow()
+    lists = ("embedding", _IDS, _WEIGHTS)
+    # Numbers do not shrink (a tenth, for twice the time), and nobody asks for the least of them.
+    counted = [name for name in table.column_names if name not in ("text", *lists)]
+    squeezed = dict.fromkeys(("text", *counted), "zstd") | {"embedding.list.element": "none", "embedding": "none"}
+    squeezed |= {f"{name}.list.element": "zstd" for name in lists[1:] if name in table.column_names}
+    options = {"compression": squeezed, "write_statistics": counted, "use_dictionary": False, "version": "2.6"}
+    write_whole(path, lambda file: parquet.write_table(table, file, **options))
 
 
 def _python(column: Any, *, exact: bool) -> list[Any]:
@@ -144,25 +155,51 @@ def _microseconds(kind: Any) -> Any:
 def _table(rows: Sequence[Row], vectors: Any, contents: Contents) -> Any:
     import pyarrow as pa
 
-    element = pa.field("element", pa.float16() if contents.half else pa.float32(), nullable=False)
-    numbers = pa.list_(element, int(vectors.shape[1]))
+    embedding, numbers = vector_column(vectors)
     keep = contents.columns.keep
     fields = [
         pa.field("id", pa.string() if contents.named else pa.int64(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         *(pa.field(name, contents.kinds[i] or pa.string()) for i, name in enumerate(keep)),
-        pa.field("embedding", numbers, nullable=False),
+        embedding,
     ]
     plain = [[row.id for row in rows], [row.text for row in rows]]
     plain += [[row.kept[i] for row in rows] for i in range(len(keep))]
     arrays = [pa.array(values, field.type) for values, field in zip(plain, fields, strict=False)]
-    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=numbers))
+    arrays.append(numbers)
     return pa.table(arrays, pa.schema(fields, {KEY: json.dumps(contents.stamp, sort_keys=True)}))
 
 
-def _numbers(column: Any) -> Vectors:
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return flat.reshape(len(column), -1) if len(column) else _NONE
+def vector_column(vectors: Any) -> tuple[Any, Any]:
+    """Return the column of vectors: its field and its values.
+
+    Floats become lists. Codes become strings of bytes, since Parquet stores an integer of a byte in four.
+    """
+    import pyarrow as pa
+
+    width = int(vectors.shape[1])
+    if vectors.dtype.itemsize == 1:
+        packed = np.ascontiguousarray(vectors)
+        codes = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(packed), [None, pa.py_buffer(packed)])
+        return pa.field("embedding", codes.type, nullable=False, metadata={_CODES: str(vectors.dtype)}), codes
+    values = pa.array(vectors.reshape(-1))
+    kind = pa.list_(pa.field("element", values.type, nullable=False), width)
+    return pa.field("embedding", kind, nullable=False), pa.FixedSizeListArray.from_arrays(values, type=kind)
+
+
+def _numbers(column: Any, field: Any) -> Any:
+    if not len(column):
+        return _NONE
+    if field.metadata and _CODES in field.metadata:
+        codes = np.frombuffer(column.buffers()[1], field.metadata[_CODES].decode())
+        width = column.type.byte_width
+        return codes.reshape(-1, width)[column.offset : column.offset + len(column)]
+    return _as_read(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), -1)
+
+
+def _as_read(numbers: Any) -> Any:
+    """Return floats as float32, and bytes, which are quantised, as they are."""
+    return np.asarray(numbers) if numbers.dtype.itemsize == 1 else np.asarray(numbers, np.float32)
 
 
 def _lists(name: str, starts: NDArray[np.int64], numbers: NDArray[Any]) -> tuple[Any, Any]:
@@ -202,7 +239,7 @@ class _Numpy(ShardFormat):
             part = numbers[first : first + size]
             yield _part(
                 _columns(list(islice(lines, len(part)))),
-                np.asarray(part, np.float32) if vectors else _NONE,
+                _as_read(part) if vectors else _NONE,
                 found and found.part(first, first + len(part)),
             )
 

@@ -261,5 +261,5 @@ def _flat(options: Line) -> Line:
 
 def _space(job: Line) -> Line:
     # A newer version of this package may finish what an older one began; documents get no instruction.
-    besides = ("package_version", "query_instruction", "space")
+    besides = ("package_version", "query_instruction", "space", "ranges")  # "quantised" has a digest of the ranges
     return {name: value for name, value in job.get("stamp", {}).items() if name not in besides}

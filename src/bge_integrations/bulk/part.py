@@ -94,7 +94,8 @@ class Part(_Part):
     Attributes:
         ids: strings, or row numbers where the job named no column of ids.
         texts: what was embedded.
-        vectors: float32, shape (n, dimensions), rows of length 1 (of float16 precision where the shard has that).
+        vectors: float32, shape (n, dimensions), rows of length 1 (of float16 precision where the shard has that); in a
+            folder of ``quantise_files`` its codes, int8 or uint8.
         kept: the values of each kept column.
         sparse: sparse vectors, or None where the shard has none or they were not read; not among the four.
     """

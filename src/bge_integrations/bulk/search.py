@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from .folder import shard_files, stamp_of
 from .formats import read_part
 from .hybrid import Best, Hybrid, merged, top
 from .part import Part
+from .quantise import float_stamp, floats_of
+from .quantised_shards import float_shards
 
 _PIECE = 2048
 
@@ -49,23 +51,27 @@ def search_files(
     *,
     k: int = 10,
     hybrid: bool | Hybrid = False,
+    rescore: int = 10,
 ) -> list[list[Hit]]:
     """Return the rows that are nearest to each query, exactly, best first.
 
     Shards are read piece by piece, so memory does not grow with the folder; FAISS does the counting where it is
-    installed, else NumPy.
+    installed, else NumPy. Over quantised shards every row is scored by the query in full precision, and the best are
+    scored again by the float shards where these are still there.
 
     Args:
-        folder: of ``embed_files``.
+        folder: of ``embed_files`` or ``quantise_files``.
         queries: questions without any instruction; they get the model's.
         encoder: an encoder or a face that holds one; made from the folder's stamp when None, on this machine or
             where ``BGE_PROVIDER`` and ``BGE_BASE_URL`` say.
         k: rows for each query.
         hybrid: search by dense and sparse vectors, which ``outputs=("dense", "sparse")`` wrote; a ``Hybrid`` says how
-            their scores become one.
+            their scores become one. Over quantised shards nothing is scored again then.
+        rescore: over quantised shards, candidates per hit that the float shards score again; 0 leaves these unread.
 
     Returns:
-        For each query, at most ``k`` hits.
+        For each query, at most ``k`` hits. Scores by binary shards alone are cosines with vectors of signs, which are
+        smaller than those with the vectors themselves.
 
     Raises:
         ConfigError: no shards, no ``encoder`` can be made from their stamp, or no sparse vectors in hybrid search.
@@ -76,42 +82,70 @@ def search_files(
         >>> search_files("out/", "how do I list files?", k=3)[0][0].text  # doctest: +SKIP
         'ls lists a folder'
     """
-    if k < 1:
-        raise ConfigError(f"k must be at least 1, not {k!r}")
+    if k < 1 or rescore < 0:
+        raise ConfigError(f"k must be at least 1 and rescore at least 0, not {k!r} and {rescore!r}")
     asked = [queries] if isinstance(queries, str) else list(queries)
-    written, files = stamp_of(folder), shard_files(folder)
+    written = stamp_of(folder)
+    shards = _Shards(shard_files(folder), written, float_shards(folder) if rescore else [], rescore)
     how = (hybrid if isinstance(hybrid, Hybrid) else Hybrid()) if hybrid else None
     if how and "sparse_space" not in written:
         raise ConfigError(f"the shards in {str(folder)!r} have no sparse vectors: embed with --outputs dense,sparse")
     if encoder is not None:
-        check_stamp(written, encoder)
-        return _ask(files, held_encoder(encoder), asked, k, how)
+        check_stamp(float_stamp(written), encoder)
+        return _ask(shards, held_encoder(encoder), asked, k, how)
     with encoder_of(folder) as made:
-        return _ask(files, made, asked, k, how)
+        return _ask(shards, made, asked, k, how)
 
 
-def _ask(files: Sequence[Path], encoder: Encoder, asked: list[str], k: int, how: Hybrid | None) -> list[list[Hit]]:
+class _Shards(NamedTuple):
+    files: Sequence[Path]
+    stamp: dict[str, Any]
+    floats: Sequence[Path]  # that quantised ones were made of
+    rescore: int
+
+    def pieces(self, starts: list[int], *, sparse: bool = False) -> Iterator[Part]:
+        """Yield all shards in pieces, and note at which row each shard starts."""
+        row = 0
+        for path in self.files:
+            starts.append(row)
+            for piece in read_part(path, _PIECE, rows=False, sparse=sparse):
+                if len(piece.vectors):
+                    yield Part(piece.ids, piece.texts, floats_of(piece.vectors, self.stamp), piece.kept, piece.sparse)
+                row += len(piece.vectors)
+
+    def rescored(self, queries: Vectors, starts: Sequence[int], best: Best, k: int) -> Best:
+        """Return the k best of the rows that were found, by the vectors that theirs were made of."""
+        numbers = np.unique(best[1])
+        found = np.empty((len(numbers), queries.shape[1]), np.float32)
+        for path, start, end in _with_rows(self.floats, starts, set(numbers.tolist())):
+            row = start
+            if path.suffix == ".npy":  # of which single rows are read
+                first, last = np.searchsorted(numbers, [start, end])
+                found[first:last] = np.load(path, mmap_mode="r")[numbers[first:last] - start]
+                continue
+            for piece in read_part(path, _PIECE, rows=False):
+                first, last = np.searchsorted(numbers, [row, min(row + len(piece.vectors), end)])
+                found[first:last] = piece.vectors[numbers[first:last] - row]
+                row += len(piece.vectors)
+        scores = np.einsum("qd,qkd->qk", queries, found[np.searchsorted(numbers, best[1])])
+        none: Best = (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
+        return merged(none, (scores, best[1]), k)
+
+
+def _ask(shards: _Shards, encoder: Encoder, asked: list[str], k: int, how: Hybrid | None) -> list[list[Hit]]:
     starts: list[int] = []
     if how is None:
-        best = nearest(_pieces(files, starts), encoder.encode(asked, role="query"), k)
-        return _hits(files, starts, best)
+        vectors = encoder.encode(asked, role="query")
+        best = nearest(shards.pieces(starts), vectors, k * shards.rescore if shards.floats else k)
+        if shards.floats and best[1].size:
+            best = shards.rescored(vectors, starts, best, k)
+        return _hits(shards.files, starts, best)
     queries = encoder.encode_outputs(asked, role="query", outputs=("dense", "sparse"))
     assert queries.dense is not None
     assert queries.sparse is not None
-    pieces = _pieces(files, starts, sparse=True)
+    pieces = shards.pieces(starts, sparse=True)
     best = how.search(pieces, queries.dense, queries.sparse, encoder.card.vocabulary, k)
-    return _hits(files, starts, best)
-
-
-def _pieces(files: Sequence[Path], starts: list[int], *, sparse: bool = False) -> Iterator[Part]:
-    """Yield all shards in pieces, and note at which row each shard starts."""
-    row = 0
-    for path in files:
-        starts.append(row)
-        for piece in read_part(path, _PIECE, rows=False, sparse=sparse):
-            if len(piece.vectors):
-                yield piece
-            row += len(piece.vectors)
+    return _hits(shards.files, starts, best)
 
 
 def encoder_of(folder: str | Path, model: str | None = None, **options: Any) -> Encoder:
@@ -126,7 +160,7 @@ def encoder_of(folder: str | Path, model: str | None = None, **options: Any) -> 
         ConfigError: the stamp's model is not in the catalogue and no ``model`` was given.
         SpaceMismatchError: ``model`` or ``options`` are of another space.
     """
-    written = stamp_of(folder)
+    written = float_stamp(stamp_of(folder))
     given = {name: value for name, value in options.items() if value is not None}
     name = model or _model(written, folder)
     options = {"show_progress": False, **_of_stamp(written, find_model(name)), **given}
@@ -198,12 +232,18 @@ def _numpy(queries: Vectors, vectors: Vectors, k: int) -> Best:
     return top(queries @ vectors.T, k)
 
 
-def _rows(files: Sequence[Path], starts: Sequence[int], wanted: set[int]) -> dict[int, tuple[Any, str, dict[str, Any]]]:
-    found: dict[int, tuple[Any, str, dict[str, Any]]] = {}
+def _with_rows(files: Sequence[Path], starts: Sequence[int], wanted: set[int]) -> Iterator[tuple[Path, int, int]]:
+    """Yield the shards that wanted rows are in, and between which rows each lies."""
     ends = chain(starts[1:], [max(wanted, default=0) + 1])
     for path, start, end in zip(files, starts, ends, strict=False):
         if any(start <= number < end for number in wanted):
-            found |= _rows_of(path, start, wanted)
+            yield path, start, end
+
+
+def _rows(files: Sequence[Path], starts: Sequence[int], wanted: set[int]) -> dict[int, tuple[Any, str, dict[str, Any]]]:
+    found: dict[int, tuple[Any, str, dict[str, Any]]] = {}
+    for path, start, _ in _with_rows(files, starts, wanted):
+        found |= _rows_of(path, start, wanted)
     return found
 
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "search": "search the shards of a folder, exactly",
     "dups": "find near-duplicates among the rows of shards",
     "eval": "compare models, hosts, searches and rerankers on questions whose answers are known",
+    "quantise": "make the vectors of shards smaller: int8 or binary",
     "rerank": "order passages by how well they answer a question",
     "upload": "upload the shards of a folder into a vector store, with their stamp",
     "cache": "inspect, prune or clear the cache of vectors",
@@ -32,7 +33,7 @@ _COMMANDS = {
     "completion": "print a script that completes commands and options in a shell",
 }
 
-_ALIASES = {"upload": ["load"]}
+_ALIASES = {"upload": ["load"], "quantise": ["quantize"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge dups``."""
     parser.add_argument("folder", metavar="SHARDS", help="output folder of bge embed")
     parser.add_argument("--above", type=float, default=0.95, metavar="COSINE", help="least cosine (default: 0.95)")
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="compare by an index of FAISS: quicker from some 100,000 rows on; misses a few duplicates",
+    )
     parser.add_argument("-n", type=int, default=20, metavar="N", help="groups to print (default: 20)")
     parser.add_argument("--drop", metavar="FILE", help="write the ids of all but the first of each group, a line each")
     parser.add_argument("--json", action="store_true", help="print all groups as JSON lines")
@@ -31,7 +36,9 @@ def run(parsed: argparse.Namespace) -> int:
     from ..bulk import near_duplicates
 
     tell_unfinished(parsed.folder)
-    groups = near_duplicates(parsed.folder, above=parsed.above, on_rows=tell_rate("compared"))
+    groups = near_duplicates(
+        parsed.folder, above=parsed.above, approximate=parsed.approximate, on_rows=tell_rate("compared")
+    )
     if parsed.drop:
         ids = [row.id for group in groups for row in group.duplicates]
         Path(parsed.drop).write_text("".join(f"{each}\n" for each in ids), "utf-8")

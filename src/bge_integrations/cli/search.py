@@ -20,10 +20,17 @@ _ID = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge search``."""
-    parser.add_argument("folder", metavar="FOLDER", help="of bge embed")
+    parser.add_argument("folder", metavar="FOLDER", help="of bge embed or bge quantise")
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="without any: one per line on standard input")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="rows for each question (default: 10)")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each question, with texts in full")
+    parser.add_argument(
+        "--rescore",
+        type=int,
+        default=10,
+        metavar="N",
+        help="over quantised shards: candidates per row that the float shards score again; 0: none (default: 10)",
+    )
     group = parser.add_argument_group("hybrid search, over shards of --outputs dense,sparse")
     group.add_argument("--hybrid", action="store_true", help="by dense and sparse vectors")
     group.add_argument(
@@ -46,7 +53,7 @@ def run(parsed: argparse.Namespace) -> int:
     hybrid = _hybrid(parsed)
     tell_unfinished(parsed.folder)
     with encoder_of(parsed.folder, parsed.model, **encoder_options(parsed)) as encoder:
-        found = search_files(parsed.folder, questions, encoder, k=parsed.k, hybrid=hybrid)
+        found = search_files(parsed.folder, questions, encoder, k=parsed.k, hybrid=hybrid, rescore=parsed.rescore)
     for question, hits in zip(questions, found, strict=True):
         if parsed.json:
             print(

@@ -13,7 +13,7 @@ from .slots import KEY, find_slot
 
 __all__ = ["check_or_stamp", "check_stamp", "check_store", "read_stamp", "stamp_store"]
 
-_DOCUMENTS = ("model", "revision", "dimensions", "pooling", "variant")
+_DOCUMENTS = ("model", "revision", "dimensions", "pooling", "variant", "quantised")
 _STAMPED = (*_DOCUMENTS, "query_instruction")
 _SPARSE = ("sparse_space",)  # compared where both have it: who searches by dense vectors alone needs no head
 _VECTORS = (*_DOCUMENTS, *_SPARSE)

@@ -16,7 +16,7 @@ from ...errors import BGEError, BGEWarning, ConfigError, warn
 from ...extras import require_packages
 from ...stamps.slots import find_slot
 from ...stamps.stamp import check_store, read_stamp, stamp_store
-from ..folder import shard_files, stamp_of
+from ..folder import check_float, shard_files, stamp_of
 from ..formats import read_part
 from ..part import Part
 from .record import Record, open_record
@@ -106,6 +106,7 @@ def upload_files(
     Example:
         >>> upload_files("out/", "qdrant", url="http://localhost:6333", collection="wiki")  # doctest: +SKIP
     """
+    check_float(folder, "an upload")
     stamp, files = stamp_of(folder), shard_files(folder)
     store = _store(into)
     vocabulary = int(stamp.get("vocabulary", 0))
