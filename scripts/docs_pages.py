@@ -71,7 +71,7 @@ def pages() -> dict[str, str]:
         "contributing.md": _from_root("CONTRIBUTING.md"),
         "releasing.md": _from_root("RELEASING.md"),
         "security.md": _from_root("SECURITY.md"),
-        "changelog.md": _from_root("CHANGELOG.md"),
+        "changelog.md": "---\nsearch: { exclude: true }\n---\n" + _from_root("CHANGELOG.md"),
         "notebooks.md": _notebooks_page(),
         "providers/index.md": providers_page(PROVIDERS),
         **{provider_path(provider): provider_page(provider) for provider in PROVIDERS},
