@@ -27,11 +27,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 _WIDTH = 84  # columns of code that fit on a page
 
 BENCHMARKS = (
-    ("local", "On this machine", "The local back-ends and their peers, side by side in one run."),
+    ("local", "Local models", "The local back-ends and their peers, side by side in one run."),
     ("precision", "What a precision costs", "Vectors of trained weights in each precision, against float32."),
     (
         "rerank",
-        "Rerankers on this machine",
+        "Local rerankers",
         "How many times as fast as sentence-transformers' CrossEncoder each is, asked in turn in one run.",
     ),
     (
@@ -39,12 +39,12 @@ BENCHMARKS = (
         "bge-m3's three outputs",
         "The time of all three outputs from one pass, against the dense vector alone and the peers.",
     ),
-    ("remote", "At a host", "Texts per second against a host on loopback that answers at once, beside the peers."),
+    ("remote", "Remote models", "Texts per second against a local stub that answers at once, beside the peers."),
     ("server", "The server", "What HTTP costs, and one request in ten malformed, too large or cut off."),
     ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),
     (
         "soak",
-        "A long job at a bad host",
+        "A long job on an unreliable host",
         "A host that fails in every way known to the tests, and a job that is killed.",
     ),
 )
@@ -399,7 +399,7 @@ def benchmarks_page(results: Path) -> str:
     """Return the page of measurements: what the files in ``results`` hold, and what is not measured."""
     parts = [
         "# Benchmarks\n",
-        "Every figure here was written by a script in `benchmarks/` and is shown as it was found. Contestants run side "
+        "Every figure here was written by a script in `benchmarks/` and is shown as it was found. Libraries run side "
         "by side in one run on one machine: compare them with each other, not with another machine's. Each script's "
         "first lines say how it measures.\n",
     ]
