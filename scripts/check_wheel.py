@@ -43,7 +43,7 @@ USES = {
     "docs": "import material, mkdocstrings",
     "all": "import langchain_core, llama_index.core, torch, onnxruntime, uvicorn, rich, aiohttp, pyarrow, pypdf",
     "langchain,local": readme_block(0),
-    "llama-index,onnx": readme_block(1),
+    "llama-index,local": readme_block(1),
 }
 """What is run with each extra."""
 

@@ -24,6 +24,7 @@ from bge_integrations.remote.protocols import OUTPUT_PROTOCOLS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _WIDTH = 84  # columns of code that fit on a page
 
 BENCHMARKS = (
@@ -73,6 +74,7 @@ def pages() -> dict[str, str]:
         "security.md": _from_root("SECURITY.md"),
         "changelog.md": "---\nsearch: { exclude: true }\n---\n" + _from_root("CHANGELOG.md"),
         "notebooks.md": _notebooks_page(),
+        **{f"notebooks/{path.stem}.md": notebook_page(path) for path in NOTEBOOKS},
         "providers/index.md": providers_page(PROVIDERS),
         **{provider_path(provider): provider_page(provider) for provider in PROVIDERS},
         "reference/models.md": models_page(),
@@ -92,8 +94,35 @@ def _from_root(name: str, up: str = "") -> str:
 
 
 def _notebooks_page() -> str:
-    # The notebooks themselves are not on the site.
-    return re.sub(r"\[([^]]+)\]\([\w.]+\)", r"`\1`", _from_root("notebooks/README.md"))
+    text = re.sub(r"\((\d\w+)\.ipynb\)", r"(notebooks/\1.md)", _from_root("notebooks/README.md"))
+    return re.sub(r"\[([^]]+)\]\(\w+\.py\)", r"`\1`", text)
+
+
+def notebook_page(path: Path) -> str:
+    """Return a notebook as a page: its cells, and the outputs that it keeps."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    return "\n\n".join(part for cell in cells for part in _cell_parts(cell)) + "\n"
+
+
+def _cell_parts(cell: Mapping[str, Any]) -> Iterator[str]:
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        text = re.sub(r"\]\((\d\w+)\.ipynb\)", r"](\1.md)", source).replace("](../docs/", "](../")
+        yield re.sub(r"\[([^]]+)\]\((?!https?:|#)[^)]*\.(?:py|md)\)", _where_the_site_has_it, text)
+        return
+    yield f"```python\n{source}\n```"
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "image/png" in data:
+            picture = "".join(data["image/png"]).strip()
+            yield f'<img class="plot" alt="what the cell draws" src="data:image/png;base64,{picture}">'
+        elif "application/vnd.plotly.v1+json" not in data:  # too large, and wants a script
+            yield f"```text\n{''.join(output.get('text', data.get('text/plain', ''))).rstrip()}\n```"
+
+
+def _where_the_site_has_it(found: re.Match[str]) -> str:
+    outside = "src/" in found[0] or found[0].endswith(".py)")
+    return f"`{found[1].strip('`')}`" if outside else found[0]
 
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
@@ -521,8 +550,10 @@ def _figure(value: object) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Put the hosts into the navigation."""
+    """Put the hosts and the notebooks into the navigation."""
     for entry in config["nav"]:
+        if "Project" in entry:
+            entry["Project"][0] = {"Notebooks": ["notebooks.md", *(f"notebooks/{path.stem}.md" for path in NOTEBOOKS)]}
         if "Hosts" in entry:
             entry["Hosts"] = ["providers/index.md", *({_title(p): provider_path(p)} for p in PROVIDERS)]
     return config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shutil
 import subprocess
@@ -55,6 +57,19 @@ def test_the_site_builds_strictly_and_asks_nobody(site):
     assert len(built) > len(PROVIDERS) + 30
     asked = re.compile(r'(?:<(?:script|img|iframe)[^>]* src|<link[^>]* href)="(?:https?:)?//')
     assert not [page.name for page in built if asked.search(page.read_text("utf-8"))]
+
+
+@pytest.mark.slow
+def test_every_notebook_is_rendered_with_what_it_printed(site):
+    pages = {path.stem: path.read_text("utf-8") for path in (site / "notebooks").glob("*.html")}
+    assert pages.keys() == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert pages["03_what_the_instruction_does"].count("data:image/png;base64,") == 3
+    for name, page in pages.items():
+        cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
+        printed = [output["text"][0] for cell in cells for output in cell.get("outputs", []) if "text" in output]
+        assert printed
+        shown = html.unescape(re.sub(r"<[^>]+>", "", page))
+        assert all(line.rstrip() in shown for line in printed), name
 
 
 @pytest.fixture(scope="module")
