@@ -38,7 +38,7 @@ USES = {
     "fast": "import aiohttp, pybase64, simdjson",
     "bulk": "import bge_integrations.bulk.formats as formats; formats.need_pyarrow()",
     "documents": "import bs4, markdownify, pypdf",
-    "export": "from bge_integrations.cli import main; assert main(['export', 'demo', 'exported']) == 0",
+    "export": "from bge_integrations.cli import main; assert main(['export', 'demo', '-o', 'exported']) == 0",
     "ray": "import ray, bge_integrations.ray",
     "docs": "import material, mkdocstrings",
     "all": "import langchain_core, llama_index.core, torch, onnxruntime, uvicorn, rich, aiohttp, pyarrow, pypdf",
