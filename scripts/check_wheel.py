@@ -39,12 +39,12 @@ USES = {
     "eval": "from bge_integrations.evaluate.measures import check_measures; check_measures(['nDCG@10'])",
     "bulk": "import bge_integrations.bulk.formats as formats; formats.need_pyarrow()",
     "documents": "import bs4, markdownify, pypdf",
-    "export": "from bge_integrations.cli import main; assert main(['export', 'demo', 'exported']) == 0",
+    "export": "from bge_integrations.cli import main; assert main(['export', 'demo', '-o', 'exported']) == 0",
     "ray": "import ray, bge_integrations.ray",
     "docs": "import material, mkdocstrings",
     "all": "import langchain_core, llama_index.core, torch, onnxruntime, uvicorn, rich, aiohttp, pyarrow, pypdf",
     "langchain,local": readme_block(0),
-    "llama-index,onnx": readme_block(1),
+    "llama-index,local": readme_block(1),
 }
 """What is run with each extra."""
 

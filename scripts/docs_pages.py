@@ -24,14 +24,15 @@ from bge_integrations.remote.protocols import OUTPUT_PROTOCOLS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _WIDTH = 84  # columns of code that fit on a page
 
 BENCHMARKS = (
-    ("local", "On this machine", "The local back-ends and their peers, side by side in one run."),
+    ("local", "Local models", "The local back-ends and their peers, side by side in one run."),
     ("precision", "What a precision costs", "Vectors of trained weights in each precision, against float32."),
     (
         "rerank",
-        "Rerankers on this machine",
+        "Local rerankers",
         "How many times as fast as sentence-transformers' CrossEncoder each is, asked in turn in one run.",
     ),
     (
@@ -39,7 +40,7 @@ BENCHMARKS = (
         "bge-m3's three outputs",
         "The time of all three outputs from one pass, against the dense vector alone and the peers.",
     ),
-    ("remote", "At a host", "Texts per second against a host on loopback that answers at once, beside the peers."),
+    ("remote", "Remote models", "Texts per second against a local stub that answers at once, beside the peers."),
     ("server", "The server", "What HTTP costs, and one request in ten malformed, too large or cut off."),
     ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),
     ("update", "Updates of shards", "Reading, comparing and writing alone, with synthetic vectors; peak memory."),
@@ -55,7 +56,7 @@ BENCHMARKS = (
     ),
     (
         "soak",
-        "A long job at a bad host",
+        "A long job on an unreliable host",
         "A host that fails in every way known to the tests, and a job that is killed.",
     ),
 )
@@ -82,8 +83,9 @@ def pages() -> dict[str, str]:
         "contributing.md": _from_root("CONTRIBUTING.md"),
         "releasing.md": _from_root("RELEASING.md"),
         "security.md": _from_root("SECURITY.md"),
-        "changelog.md": _from_root("CHANGELOG.md"),
+        "changelog.md": "---\nsearch: { exclude: true }\n---\n" + _from_root("CHANGELOG.md"),
         "notebooks.md": _notebooks_page(),
+        **{f"notebooks/{path.stem}.md": notebook_page(path) for path in NOTEBOOKS},
         "providers/index.md": providers_page(PROVIDERS),
         **{provider_path(provider): provider_page(provider) for provider in PROVIDERS},
         "reference/models.md": models_page(),
@@ -103,8 +105,35 @@ def _from_root(name: str, up: str = "") -> str:
 
 
 def _notebooks_page() -> str:
-    # The notebooks themselves are not on the site.
-    return re.sub(r"\[([^]]+)\]\([\w.]+\)", r"`\1`", _from_root("notebooks/README.md"))
+    text = re.sub(r"\((\d\w+)\.ipynb\)", r"(notebooks/\1.md)", _from_root("notebooks/README.md"))
+    return re.sub(r"\[([^]]+)\]\(\w+\.py\)", r"`\1`", text)
+
+
+def notebook_page(path: Path) -> str:
+    """Return a notebook as a page: its cells, and the outputs that it keeps."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    return "\n\n".join(part for cell in cells for part in _cell_parts(cell)) + "\n"
+
+
+def _cell_parts(cell: Mapping[str, Any]) -> Iterator[str]:
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        text = re.sub(r"\]\((\d\w+)\.ipynb\)", r"](\1.md)", source).replace("](../docs/", "](../")
+        yield re.sub(r"\[([^]]+)\]\((?!https?:|#)[^)]*\.(?:py|md)\)", _where_the_site_has_it, text)
+        return
+    yield f"```python\n{source}\n```"
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "image/png" in data:
+            picture = "".join(data["image/png"]).strip()
+            yield f'<img class="plot" alt="what the cell draws" src="data:image/png;base64,{picture}">'
+        elif "application/vnd.plotly.v1+json" not in data:  # too large, and wants a script
+            yield f"```text\n{''.join(output.get('text', data.get('text/plain', ''))).rstrip()}\n```"
+
+
+def _where_the_site_has_it(found: re.Match[str]) -> str:
+    outside = "src/" in found[0] or found[0].endswith(".py)")
+    return f"`{found[1].strip('`')}`" if outside else found[0]
 
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
@@ -410,7 +439,7 @@ def benchmarks_page(results: Path) -> str:
     """Return the page of measurements: what the files in ``results`` hold, and what is not measured."""
     parts = [
         "# Benchmarks\n",
-        "Every figure here was written by a script in `benchmarks/` and is shown as it was found. Contestants run side "
+        "Every figure here was written by a script in `benchmarks/` and is shown as it was found. Libraries run side "
         "by side in one run on one machine: compare them with each other, not with another machine's. Each script's "
         "first lines say how it measures.\n",
     ]
@@ -532,8 +561,10 @@ def _figure(value: object) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Put the hosts into the navigation."""
+    """Put the hosts and the notebooks into the navigation."""
     for entry in config["nav"]:
+        if "Project" in entry:
+            entry["Project"][0] = {"Notebooks": ["notebooks.md", *(f"notebooks/{path.stem}.md" for path in NOTEBOOKS)]}
         if "Hosts" in entry:
             entry["Hosts"] = ["providers/index.md", *({_title(p): provider_path(p)} for p in PROVIDERS)]
     return config

@@ -225,7 +225,12 @@ def test_names_globs_and_folders_are_found_once_and_in_order(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("none.jsonl", "no input at"), ("*.nothing", "no input at"), ("", "no input at"), ("notes.docx", "no known kind")],
+    [
+        ("none.jsonl", "no input at"),
+        ("*.nothing", "no input at"),
+        ("", "no input at"),
+        ("notes.docx", "unsupported file type"),
+    ],
 )
 def test_what_is_no_input_is_said(name, told, tmp_path):
     write(tmp_path / "notes.docx", "")

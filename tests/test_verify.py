@@ -175,7 +175,7 @@ def test_every_misbehaviour_is_named(place, encoder, fault, request):
 def test_a_host_s_habits_are_told(place, encoder):
     report = verify(encoder, place.reference, others=[])
     assert report.finding("batch cap").data["taken"] == 256
-    assert report.finding("over-long text").says == "cut without a word"
+    assert report.finding("over-long text").says == "silently truncated"
     assert report.finding("blank text").says == "empty: refused (400), space: refused (400)"
     assert report.finding("determinism").says == "bit for bit"
     speed = report.finding("speed").data

@@ -1,8 +1,8 @@
-"""BAAI's BGE embeddings in LangChain and LlamaIndex, on this machine or at a host.
+"""BAAI's BGE embeddings in LangChain and LlamaIndex, local or remote.
 
-A query gets the model's instruction in front, a document never does; what comes back is checked; finished work is not
-lost; and vectors that share a ``space`` may be compared. The faces are ``bge_integrations.langchain.BGEEmbeddings`` and
-``bge_integrations.llama_index.BGEEmbedding``.
+Queries are prefixed with the instruction the model was trained with; documents are not. Responses are validated,
+interrupted jobs resume, and vectors with the same ``space`` are comparable. The adapters for the frameworks are
+``bge_integrations.langchain.BGEEmbeddings`` and ``bge_integrations.llama_index.BGEEmbedding``.
 """
 
 from typing import TYPE_CHECKING, Any

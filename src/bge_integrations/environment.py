@@ -239,7 +239,7 @@ def switched_on(name: str) -> bool:
 
 
 def keys_from(name: str | None) -> list[str]:
-    """Return the keys, split by commas, that an environment variable holds; none where none is named.
+    """Return the keys, separated by commas, that an environment variable holds; none where none is named.
 
     Raises:
         MissingKeyError: the variable is named but not set, so that a server would stand open by mistake.
@@ -248,7 +248,7 @@ def keys_from(name: str | None) -> list[str]:
         return []
     keys = [key.strip() for key in (variable(name, secret=True) or "").split(",") if key.strip()]
     if not keys:
-        raise MissingKeyError(f"{name} is not set: put the server's keys into it, split by commas")
+        raise MissingKeyError(f"{name} is not set: put the server's keys into it, separated by commas")
     return keys
 
 

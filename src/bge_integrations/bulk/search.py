@@ -62,7 +62,7 @@ def search_files(
     Args:
         folder: of ``embed_files`` or ``quantise_files``.
         queries: questions without any instruction; they get the model's.
-        encoder: an encoder or a face that holds one; made from the folder's stamp when None, on this machine or
+        encoder: an encoder or an adapter that holds one; made from the folder's stamp when None, on this machine or
             where ``BGE_PROVIDER`` and ``BGE_BASE_URL`` say.
         k: rows for each query.
         hybrid: search by dense and sparse vectors, which ``outputs=("dense", "sparse")`` wrote; a ``Hybrid`` says how

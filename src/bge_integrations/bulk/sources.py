@@ -63,7 +63,7 @@ def find_inputs(inputs: str | Sequence[str], besides: Path | None = None, *, doc
         documents: take code, HTML and PDF as well.
 
     Raises:
-        ConfigError: nothing is there, a file is of no known kind, or one that was named is in ``besides``.
+        ConfigError: nothing is there, a file is of an unsupported type, or one that was named is in ``besides``.
     """
     names = [os.fspath(inputs)] if isinstance(inputs, (str, os.PathLike)) else [os.fspath(name) for name in inputs]
     found = (file for name in names for file in _expand(name, besides, documents=documents))
@@ -104,7 +104,7 @@ def _expand_path(path: Path, name: str, besides: Path | None, kinds: Sequence[st
         found = [file for file in sorted(glob.glob(name, recursive=True)) if Path(file).is_file()]  # noqa: PTH207
     found = [file for file in found if not _is_inside(file, besides)]
     if not found:
-        raise ConfigError(f"no input at {name!r}; read are {_known()}")
+        raise ConfigError(f"no input at {name!r}; supported files: {_known()}")
     return found
 
 
@@ -141,13 +141,13 @@ def input_kind(file: str) -> str:
     """Return the ending that says how a file is read.
 
     Raises:
-        ConfigError: it is of no known kind.
+        ConfigError: its type is not supported.
     """
     if file == STDIN:
         return ".jsonl"
     kind, packing = _endings(Path(file).name)
     if kind not in KINDS and kind not in DOCUMENTS:
-        raise ConfigError(f"{file!r} is of no known kind; read are {_known()}")
+        raise ConfigError(f"unsupported file type: {file!r}; supported: {_known()}")
     if kind == ".parquet" and packing:
         raise ConfigError(f"{file!r}: Parquet is packed inside, unpack the file")
     return kind

@@ -30,7 +30,7 @@ _COMMANDS = {
     "upload": "upload the shards of a folder into a vector store, with their stamp",
     "cache": "inspect, prune or clear the cache of vectors",
     "export": "write an ONNX file from a torch model",
-    "completion": "print a script that completes commands and options in a shell",
+    "completion": "print a script that completes commands and options in a shell (there is none for fish)",
 }
 
 _ALIASES = {"upload": ["load"], "quantise": ["quantize"]}

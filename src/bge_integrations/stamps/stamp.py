@@ -85,8 +85,8 @@ def check_store(store: Any, encoder: Stamped) -> dict[str, Any]:
     written = read_stamp(store)
     if not written:
         raise ConfigError(
-            f"this {_kind(store)} has no stamp, so nobody knows of which space its vectors are; where you know "
-            "that this encoder made them, stamp_store(store, encoder) says so"
+            f"this {_kind(store)} has no stamp, so the model behind its vectors is unknown. If you "
+            "know that this encoder made them, call stamp_store(store, encoder)"
         )
     check_stamp(written, encoder)
     return written

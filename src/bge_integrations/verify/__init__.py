@@ -75,7 +75,7 @@ def verify(
     Caches are passed by: the host itself is asked.
 
     Args:
-        encoder: an encoder, or a face of LangChain or LlamaIndex that holds one.
+        encoder: an encoder, or a LangChain or LlamaIndex adapter that holds one.
         reference: another encoder that is known to be right, best a local one: it also computes wrong vectors on
             purpose, so that the fault can be named.
         golden: a file of known values, published or written by ``pin``; the package's own when None.

@@ -51,7 +51,7 @@ def order(host: Host) -> Finding:
     """See whether vectors come back in the order of the texts."""
     batch = _largest(host, _TEXTS)
     if batch is None:
-        return Finding("order", None, "not to be seen: a request may have one text only", {})
+        return Finding("order", None, "could not be checked: a request may have one text only", {})
     together = batch.vectors
     alone = _stack([host.post([text]) for text in _TEXTS[: len(batch.rows)]])
     if together is None or alone is None or together.shape != alone.shape:
@@ -68,7 +68,7 @@ def duplicates(host: Host) -> Finding:
     answer = host.post([_TEXTS[0], _TEXTS[1], _TEXTS[0], _TEXTS[0]])
     vectors, rows = answer.vectors, len(answer.rows)
     if answer.status != 200:
-        return Finding("duplicates", None, f"not to be seen: {_said(answer)}", {"status": answer.status})
+        return Finding("duplicates", None, f"could not be checked: {_said(answer)}", {"status": answer.status})
     if vectors is None or rows != 4:
         return Finding("duplicates", False, f"{rows} vectors for 4 texts, 3 of them alike", {"rows": rows})
     cosines = _unit(vectors) @ _unit(vectors)[0]
@@ -144,7 +144,7 @@ def over_long(host: Host) -> Finding:
     cosine = float(_unit(vectors)[0] @ _unit(vectors)[1])
     data["cosine"] = cosine  # type: ignore[assignment]
     if cosine > 1 - 1e-4:
-        return Finding("over-long text", None, "cut without a word", data)
+        return Finding("over-long text", None, "silently truncated", data)
     return Finding("over-long text", None, f"not cut: its end changes the vector (cosine {cosine:.4f})", data)
 
 

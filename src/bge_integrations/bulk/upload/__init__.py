@@ -213,8 +213,8 @@ def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]
         rows = target.count()
         if rows:
             raise ConfigError(
-                f"{name!r} holds {rows} rows without a stamp, so nobody knows of which space they are: name another "
-                "collection; or, where you know, stamp_store(store, encoder) says so"
+                f"{name!r} holds {rows} rows without a stamp, so the model behind them is unknown. Name another "
+                "collection; or, if you know the model, call stamp_store(store, encoder)"
             )
         return stamp_store(find_slot(target.stamped), stamp)
     # No instruction goes into documents, so the store may keep its own.
