@@ -87,6 +87,14 @@ def test_an_option_with_a_value_that_means_nothing_is_refused(name, value):
         load_encoder("bge-small", **{"base_url": LOCAL, name: value})
 
 
+@pytest.mark.parametrize("digits", [400, 5000])  # more than a float holds, more than Python writes down
+@pytest.mark.parametrize("name", ["timeout", "read_timeout", "requests_per_minute"])
+def test_a_number_beyond_all_bounds_is_refused(name, digits):
+    with pytest.raises(ConfigError, match=f"{name} must be a number") as caught:
+        load_encoder("bge-small", **{"base_url": LOCAL, name: 10**digits})
+    assert len(str(caught.value)) < 200
+
+
 def test_a_folder_that_says_nothing_of_its_instruction_warns_once_and_only_then(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 32}))
     (tmp_path / "1_Pooling").mkdir()

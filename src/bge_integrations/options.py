@@ -111,7 +111,10 @@ class Option:
 
 
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < inf
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < inf
+    except OverflowError:  # an int that no float holds
+        return False
 
 
 def _is_text_to_text(value: Any) -> bool:
@@ -231,8 +234,16 @@ def check_options(options: Mapping[str, Any], known: Mapping[str, Option] = OPTI
     for name, value in options.items():
         option = known[name]
         if value is not None and not option.check(value):
-            shown = repr(value) if option.decides != "secret" else _kind(value)
+            shown = _shown(value) if option.decides != "secret" else _kind(value)
             raise ConfigError(f"{name} must be {option.wanted}, not {shown}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except Exception:  # noqa: BLE001 - a caller's own, or an int of over 4300 digits
+        return f"a value of type {type(value).__name__}"
+    return shown if len(shown) <= 100 else f"{shown[:100]}…"
 
 
 def _kind(value: Any) -> str:
