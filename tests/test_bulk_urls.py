@@ -218,5 +218,5 @@ def test_what_is_missing_is_named_with_its_install_line(monkeypatch):
 
 
 def test_a_url_of_no_known_kind_is_refused():
-    with pytest.raises(ConfigError, match="is of no known kind"):
+    with pytest.raises(ConfigError, match="unsupported file type"):
         find_inputs("https://host.example/picture.png?x=.jsonl")

@@ -23,7 +23,7 @@ PASSAGES = ["Paris is the capital of France.", "A plum", "", "Rome is old", "A p
 
 @pytest.fixture(scope="module")
 def inner():
-    with load_reranker(models.reranker("xlm-roberta")) as loaded:
+    with load_reranker(models.reranker("xlm-roberta"), blank="keep") as loaded:  # one of the passages is blank
         yield loaded
 
 
