@@ -26,7 +26,7 @@ from bge_integrations.bulk import (
     value_ranges,
 )
 from bge_integrations.cli import main
-from bge_integrations.errors import ConfigError, InputError, SpaceMismatchError
+from bge_integrations.errors import BGEWarning, ConfigError, InputError, SpaceMismatchError
 from bge_integrations.verify import check_store, stamp_store
 from bulk_shards import make_shards
 from encoders import HashEncoder
@@ -204,7 +204,11 @@ def test_floats_that_are_gone_or_others_now_are_not_asked(tmp_path, kind):
     shutil.move(folder, tmp_path / "away")
     assert found(search_files(tmp_path / "small", QUESTIONS, encoder)) == alone
     make_shards(tmp_path / "out", encoder, {name: f"other {text}" for name, text in MANY.items()})
-    assert found(search_files(tmp_path / "small", QUESTIONS, encoder)) == alone
+    with pytest.warns(BGEWarning, match="have changed since .* quantise them into a new folder"):
+        assert found(search_files(tmp_path / "small", QUESTIONS, encoder)) == alone
+    with pytest.raises((ConfigError, SpaceMismatchError), match="have changed|of another space") as caught:
+        quantise_files(tmp_path / "out", tmp_path / "small", kind)
+    assert "--update" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -212,11 +212,25 @@ def test_kept_values_of_every_type_are_known_again(kept, tmp_path):
     assert datetime  # the module that nanoseconds do not fit into
 
 
+def test_a_damaged_shard_is_named(source, tmp_path):
+    embed(source, tmp_path / "out")
+    (tmp_path / "out" / "part-000000.parquet").write_bytes(b"garbage")
+    with pytest.raises(ConfigError, match=r"part-000000\.parquet' cannot be read"):
+        update(source, tmp_path / "out")
+
+
+def test_repeated_ids_are_counted(source, tmp_path):
+    embed(write(source, [row("a", "one"), row("a", "two"), row("b")]), tmp_path / "out")
+    assert update(write(source, [row("a", "three"), row("a", "two"), row("b")]), tmp_path / "out").repeated == 1
+
+
 def test_kept_types_stay_the_folders(source, tmp_path):
     out = tmp_path / "out"
     embed(write(source, [row("a", n=1), row("b", n=2)]), out)
     with pytest.raises(ConfigError, match=r"the kept column 'n' is of int64 .* is not .*embed into another folder"):
         update(write(source, [row("a", n=1), {**row("c"), "n": "many"}]), out)
+    with pytest.raises(ConfigError, match=r"2\.5 is no whole number.*embed into another folder"):
+        update(write(source, [{**row("a"), "n": 2.5}, row("b", n=2)]), out)
     assert stored(out) == expected([row("a", n=1), row("b", n=2)])
     update(write(source, [row("a", n=1), {"id": "c", "text": "no n"}, row("d")]), out)
     assert stored(out)["c"] == ("no n", None)

@@ -296,7 +296,7 @@ def test_a_question_that_stands_in_the_corpus_is_left_out(host, tmp_path):
     (tmp_path / "qrels" / "test.tsv").write_text("d2\td5\t1\n")
     found = evaluate(tmp_path, runs=f"base_url={host.url},instruction=off", top=5)
     assert sorted(found.results[0].ranking.found[0]) == ["d0", "d1", "d3", "d4", "d5"]
-    assert found.results[0].estimates["nDCG@10"].interval is None
+    assert found.results[0].estimates["nDCG@5"].interval is None
 
 
 def test_equal_scores_do_not_favour_what_stands_first_in_the_file(host, tmp_path):
@@ -349,10 +349,10 @@ def test_a_killed_evaluation_is_resumed(host, pairs):
 def test_the_command_prints_a_table_and_writes_results(host, pairs, tmp_path, capsys):
     out = tmp_path / "results.json"
     run = f"bge-small-en-v1.5,base_url={host.url},name=one"
-    arguments = ["eval", str(pairs), "--run", run, "--run", run, "--top", "5", "--measures", "nDCG@10", "P@1"]
+    arguments = ["eval", str(pairs), "--run", run, "--run", run, "--top", "5", "--measures", "nDCG@5", "P@1"]
     assert main([*arguments, "--output", str(out), "--cache", str(tmp_path / "kept")]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == ["nDCG@10", "P@1", "p", "ms"]
+    assert printed[0].split() == ["nDCG@5", "P@1", "p", "ms"]
     mean = expected(host, 5)[0]
     mean = np.where(mean >= 1 / np.log2(6.5), mean, 0).mean()  # of the first five alone
     assert printed[1].startswith(f"one      {mean:.3f} [")
@@ -360,14 +360,14 @@ def test_the_command_prints_a_table_and_writes_results(host, pairs, tmp_path, ca
     assert printed[2].split()[-2] == "1.000"
     written = json.loads(out.read_text())
     assert [each["name"] for each in written["runs"]] == ["one", "one (2)"]
-    assert written["runs"][0]["measures"]["nDCG@10"]["mean"] == pytest.approx(mean)
+    assert written["runs"][0]["measures"]["nDCG@5"]["mean"] == pytest.approx(mean)
     assert len(written["questions"]) == 40
     question = written["questions"][3]
     assert question["text"] == "question 3"
     assert len(question["runs"][0]["first"]) == 5
     assert [path.suffix for path in (tmp_path / "kept").iterdir()] == [".sqlite"]
     assert main([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["measures"] == ["nDCG@10", "P@1"]
+    assert json.loads(capsys.readouterr().out)["measures"] == ["nDCG@5", "P@1"]
 
 
 @pytest.mark.parametrize(
@@ -376,6 +376,7 @@ def test_the_command_prints_a_table_and_writes_results(host, pairs, tmp_path, ca
         (["--run", "demo,hybird"], "did you mean 'hybrid'"),
         (["--measures", "nDGC@10"], "does not know the measure 'nDGC@10'"),
         (["--top", "0"], "top must be a whole number"),
+        (["--top", "9", "--measures", "nDCG@10"], "nDCG@10 looks at more passages than the 9 that are kept"),
         (["--cache", "x", "--no-cache"], "one or the other"),
         (["--output", "nowhere/x.json"], "no folder for 'nowhere/x.json'"),
         (["a", "b", "c"], "at most three inputs"),

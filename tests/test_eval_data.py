@@ -190,6 +190,18 @@ def test_inputs_that_cannot_be_used(folder, monkeypatch, arguments, said):
     assert said in str(caught.value)
 
 
+def test_judgements_of_nothing_but_zeros_are_refused(folder):
+    (folder / "zeros.txt").write_text("a 0 d1 0\nb 0 d2 0\n")
+    with pytest.raises(ConfigError, match="no passage is judged relevant"):
+        read_judged(folder / "corpus.jsonl", folder / "queries.jsonl", folder / "zeros.txt")
+
+
+def test_a_damaged_parquet_file_is_named(folder):
+    (folder / "pairs.parquet").write_bytes(b"garbage")
+    with pytest.raises(ConfigError, match=r"pairs\.parquet' cannot be read"):
+        read_judged(folder / "pairs.parquet")
+
+
 def test_a_corpus_that_changes_meanwhile_is_noticed(folder):
     judged = read_judged(folder)
     lines(folder / "corpus.jsonl", PASSAGES[:2])

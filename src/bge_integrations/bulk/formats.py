@@ -29,6 +29,7 @@ __all__ = [
     "Format",
     "column_types",
     "need_pyarrow",
+    "parquet_schema",
     "parquet_stamp",
     "read_part",
     "shard_parts",
@@ -119,7 +120,7 @@ class _Parquet(ShardFormat):
     def stored(self, values: list[Any], kind: Any) -> list[Any]:
         import pyarrow as pa
 
-        return _python(pa.array(values, kind or pa.string()), exact=True)
+        return _python(_array(values, kind or pa.string()), exact=True)
 
 
 def write_table(path: Path, table: Any) -> None:
@@ -163,11 +164,26 @@ def _table(rows: Sequence[Row], vectors: Any, contents: Contents) -> Any:
         *(pa.field(name, contents.kinds[i] or pa.string()) for i, name in enumerate(keep)),
         embedding,
     ]
-    plain = [[row.id for row in rows], [row.text for row in rows]]
+    plain: list[list[Any]] = [[row.id for row in rows], [row.text for row in rows]]
     plain += [[row.kept[i] for row in rows] for i in range(len(keep))]
-    arrays = [pa.array(values, field.type) for values, field in zip(plain, fields, strict=False)]
+    arrays = [_array(values, field.type) for values, field in zip(plain, fields, strict=False)]
     arrays.append(numbers)
     return pa.table(arrays, pa.schema(fields, {KEY: json.dumps(contents.stamp, sort_keys=True)}))
+
+
+def _array(values: Sequence[Any], kind: Any) -> Any:
+    """Return an Arrow array of a kind.
+
+    Raises:
+        ValueError: a value would be another one in it; pyarrow cuts the fraction of floats off without a word.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_integer(kind):
+        cut = next((value for value in values if isinstance(value, float) and not value.is_integer()), None)
+        if cut is not None:
+            raise ValueError(f"{cut} is no whole number")
+    return pa.array(values, kind)
 
 
 def vector_column(vectors: Any) -> tuple[Any, Any]:
@@ -350,19 +366,32 @@ def column_types(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the shard cannot be read.
     """
-    parquet = need_pyarrow()
+    need_pyarrow()
     import pyarrow as pa
 
     if path.suffix == ".parquet":
-        return {field.name: field.type for field in parquet.read_schema(path) if field.name not in RESERVED[1:]}
+        return {field.name: field.type for field in parquet_schema(path) if field.name not in RESERVED[1:]}
     part = next(read_part(path, 1000, vectors=False), Part([], [], _NONE, {}))
     kinds = {name: pa.array(values).type for name, values in {"id": part.ids, **part.kept}.items()}
     return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in kinds.items()}
 
 
+def parquet_schema(path: str | Path) -> Any:
+    """Return the schema of a Parquet file.
+
+    Raises:
+        ConfigError: it is none, or cannot be read.
+    """
+    parquet = need_pyarrow()
+    try:
+        return parquet.read_schema(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
+
+
 def parquet_stamp(path: Path) -> dict[str, Any] | None:
     """Return the stamp in a Parquet file's schema, or None."""
-    line = (need_pyarrow().read_schema(path).metadata or {}).get(KEY.encode())
+    line = (parquet_schema(path).metadata or {}).get(KEY.encode())
     return dict(json.loads(line)) if line else None
 
 

@@ -220,7 +220,8 @@ def check_same(written: Line, job: Line, folder: Path, *, update: bool = False) 
     for name in ("options",) if update else ("inputs", "options"):
         old, new = _flat(written.get(name, {})), _flat(job.get(name, {}))
         if old != new:
-            remedy = "--update (update=True) brings it up to date, or " if name == "inputs" else ""
+            updates = name == "inputs" and "quantise" not in job["options"]  # quantised shards are made anew instead
+            remedy = "--update (update=True) brings it up to date, or " if updates else ""
             raise ConfigError(
                 f"{name} of the job in {str(folder)!r} have changed ({_changes(old, new)}): {remedy}name another folder"
             )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.encoder import Vectors
-from ..errors import BGEError, ConfigError
+from ..errors import BGEError, ConfigError, warn
 from ..stamps.slots import KEY
 from .disk import write_whole
 from .folder import Record, check_float, read_manifest, shard_files, stamp_of
@@ -184,4 +184,9 @@ def float_shards(folder: str | Path) -> list[Path]:
         held = read_manifest(source)
         if held is not None and {**_fingerprint(held), "first": inputs["first"]} == inputs:
             return shard_files(source)
+        if held is not None:
+            warn(
+                f"the shards in {str(source)!r} have changed since {str(folder)!r} was made of them, so nothing is "
+                "scored again by them: quantise them into a new folder, or pass rescore=0 (--rescore 0)"
+            )
     return []

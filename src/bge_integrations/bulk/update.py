@@ -281,5 +281,7 @@ class Update(Job):
         report.shards, report.resumed = sum(line["rows"] > 0 for line in lines), len(unchanged)
         report.rows = good + report.errors
         report.cut = sum(len(line.get("truncated", ())) for line in lines)
+        ids = np.concatenate([np.empty(0, np.int64), *self._ids])
+        report.repeated = len(ids) - len(np.unique(ids))
         report.kept = good - sum(line["embedded"] for line in new)
-        report.dropped = int(np.sum(~np.isin(known.ids, np.concatenate([np.empty(0, np.int64), *self._ids]))))
+        report.dropped = int(np.sum(~np.isin(known.ids, ids)))

@@ -155,7 +155,8 @@ def _show_plan(plan: Plan) -> None:
     _print("tokens", _or_unknown(plan.tokens, ",", "the model's tokenizer is not here: --tokenizer or --probe") + about)
     _print("truncated", _or_unknown(plan.cut, ",", "the model's tokenizer is not here: --tokenizer"))
     _print("seconds", f"{_or_unknown(plan.seconds, ',.0f')} ({plan.how})")
-    why = "no price is known: --usd-per-million-tokens" if plan.tokens else "the tokens are not counted: --tokenizer"
+    priced = "no price is known: --usd-per-million-tokens"
+    why = priced if plan.tokens is not None else "the tokens are not counted: --tokenizer"
     _print("cost in $", _or_unknown(plan.usd, ".4f", why))
     for name, usd in sorted(plan.usd_by_provider.items(), key=lambda item: (item[1] is None, item[1] or 0, item[0])):
         _print("", f"{name:14} " + ("states no price" if usd is None else f"{usd:.4f}"))

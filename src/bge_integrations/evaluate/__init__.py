@@ -66,7 +66,7 @@ def evaluate(
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise ConfigError(f"top must be a whole number of at least 1, not {top!r}")
-    names = check_measures(measures or ("nDCG@10", f"R@{top}", "RR@10"))
+    names = check_measures(measures or (f"nDCG@{min(10, top)}", f"R@{top}", f"RR@{min(10, top)}"), top)
     parsed = _numbered([parse_run(run) for run in ([runs] if isinstance(runs, (str, Mapping)) else runs)])
     judged = read_judged(corpus, queries, qrels)
     with ExitStack() as stack:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..bulk.formats import need_pyarrow
+from ..bulk.formats import parquet_schema
 from ..bulk.readers import read_fields, read_lines
 from ..bulk.rows import ID, Columns, RowParser
 from ..bulk.sources import LINES, STDIN, BytesRead, find_inputs, input_kind, open_input
@@ -72,7 +72,13 @@ def read_judged(corpus: str | Path, queries: str | Path | None = None, qrels: st
     Raises:
         ConfigError: a file is not there or not as it should be; names the file and the line.
     """
-    first = str(corpus)
+    judged = _read(str(corpus), queries, qrels)
+    if not any(grade > 0 for grades in judged.qrels.values() for grade in grades.values()):
+        raise ConfigError("no passage is judged relevant to any question: every measure would be 0")
+    return judged
+
+
+def _read(first: str, queries: str | Path | None, qrels: str | Path | None) -> Judged:
     if queries is None and Path(first).is_dir():
         return _of_files(*_files_of(Path(first)))
     if queries is None:
@@ -110,7 +116,7 @@ def _rows(file: str, text: str, *others: str) -> Iterator[tuple[str, dict[str, A
         raise ConfigError(f"no file {file!r}")
     columns = Columns(text)
     if input_kind(file) == ".parquet":
-        present = need_pyarrow().read_schema(file).names
+        present = parquet_schema(file).names
         key = next((name for name in _IDS if name in present), None)
         columns = Columns(text, key, tuple(name for name in others if name in present and name not in _IDS))
     for line, fields in read_fields(file, RowParser(columns), BytesRead()):

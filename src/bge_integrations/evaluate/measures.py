@@ -24,17 +24,25 @@ def _ir_measures() -> Any:
     return require("ir_measures", extra="eval", purpose="an evaluation")
 
 
-def check_measures(names: Sequence[str]) -> list[str]:
+def check_measures(names: Sequence[str], top: int | None = None) -> list[str]:
     """Return measures as ir-measures spells them.
 
+    Args:
+        names: such as ``"nDCG@10"``.
+        top: passages that are kept for each question; any number when None.
+
     Raises:
-        ConfigError: none, or one that ir-measures does not know or cannot compute.
+        ConfigError: none, one that ir-measures does not know or cannot compute, or one that wants more than ``top``.
         MissingExtraError: the extra ``eval`` is not installed.
     """
     ir_measures = _ir_measures()
     if not names:
         raise ConfigError("no measures: name some, such as nDCG@10")
-    spelled = [str(_parsed(ir_measures, name)) for name in names]
+    parsed = [_parsed(ir_measures, name) for name in names]
+    for one in parsed:
+        if top is not None and one.params.get("cutoff", 0) > top:
+            raise ConfigError(f"{one} looks at more passages than the {top} that are kept: raise top (--top)")
+    spelled = [str(one) for one in parsed]
     for name in spelled:  # some want a parameter, or a program that is not here: not said after hours of work
         measure([name], {"1": {"1": 1}}, [["1"]])
     return spelled

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from ...errors import ConfigError
 from ...extras import require
 from ..part import Part
 from .target import Batch, Key, Place, check_dimensions, pages, string_keys
@@ -70,9 +71,14 @@ def open_target(place: Place) -> Iterator[_Target]:
     """
     chroma = require("chromadb", install="chromadb", purpose="the upload")
     client = place.ready(lambda: _client(chroma, place))
-    collection = client.get_or_create_collection(
-        place.collection, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
-    )
+    try:
+        collection = client.get_or_create_collection(
+            place.collection, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
+        )
+    except (ValueError, chroma.errors.InvalidArgumentError) as error:
+        raise ConfigError(
+            f"Chroma refuses the collection {place.collection!r} ({error}): name another by collection= (--collection)"
+        ) from error
     seen = collection.peek(1)["embeddings"]
     check_dimensions(len(seen[0]) if seen is not None and len(seen) else None, place)
     yield _Target(client, collection)
