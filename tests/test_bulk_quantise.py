@@ -206,7 +206,7 @@ def test_floats_that_are_gone_or_others_now_are_not_asked(tmp_path, kind):
     make_shards(tmp_path / "out", encoder, {name: f"other {text}" for name, text in MANY.items()})
     with pytest.warns(BGEWarning, match="have changed since .* quantise them into a new folder"):
         assert found(search_files(tmp_path / "small", QUESTIONS, encoder)) == alone
-    with pytest.raises((ConfigError, SpaceMismatchError), match="have changed|of another space") as caught:
+    with pytest.raises((ConfigError, SpaceMismatchError), match=r"have changed|of another space") as caught:
         quantise_files(tmp_path / "out", tmp_path / "small", kind)
     assert "--update" not in str(caught.value)
 
