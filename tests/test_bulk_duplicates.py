@@ -54,7 +54,7 @@ def shards(texts, tmp_path):
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize(("block", "piece"), [(8192, 2048), (100, 30), (64, 64), (1, 1)])
+@pytest.mark.parametrize(("block", "piece"), [(8192, 2048), (100, 30), (64, 64), (20, 1)])
 @pytest.mark.parametrize("above", [0.9, 0.97, 1.0])
 def test_groups_are_those_of_a_comparison_in_memory(block, piece, above, shards, texts, monkeypatch):
     monkeypatch.setattr(duplicates, "_BLOCK", block)

@@ -144,6 +144,7 @@ def test_on_the_command_line(capsys, tmp_path):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, ":memory:"])
 def test_blank_passages_before_others_are_told(cache):
     passages = ["the player plays music", "", " \n", "bananas are yellow"]
