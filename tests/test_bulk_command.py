@@ -60,13 +60,13 @@ def test_a_dry_run_tells_and_writes_nothing(rows, tmp_path, capsys):
     assert re.search(
         r"rows +95\nbad rows +1\ncharacters +[\d,]+\ntokens +[\d,]+\ntruncated +0\nseconds +\d+ \(from", told
     )
-    assert "unknown (no price is known: --usd-per-million-tokens)" in told
+    assert "unknown (no price is known: pass --usd-per-million-tokens)" in told
     with Rig() as host:
         remote = ["--model", "bge-small", "--base-url", host.url]
         assert bge("embed", rows, "-o", tmp_path / "out", *remote, "--text", "body", "--dry-run") == 0
         assert not host.requests
     told = capsys.readouterr().out
-    assert "unknown (the model's tokenizer is not here: --tokenizer or --probe)" in told
+    assert "unknown (the model's tokenizer is not on this machine: pass --tokenizer or --probe)" in told
     assert "unknown (the host's speed is not known before it is asked: --probe)" in told
     assert not (tmp_path / "out").exists()
 

@@ -17,20 +17,20 @@ from ..errors import BGEError
 from .parser import Parser
 
 _COMMANDS = {
-    "demo": "see it work on a folder of text: two frameworks, local and remote",
-    "models": "list the models, the instruction each wants, and who serves it",
-    "serve": "serve a model over HTTP, with a page to try it on",
-    "verify": "check whether a host serves a model, in its own vector space",
-    "embed": "embed the rows of files into shards; a killed job is resumed",
-    "search": "search the shards of a folder, exactly",
-    "dups": "find near-duplicates among the rows of shards",
-    "eval": "compare models, hosts, searches and rerankers on questions whose answers are known",
-    "quantise": "make the vectors of shards smaller: int8 or binary",
-    "rerank": "order passages by how well they answer a question",
-    "upload": "upload the shards of a folder into a vector store, with their stamp",
+    "demo": "index and search a folder of text: both frameworks, local and remote",
+    "models": "list the models, their query instructions, and who serves them",
+    "serve": "serve a model over HTTP, with a web page to try it",
+    "verify": "check whether an endpoint or a store holds a model's own vectors",
+    "embed": "embed files into shards (resumable)",
+    "search": "exact nearest-neighbour search over embedded shards",
+    "dups": "find near-duplicate rows in shards",
+    "eval": "compare models, hosts, search methods and rerankers on labelled questions",
+    "quantise": "quantise the vectors of shards to int8 or binary",
+    "rerank": "rank passages by how well they answer a question",
+    "upload": "upload shards into a vector store, and stamp it with their model",
     "cache": "inspect, prune or clear the cache of vectors",
-    "export": "write an ONNX file from a torch model",
-    "completion": "print a script that completes commands and options in a shell (there is none for fish)",
+    "export": "export a model to ONNX",
+    "completion": "print a shell completion script (bash, zsh or tcsh)",
 }
 
 _ALIASES = {"upload": ["load"], "quantise": ["quantize"]}

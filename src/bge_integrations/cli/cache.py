@@ -10,10 +10,12 @@ from ..errors import CacheError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge cache``."""
-    parser.add_argument("action", choices=("info", "prune", "clear"), help="show sizes, delete old rows, or delete all")
+    parser.add_argument(
+        "action", choices=("info", "prune", "clear"), help="show sizes, delete old rows, or delete everything"
+    )
     parser.add_argument("--path", help="the SQLite file (default: BGE_CACHE, or the user's cache)")
     parser.add_argument("--max-mb", type=float, help="prune: keep the most recently used vectors up to this size")
-    parser.add_argument("--older-than-days", type=float, help="prune: drop vectors not used for so long")
+    parser.add_argument("--older-than-days", type=float, help="prune: drop vectors not used for this many days")
 
 
 def run(parsed: argparse.Namespace) -> int:

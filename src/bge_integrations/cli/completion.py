@@ -9,7 +9,7 @@ from ..extras import require
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge completion``."""
-    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell that the script is for")
+    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="shell to print the script for")
 
 
 def run(parsed: argparse.Namespace) -> int:

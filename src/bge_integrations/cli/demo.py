@@ -31,9 +31,11 @@ _FEWEST_WORDS = 6  # a chunk of fewer is a heading alone, which answers nothing
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge demo``."""
     parser.add_argument("folder", nargs="?", type=Path, help="a folder of text (default: this package's documentation)")
-    parser.add_argument("--ask", action="append", metavar="QUESTION", help="may be given more than once")
-    parser.add_argument("--chunk", type=int, default=128, help="tokens per chunk, up to what the model reads")
-    parser.add_argument("-k", type=int, default=2, help="hits per question")
+    parser.add_argument("--ask", action="append", metavar="QUESTION", help="question to ask (repeatable)")
+    parser.add_argument(
+        "--chunk", type=int, default=128, help="tokens per chunk, up to the model's limit (default: 128)"
+    )
+    parser.add_argument("-k", type=int, default=2, help="hits per question (default: 2)")
     add_encoder_arguments(parser, model="demo")
 
 
@@ -134,7 +136,9 @@ def _ask_llama_index(encoder: Encoder, chunks: list[tuple[str, str]], questions:
         node.excluded_embed_metadata_keys = ["file"]
     index = VectorStoreIndex(nodes, embed_model=BGEEmbedding(encoder=encoder))
     if encoder.card.id == "demo":
-        print("\n  (The demo model misses the instruction far more than a real BGE model does; its README says why.)")
+        print(
+            "\n  (The demo model depends on the instruction far more than a real BGE model does; its README says why.)"
+        )
     print("\nLlamaIndex, VectorStoreIndex")
     retriever = index.as_retriever(similarity_top_k=k)
     for question in questions:

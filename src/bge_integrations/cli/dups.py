@@ -1,4 +1,4 @@
-"""``bge dups``: near-duplicates among the rows of shards."""
+"""``bge dups``: near-duplicate rows in shards."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ _SHOWN = 5  # duplicates of a group
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge dups``."""
     parser.add_argument("folder", metavar="SHARDS", help="output folder of bge embed")
-    parser.add_argument("--above", type=float, default=0.95, metavar="COSINE", help="least cosine (default: 0.95)")
+    parser.add_argument(
+        "--above", type=float, default=0.95, metavar="COSINE", help="minimum cosine similarity (default: 0.95)"
+    )
     parser.add_argument(
         "--approximate",
         action="store_true",
-        help="compare by an index of FAISS: quicker from some 100,000 rows on; misses a few duplicates",
+        help="use a FAISS index: faster from about 100,000 rows, but misses a few duplicates",
     )
     parser.add_argument("-n", type=int, default=20, metavar="N", help="groups to print (default: 20)")
-    parser.add_argument("--drop", metavar="FILE", help="write the ids of all but the first of each group, a line each")
+    parser.add_argument("--drop", metavar="FILE", help="write the ids of all but the first of each group, one per line")
     parser.add_argument("--json", action="store_true", help="print all groups as JSON lines")
 
 

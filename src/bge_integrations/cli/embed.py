@@ -18,33 +18,35 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge embed``."""
-    kinds = "JSON lines, CSV, TSV, Parquet or text, with --chunk also code, HTML and PDF; also .gz, .bz2, .xz, .zst"
+    kinds = "JSON lines, CSV, TSV, Parquet or text; with --chunk also code, HTML, PDF; also as .gz, .bz2, .xz, .zst"
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help=f"file, glob or folder ({kinds}), or its URL (s3://, gs://, hf://, https://); - is JSON lines on standard "
+        help=f"file, glob or folder ({kinds}), or a URL (s3://, gs://, hf://, https://); -: JSON lines on standard "
         "input",
     )
-    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="for the shards; a job there is resumed")
+    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="output folder; resumes an unfinished job")
     parser.add_argument(
         "--update",
         action="store_true",
-        help="the input has changed: embed what is new there, drop what is gone, leave all other shards as they are",
+        help="bring the folder up to date with a changed input: embed new rows, drop removed ones, keep the rest",
     )
-    parser.add_argument("--text", default="text", metavar="COLUMN", help="the column to embed (default: text)")
-    parser.add_argument("--id", metavar="COLUMN", help="the column of ids (default: the row's number)")
-    parser.add_argument("--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="columns to keep")
+    parser.add_argument("--text", default="text", metavar="COLUMN", help="column to embed (default: text)")
+    parser.add_argument("--id", metavar="COLUMN", help="column with the ids (default: the row number)")
+    parser.add_argument(
+        "--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="columns to keep in the shards"
+    )
     parser.add_argument("--chunk", type=int, metavar="N", help="split every text into chunks of at most N tokens")
     parser.add_argument("--overlap", type=int, default=0, metavar="N", help="tokens that neighbouring chunks share")
-    parser.add_argument("--format", choices=("parquet", "numpy", "jsonl"), default="parquet", help="of the shards")
-    parser.add_argument("--half", action="store_true", help="write float16")
+    parser.add_argument("--format", choices=("parquet", "numpy", "jsonl"), default="parquet", help="file format")
+    parser.add_argument("--half", action="store_true", help="store vectors as float16")
     parser.add_argument(
-        "--outputs", default="dense", metavar="NAMES", help="dense, or dense,sparse where the model gives both"
+        "--outputs", default="dense", metavar="NAMES", help="dense (default), or dense,sparse if the model has both"
     )
     parser.add_argument("--shard-rows", type=int, default=10_000, metavar="N", help="rows per shard (default: 10000)")
     parser.add_argument(
-        "--on-error", choices=("record", "stop"), default="record", help="bad rows: into .errors.jsonl, or stop"
+        "--on-error", choices=("record", "stop"), default="record", help="bad rows: list them in .errors.jsonl, or stop"
     )
     _add_dry_run(parser)
     _add_places(parser)
@@ -52,13 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_dry_run(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("before it is begun")
+    group = parser.add_argument_group("cost and time before the job")
     group.add_argument(
-        "--dry-run", action="store_true", help="count rows, tokens, truncated texts, time and cost; send nothing"
+        "--dry-run", action="store_true", help="estimate rows, tokens, truncated texts, time and cost, and exit"
     )
-    group.add_argument("--sample", type=int, metavar="N", help="count the tokens of N texts instead of all")
-    group.add_argument("--probe", action="store_true", help="embed 64 texts for the time; a host bills them")
-    group.add_argument("--usd-per-million-tokens", type=float, metavar="N", help="price instead of the catalogue's")
+    group.add_argument(
+        "--sample", type=int, metavar="N", help="with --dry-run: count the tokens of N random texts only"
+    )
+    group.add_argument(
+        "--probe",
+        action="store_true",
+        help="with --dry-run: embed 64 texts to measure the speed (a provider bills them)",
+    )
+    group.add_argument(
+        "--usd-per-million-tokens",
+        type=float,
+        metavar="N",
+        help="with --dry-run: your price, instead of the catalogue's",
+    )
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +79,12 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--on", choices=("here", "ray"), default="here", help="embed on this machine, or on Ray's workers"
     )
-    group.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: RAY_ADDRESS, or a new one)")
-    group.add_argument("--workers", type=int, metavar="N", help="shards at a time on Ray (default: what has room)")
+    group.add_argument(
+        "--address", metavar="HOST:PORT", help="address of the Ray cluster (default: RAY_ADDRESS, or a new local one)"
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="shards embedded at the same time on Ray (default: as many as fit)"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -115,7 +132,9 @@ def _place(parsed: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError("--address and --workers are for --on ray")
         return {}
     if parsed.api_key:
-        raise ConfigError("--api-key does not travel: set the host's variable in the environment of Ray's workers")
+        raise ConfigError(
+            "--api-key does not travel to Ray's workers: set the provider's variable in their environment"
+        )
     from ..ray import RayShards
 
     return {"on": partial(RayShards, address=parsed.address, workers=parsed.workers)}
@@ -152,11 +171,12 @@ def _show_plan(plan: Plan) -> None:
     _print("bad rows", f"{plan.errors:,}")
     _print("characters", f"{plan.characters:,}")
     about = f" ± {plan.tokens_error:,} (95 %, from a sample)" if plan.tokens_error else ""
-    _print("tokens", _or_unknown(plan.tokens, ",", "the model's tokenizer is not here: --tokenizer or --probe") + about)
-    _print("truncated", _or_unknown(plan.cut, ",", "the model's tokenizer is not here: --tokenizer"))
+    no_tokenizer = "the model's tokenizer is not on this machine: pass --tokenizer"
+    _print("tokens", _or_unknown(plan.tokens, ",", f"{no_tokenizer} or --probe") + about)
+    _print("truncated", _or_unknown(plan.cut, ",", no_tokenizer))
     _print("seconds", f"{_or_unknown(plan.seconds, ',.0f')} ({plan.how})")
-    priced = "no price is known: --usd-per-million-tokens"
-    why = priced if plan.tokens is not None else "the tokens are not counted: --tokenizer"
+    priced = "no price is known: pass --usd-per-million-tokens"
+    why = priced if plan.tokens is not None else "tokens could not be counted: pass --tokenizer"
     _print("cost in $", _or_unknown(plan.usd, ".4f", why))
     for name, usd in sorted(plan.usd_by_provider.items(), key=lambda item: (item[1] is None, item[1] or 0, item[0])):
         _print("", f"{name:14} " + ("states no price" if usd is None else f"{usd:.4f}"))
@@ -178,7 +198,7 @@ def _show_report(report: Report, encoder: Encoder, parsed: argparse.Namespace) -
         _print("dropped", f"{report.dropped:,}")
     _print("bad rows", f"{report.errors:,}" + (f" (see {side_files(Path(parsed.out))[1]})" if report.errors else ""))
     _print("shards", f"{report.shards:,}" + (f" ({report.resumed:,} were there)" if report.resumed else ""))
-    _print("truncated", f"{report.cut:,}" + (" (--chunk splits long texts instead)" if report.cut else ""))
+    _print("truncated", f"{report.cut:,}" + (" (pass --chunk to split long texts)" if report.cut else ""))
     if report.repeated:
         _print("repeated", f"{report.repeated:,} rows have the id of another row; a store keeps the last of them")
     usage = encoder.usage

@@ -22,34 +22,44 @@ _PATIENCE, _EVERY = 2.0, 1.0  # seconds before the first line, and between lines
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge eval``."""
     parser.epilog = (
-        "A run is keys and words with commas between, such as model=bge-m3,hybrid,reranker=bge-reranker-v2-m3. Keys: "
-        "model (or its name alone, first), name, dense | sparse | hybrid (hybrid=rrf, hybrid=0.4:0.2), "
-        "instruction=on|off|TEXT, reranker, candidates (how many passages it reads), and the options of bge embed "
-        "(provider, base_url, precision, ...), with reranker_ in front those of bge rerank. JSON where a value has a "
-        'comma: \'{"model": "demo", "instruction": "a, b"}\'.'
+        "A run is a comma-separated list of settings, such as model=bge-m3,hybrid,reranker=bge-reranker-v2-m3: "
+        "model (or just its name, if first), name, dense | sparse | hybrid (hybrid=rrf, hybrid=0.4:0.2), "
+        "instruction=on|off|TEXT, reranker, candidates (how many passages it reads), the options of bge embed "
+        "(provider, base_url, precision, ...), and those of bge rerank prefixed with reranker_. Use JSON for a "
+        'value with a comma: \'{"model": "demo", "instruction": "a, b"}\'.'
     )
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="a folder in BEIR's layout; or CORPUS QUERIES QRELS; or PAIRS, a file with columns question and passage; "
-        "or CORPUS PAIRS, where a passage is the id or the text of one in the corpus",
+        help="a folder in BEIR's layout; CORPUS QUERIES QRELS; PAIRS, a file with columns question and passage; "
+        "or CORPUS PAIRS, where each passage is an id or a text of the corpus",
     )
     parser.add_argument(
         "--run",
         action="append",
         dest="runs",
         metavar="KEYS",
-        help="a row of the table; the others are compared with the first",
+        help="one configuration, a row of the table (repeatable); all are compared with the first",
     )
     parser.add_argument("--top", type=int, default=100, metavar="N", help="passages kept per question (default: 100)")
     parser.add_argument(
-        "--measures", nargs="+", default=[], metavar="NAME", help="of ir-measures (default: nDCG@10, R@TOP, RR@10)"
+        "--measures",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="measures of ir-measures (default: nDCG@10, R@TOP, RR@10)",
     )
-    parser.add_argument("--output", metavar="FILE", help="write all results as JSON, those of each question too")
+    parser.add_argument("--output", metavar="FILE", help="write all results as JSON, including those of each question")
     parser.add_argument("--json", action="store_true", help="print that JSON instead of the table")
-    parser.add_argument("--cache", metavar="FOLDER", help="for vectors and scores; an interrupted command is resumed")
-    parser.add_argument("--no-cache", action="store_true", help="keep none: what a host answers today is measured")
+    parser.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="cache of vectors and scores, from which an interrupted command resumes (default: the user's cache)",
+    )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="compute everything anew, for instance if a host has changed"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -59,9 +69,9 @@ def run(parsed: argparse.Namespace) -> int:
     if len(parsed.inputs) > 3:
         raise ConfigError(f"at most three inputs, CORPUS QUERIES QRELS, not {len(parsed.inputs)}")
     if parsed.no_cache and parsed.cache:
-        raise ConfigError("--cache and --no-cache are one or the other")
+        raise ConfigError("pass --cache or --no-cache, not both")
     if parsed.output and not Path(parsed.output).parent.is_dir():
-        raise ConfigError(f"no folder for {parsed.output!r}: make it first")
+        raise ConfigError(f"the folder of {parsed.output!r} does not exist: create it first")
     evaluation = evaluate(
         *parsed.inputs,
         runs=parsed.runs or [""],

@@ -8,8 +8,8 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge export``."""
-    parser.add_argument("model", help="name of the catalogue or folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder that gets onnx/model.onnx")
+    parser.add_argument("model", help="model name or folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="output folder, for onnx/model.onnx")
 
 
 def run(parsed: argparse.Namespace) -> int:

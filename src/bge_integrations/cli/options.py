@@ -27,14 +27,14 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, *, model: str | None 
         default: what help calls the default, where ``model`` is None.
     """
     group = parser.add_argument_group("the encoder")
-    group.add_argument("--model", default=model, help=f"name of the catalogue or folder (default: {model or default})")
+    group.add_argument("--model", default=model, help=f"model name or folder (default: {model or default})")
     _add_options(group, OPTIONS)
 
 
 def add_reranker_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--model`` and every keyword of ``load_reranker``."""
     group = parser.add_argument_group("the reranker")
-    group.add_argument("--model", help="name of the catalogue or folder (default: bge-reranker-v2-m3)")
+    group.add_argument("--model", help="model name or folder (default: bge-reranker-v2-m3)")
     _add_options(group, RERANKER_OPTIONS)
 
 

@@ -9,13 +9,21 @@ from .upload import tell_rate
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge quantise``."""
-    parser.add_argument("folder", metavar="SHARDS", help="output folder of bge embed, finished, Parquet or NumPy")
-    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for the smaller shards: new or empty")
+    parser.add_argument(
+        "folder", metavar="SHARDS", help="output folder of a finished bge embed, in Parquet or NumPy format"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="output folder: new, empty, or an unfinished run to resume",
+    )
     parser.add_argument(
         "--to",
         required=True,
         choices=("int8", "binary"),
-        help="int8: a byte for each dimension, a quarter of float32; binary: a bit, a 32nd",
+        help="int8: one byte per dimension, 1/4 of float32; binary: one bit, 1/32",
     )
 
 

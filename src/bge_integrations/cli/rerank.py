@@ -21,18 +21,18 @@ class _Passage(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge rerank``."""
-    kinds = "JSON lines, CSV, TSV, Parquet; a text file is one passage; also .gz, .bz2, .xz, .zst"
-    parser.add_argument("question", metavar="QUESTION", help="what the passages are to answer")
+    kinds = "JSON lines, CSV, TSV, Parquet; a text file is one passage; may be compressed: .gz, .bz2, .xz, .zst"
+    parser.add_argument("question", metavar="QUESTION", help="question to rank the passages by")
     parser.add_argument(
         "inputs",
         nargs="*",
         metavar="FILE",
-        help=f"file, glob or folder ({kinds}); without any, or -: standard input, a passage or a JSON object a line",
+        help=f"file, glob or folder ({kinds}); if omitted, or -: standard input, one passage or JSON object per line",
     )
-    parser.add_argument("--text", default="text", metavar="COLUMN", help="the column of passages (default: text)")
-    parser.add_argument("--id", metavar="COLUMN", help="the column of ids (default: file and line)")
-    parser.add_argument("--top-n", type=int, metavar="N", help="how many come out (default: all)")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each passage, with its text in full")
+    parser.add_argument("--text", default="text", metavar="COLUMN", help="column with the passages (default: text)")
+    parser.add_argument("--id", metavar="COLUMN", help="column with the ids (default: file and line)")
+    parser.add_argument("--top-n", type=int, metavar="N", help="how many passages to print (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per passage, with its full text")
     add_reranker_arguments(parser)
 
 
@@ -41,7 +41,7 @@ def run(parsed: argparse.Namespace) -> int:
     most = check_top_n(parsed.top_n)
     passages = list(_read(parsed))
     if not passages:
-        print("bge: no passages: name files, or write one a line to standard input", file=sys.stderr)
+        print("bge: no passages: name files, or write one per line to standard input", file=sys.stderr)
         return 1
     with make_reranker(parsed) as reranker:
         ranks = reranker.rank(parsed.question, [passage.text for passage in passages], top_n=most)

@@ -1,4 +1,4 @@
-"""``bge search``: ask the shards of a folder."""
+"""``bge search``: search the shards of a folder."""
 
 from __future__ import annotations
 
@@ -20,24 +20,30 @@ _ID = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge search``."""
-    parser.add_argument("folder", metavar="FOLDER", help="of bge embed or bge quantise")
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="without any: one per line on standard input")
-    parser.add_argument("-k", type=int, default=10, metavar="N", help="rows for each question (default: 10)")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each question, with texts in full")
+    parser.add_argument("folder", metavar="FOLDER", help="output folder of bge embed or bge quantise")
+    parser.add_argument(
+        "questions", nargs="*", metavar="QUESTION", help="read from standard input, one per line, if omitted"
+    )
+    parser.add_argument("-k", type=int, default=10, metavar="N", help="hits per question (default: 10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per question, with full texts")
     parser.add_argument(
         "--rescore",
         type=int,
         default=10,
         metavar="N",
-        help="over quantised shards: candidates per row that the float shards score again; 0: none (default: 10)",
+        help="quantised shards only: candidates per hit to score again with the float shards (default: 10; 0: none)",
     )
-    group = parser.add_argument_group("hybrid search, over shards of --outputs dense,sparse")
-    group.add_argument("--hybrid", action="store_true", help="by dense and sparse vectors")
+    group = parser.add_argument_group("hybrid search, over shards embedded with --outputs dense,sparse")
+    group.add_argument("--hybrid", action="store_true", help="search by dense and sparse vectors")
     group.add_argument(
-        "--fusion", choices=("sum", "rrf"), help="weighted sum of scores (default), or reciprocal rank fusion"
+        "--fusion", choices=("sum", "rrf"), help="combine by weighted sum of scores (default) or reciprocal rank fusion"
     )
     group.add_argument(
-        "--weights", nargs=2, type=float, metavar=("DENSE", "SPARSE"), help="default: 0.4 0.2; with rrf 1 1"
+        "--weights",
+        nargs=2,
+        type=float,
+        metavar=("DENSE", "SPARSE"),
+        help="weights of the two (default: 0.4 0.2; with rrf 1 1)",
     )
     add_encoder_arguments(parser, default="the one that made the shards")
 
@@ -48,7 +54,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     questions = parsed.questions or [line.strip() for line in sys.stdin if line.strip()]
     if not questions:
-        print("bge: no question: name it, or write one per line to standard input", file=sys.stderr)
+        print("bge: no question: pass one, or write one per line to standard input", file=sys.stderr)
         return 1
     hybrid = _hybrid(parsed)
     tell_unfinished(parsed.folder)
@@ -75,7 +81,7 @@ def _hybrid(parsed: argparse.Namespace) -> bool | Hybrid:
 
 
 def tell_unfinished(folder: str) -> None:
-    """Say that a job has not come to its end, so that missing rows are no riddle."""
+    """Say that a job has not come to its end, which explains missing rows."""
     from ..bulk.folder import is_finished
 
     if not is_finished(folder):

@@ -16,20 +16,22 @@ _STORES = ("qdrant", "chroma", "lancedb", "pgvector", "faiss")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge upload``."""
     parser.epilog = (
-        "Rows are laid out for LangChain's store classes. LlamaIndex reads Chroma's as it is, Qdrant's with "
-        "text_key='page_content', LanceDB's with doc_id_key='id', pgvector's and FAISS's not. A row whose id is there "
-        "already is replaced: uploading again doubles nothing. --update deletes only rows that an earlier upload from "
-        "this folder wrote: the rows of other programs stay."
+        "Rows are stored in the layout of LangChain's store classes. LlamaIndex can read Chroma as it is, Qdrant with "
+        "text_key='page_content', and LanceDB with doc_id_key='id', but not pgvector or FAISS. A row whose id exists "
+        "already is replaced, so uploading again is safe. --update deletes only rows that an earlier upload from "
+        "this folder wrote; the rows of other programs stay."
     )
-    parser.add_argument("folder", metavar="FOLDER", help="of bge embed")
+    parser.add_argument("folder", metavar="FOLDER", help="output folder of bge embed")
     parser.add_argument("--into", required=True, choices=_STORES, help="the kind of store")
-    parser.add_argument("--url", help="of the server: qdrant, chroma, lancedb; postgresql://... for pgvector")
-    parser.add_argument("--path", help="a folder on this machine: qdrant, chroma, lancedb, faiss")
-    parser.add_argument("--collection", metavar="NAME", help="or table (default: the folder's name; faiss: index)")
+    parser.add_argument("--url", help="server URL (qdrant, chroma, lancedb), or postgresql://... for pgvector")
+    parser.add_argument("--path", help="local folder (qdrant, chroma, lancedb, faiss)")
     parser.add_argument(
-        "--update", action="store_true", help="write what is new or changed, delete what the folder holds no more"
+        "--collection", metavar="NAME", help="collection or table (default: the folder's name; faiss: index)"
     )
-    parser.add_argument("--key-env", metavar="VARIABLE", help="environment variable that holds the server's key")
+    parser.add_argument(
+        "--update", action="store_true", help="write new and changed rows, and delete those no longer in the folder"
+    )
+    parser.add_argument("--key-env", metavar="VARIABLE", help="environment variable with the server's API key")
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -23,17 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="MODEL",
-        help="compare with 'local' (the same model here) or another model",
+        help="compare with 'local' (the same model on this machine) or with another model",
     )
     parser.add_argument(
         "--store",
         metavar="KIND:PLACE/NAME",
-        help=f"compare with what a store holds: {', '.join(KINDS.values())}",
+        help=f"check the vectors of a store: {', '.join(KINDS.values())}",
     )
-    parser.add_argument("--sample", type=int, default=32, metavar="N", help="rows of it to look at (default: 32)")
-    parser.add_argument("--golden", metavar="FILE", help="known values instead of the package's own; see --pin")
-    parser.add_argument("--pin", metavar="FILE", help="record the host's answers of today and stop")
-    parser.add_argument("--no-behaviour", action="store_true", help="leave out how the host treats requests")
+    parser.add_argument("--sample", type=int, default=32, metavar="N", help="rows of the store to check (default: 32)")
+    parser.add_argument(
+        "--golden", metavar="FILE", help="reference values to compare with, instead of the package's; see --pin"
+    )
+    parser.add_argument("--pin", metavar="FILE", help="record the host's current vectors in FILE, and exit")
+    parser.add_argument(
+        "--no-behaviour",
+        action="store_true",
+        help="skip the checks of how the host handles long, blank and repeated texts",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_encoder_arguments(parser)
 
