@@ -345,7 +345,7 @@ def test_somebodys_files_in_the_way_are_not_touched(source, tmp_path):
     (precious / "plan.json").write_text('{"manifest": [], "come": [], "go": ["../rows.jsonl"]}')
     (out / ".bge-update").symlink_to(precious)
     write(source, CHANGED)
-    with pytest.raises(ConfigError, match="is no folder of bge embed"):
+    with pytest.raises(ConfigError, match="was not made by bge embed"):
         update(source, out)
     (out / ".bge-update").unlink()
     (out / ".bge-update").mkdir()

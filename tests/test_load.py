@@ -397,6 +397,18 @@ def test_the_table_and_the_type_of_the_keywords_are_one():
             assert annotation == option.type | None
 
 
+@pytest.mark.parametrize("load", [load_encoder, load_reranker])
+@pytest.mark.parametrize("given", [{"model": ""}, {"model": " "}, {"model_name": ""}])
+def test_an_empty_name_is_not_the_default(load, given):
+    with pytest.raises(ConfigError, match="the model's name is empty"):
+        load(**given)
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
+    monkeypatch.setenv("BGE_MODEL", "")
+    assert load_encoder().card.id == "BAAI/bge-small-en-v1.5"
+
+
 def test_every_option_takes_none_and_refuses_an_object_of_no_meaning():
     for name, option in OPTIONS.items():
         load_encoder("bge-small", base_url=LOCAL, **({name: None} if name != "base_url" else {}))

@@ -85,7 +85,7 @@ def dequantise(codes: Codes, to: Quantisation, dimensions: int, *, ranges: Array
         signs -= 1 / dimensions**0.5
         return signs
     if ranges is None:
-        raise ConfigError("int8 codes say nothing without the ranges that they were made with")
+        raise ConfigError("int8 codes can only be read with the ranges that they were made with: pass ranges=")
     starts, steps = _buckets(ranges, dimensions)
     floats = codes.astype(np.float32)
     floats += np.float32(128.5)

@@ -139,13 +139,13 @@ def _copy_numpy(path: Path, target: Path, change: Callable[[Any], Any], _: dict[
 
 def _check(source: Path, target: Path, files: Sequence[Path], record: Record | None) -> None:
     if source.resolve() == target.resolve():
-        raise ConfigError(f"{str(target)!r} holds the floats: name another folder, they are the better ones")
+        raise ConfigError(f"{str(target)!r} holds the float vectors, which are kept: name another output folder")
     if record is None:
         raise ConfigError(f"{str(source)!r} has no manifest: name a folder that bge embed wrote")
     if not record.complete:
         raise ConfigError(f"the job of {str(source)!r} is not finished: finish it first")
     if files[0].suffix == ".jsonl":
-        raise ConfigError("JSON lines would hardly get smaller: embed with --format parquet or numpy")
+        raise ConfigError("JSON-lines shards cannot be quantised: embed with --format parquet or numpy")
     check_ours(target)
 
 

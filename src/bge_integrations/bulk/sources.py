@@ -86,7 +86,7 @@ def _expand(name: str, besides: Path | None, *, documents: bool) -> Sequence[str
     if is_url(name):
         remote = expand_url(name, lambda file: _endings(file)[0] in kinds)
         if not remote:
-            raise ConfigError(f"no input at {str(RemoteFile(name))!r}; read are {_known()}")
+            raise ConfigError(f"no input at {str(RemoteFile(name))!r}; supported: {_known()}")
         return remote
     return _expand_path(Path(name), name, besides, kinds)
 

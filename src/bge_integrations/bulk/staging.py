@@ -73,7 +73,7 @@ class Staging:
     def __init__(self, folder: Path, job: Line) -> None:
         self.folder, self.path = folder, folder / STAGING
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
-            raise ConfigError(f"{str(self.path)!r} is no folder of bge embed: remove it")
+            raise ConfigError(f"{str(self.path)!r} was not made by bge embed: remove it")
         self.path.mkdir(exist_ok=True)
         self._journal, self.errors = self.path / _JOURNAL, self.path / _ERRORS
         lines = _read_journal(self._journal)

@@ -16,8 +16,8 @@ from ..options import RERANKER_OPTIONS
 from .options import add_encoder_arguments, encoder_options, require_packages_of
 
 _OF_THE_HOST = {
-    "provider": "a host of rerankers of the catalogue",
-    "base_url": "a server of rerankers (default: this machine)",
+    "provider": "a rerank provider in the catalogue",
+    "base_url": "URL of a rerank server (default: run the reranker on this machine)",
     "dialect": RERANKER_OPTIONS["dialect"].help,
     "wire_model": RERANKER_OPTIONS["wire_model"].help,
     "verify": "first-use: compare published scores before the first request",

@@ -65,7 +65,7 @@ def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[
     """
     hide_secrets(cast("dict[str, Any]", options))
     check_options(options)
-    typed = typed_model(model or options.get("model_name") or variable("BGE_MODEL"))
+    typed = typed_model(model, options.get("model_name"), variable("BGE_MODEL"))
     if isinstance(typed, str) and typed.strip().lower().startswith("local:"):
         options["provider"] = options.get("provider") or "local"
     card = _card(typed, options)
@@ -87,7 +87,7 @@ def load_m3(model: str | os.PathLike[str] | None = None, **options: Unpack[Optio
     """
     from ..wrappers.memo import MemoEncoder
 
-    encoder = load_encoder(model or options.get("model_name") or "bge-m3", **options)
+    encoder = load_encoder(typed_model(model, options.get("model_name"), "bge-m3"), **options)
     encoder.output_for(["sparse"])
     return MemoEncoder(encoder)
 

@@ -42,12 +42,15 @@ def present(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
-def typed_model(model: object) -> str | os.PathLike[str] | None:
-    """Return what the user typed as a model.
+def typed_model(*given: object) -> str | os.PathLike[str] | None:
+    """Return the first model that was given, or None.
 
     Raises:
-        ConfigError: it is no name and no folder.
+        ConfigError: it is neither a name nor a folder, or an empty name.
     """
+    model = next((one for one in given if one is not None), None)
+    if isinstance(model, str) and not model.strip():
+        raise ConfigError("the model's name is empty: pass a name, or leave it out for the default")
     if (
         model is None
         or isinstance(model, str)

@@ -65,7 +65,7 @@ def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack
     """
     hide_secrets(cast("dict[str, Any]", options))
     check_options(options, RERANKER_OPTIONS)
-    typed = typed_model(model or options.get("model_name"))
+    typed = typed_model(model, options.get("model_name"))
     weights = options.get("weights")
     # "demo" is both: a reranker, unless weights are given.
     named = typed is not None and known_reranker(os.fspath(typed)) is not None

@@ -111,7 +111,7 @@ def fetch_facts(name: str, revision: str | None = None) -> Path:
     patience = hub.constants.HF_HUB_ETAG_TIMEOUT
 
     def download() -> str:
-        # snapshot_download lists the files with no time limit: a hub that answers nothing would be waited for for ever.
+        # snapshot_download lists the files with no time limit: a hub that never answers would hang it.
         hub.HfApi().model_info(name, revision=revision, timeout=patience)
         return str(hub.snapshot_download(name, etag_timeout=patience, **wanted))
 

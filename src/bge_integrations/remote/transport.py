@@ -144,7 +144,9 @@ class Transport:
         through = f", through the proxy of {via}" if via else ""
         late = _is_connect_timeout(error)
         why = f"no connection in {self._limits.connect_timeout:g} s" if late else _why(error, self._endpoint)
-        failure = HostUnavailableError(f"{where} could not be reached{through} ({why})")
+        failure = HostUnavailableError(
+            f"{where} could not be reached{through} ({why}): is it running, and is the address right?"
+        )
         failure.unconnected = late or any(_is_unconnected(one) for one in _chain(error))
         return failure
 

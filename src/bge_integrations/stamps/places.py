@@ -88,7 +88,7 @@ def parse_place(named: str) -> StorePlace:
     if kind == "pgvector" and not place.startswith(("postgresql", "postgres")):
         raise ConfigError(f"pgvector is named {KINDS[kind]}, not {named!r}")
     if "://" not in place and not Path(place).is_dir():
-        raise ConfigError(f"{place!r} is no folder")
+        raise ConfigError(f"the folder {place!r} does not exist")
     return StorePlace(kind, place, name)
 
 
