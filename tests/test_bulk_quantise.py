@@ -158,7 +158,7 @@ def test_folders_that_are_not_taken(floats, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     quantise_files(floats, tmp_path / "small", "int8")
     for source, target, message in (
-        (floats, floats, "holds the floats"),
+        (floats, floats, "holds the float vectors"),
         (floats, tmp_path / "mine", "notes.txt"),
         (tmp_path / "small", tmp_path / "next", "name their folder"),
         (make_shards(tmp_path / "lines", HashEncoder(), format="jsonl"), tmp_path / "next", "--format parquet"),

@@ -245,7 +245,11 @@ def _check_instruction(written: Line, job: Line, folder: Path) -> None:
 def _changes(old: Line, new: Line) -> str:
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     names = [name for name in names if name != "kinds" or "keep" not in names]
-    return "; ".join(f"{name}: {_shown(old.get(name))} there, {_shown(new.get(name))} now" for name in names)
+    digests = ("digest", "ends")  # of contents, which say nothing to a reader
+    return "; ".join(
+        "other contents" if name in digests else f"{name}: {_shown(old.get(name))} there, {_shown(new.get(name))} now"
+        for name in names
+    )
 
 
 def _shown(value: Any) -> str:

@@ -242,8 +242,8 @@ def _said(into: str, place: Place, rows: Callable[[], int]) -> Iterator[None]:
         for secret in filter(None, secrets):
             told = told.replace(secret, "***")
         raise ConfigError(
-            f"{into} {place.collection!r} after {rows()} rows: {told[:500]}; running it again is safe: rows are upserted "
-            "by id"
+            f"{into} {place.collection!r} after {rows()} rows: {told[:500]}; running it again is safe: "
+            "rows are upserted by id"
         ) from error
 
 
