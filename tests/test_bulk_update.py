@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from decimal import Decimal
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from bge_integrations.bulk import Columns, embed_files, estimate, read_shards
+from bge_integrations.bulk.formats import FORMATS
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, HostUnavailableError, SpaceMismatchError, TruncationWarning
 from encoders import HashEncoder, WordsEncoder
@@ -217,6 +219,14 @@ def test_a_damaged_shard_is_named(source, tmp_path):
     (tmp_path / "out" / "part-000000.parquet").write_bytes(b"garbage")
     with pytest.raises(ConfigError, match=r"part-000000\.parquet' cannot be read"):
         update(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [2.5, Decimal("2.5"), float("nan"), True, "3"])
+def test_a_column_of_whole_numbers_takes_nothing_else(value):
+    pa = pytest.importorskip("pyarrow")
+    with pytest.raises((ValueError, TypeError)):
+        FORMATS["parquet"].stored([1, value], pa.int64())
+    assert FORMATS["parquet"].stored([1, 2.0, Decimal(3), None], pa.int64()) == [1, 2, 3, None]
 
 
 def test_repeated_ids_are_counted(source, tmp_path):

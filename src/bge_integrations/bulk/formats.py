@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.encoder import Vectors
+from ..core.files import write_whole
 from ..errors import ConfigError
 from ..extras import require
 from ..stamps.slots import KEY
-from .disk import write_whole
 from .part import Part, SparseRows
 from .rows import RESERVED, Columns, Row
 
@@ -175,12 +176,12 @@ def _array(values: Sequence[Any], kind: Any) -> Any:
     """Return an Arrow array of a kind.
 
     Raises:
-        ValueError: a value would be another one in it; pyarrow cuts the fraction of floats off without a word.
+        ValueError: a value would be another one in it; pyarrow drops a fraction without a word.
     """
     import pyarrow as pa
 
     if pa.types.is_integer(kind):
-        cut = next((value for value in values if isinstance(value, float) and not value.is_integer()), None)
+        cut = next((value for value in values if isinstance(value, (float, Decimal)) and value % 1 != 0), None)
         if cut is not None:
             raise ValueError(f"{cut} is no whole number")
     return pa.array(values, kind)

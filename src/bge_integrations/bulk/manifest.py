@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from ..core.files import PARTIAL, is_partial
+from ..core.files import PARTIAL, is_partial, sync_folder
 from ..errors import ConfigError, SpaceMismatchError
-from .disk import append_lines, open_to_append, sync_folder
+from .disk import append_lines, open_to_append
 from .folder import SHARD, Line, Record, parse_manifest, side_files
 from .staging import Changes, Staging, finish_update
 

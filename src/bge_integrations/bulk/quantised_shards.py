@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..core.encoder import Vectors
+from ..core.files import write_whole
 from ..errors import BGEError, ConfigError, warn
 from ..stamps.slots import KEY
-from .disk import write_whole
 from .folder import Record, check_float, read_manifest, shard_files, stamp_of
 from .formats import ROWS, SPARSE, need_pyarrow, read_part, vector_column, write_table
 from .manifest import Manifest, check_ours

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import PARTIAL, write_atomic
+from ..core.files import PARTIAL, sync_folder, write_atomic
 from ..errors import ConfigError
-from .disk import append_lines, open_to_append, sync_folder, to_lines
+from .disk import append_lines, open_to_append, to_lines
 from .folder import SHARD, Line, side_files
 from .formats import shard_parts
 
@@ -112,7 +112,6 @@ class Staging:
         with open_to_append(self.errors) as file:
             append_lines(file, [])
         write_atomic(self.path / _PLAN, json.dumps(vars(changes)))
-        sync_folder(self.path)
 
 
 def staged_shards(folder: Path) -> list[Path]:
@@ -162,7 +161,6 @@ def _marked(folder: Path, plan: Changes) -> Iterator[None]:
     marker = folder / f"{_MARKER}{Path(names[0]).suffix}"
     if not marker.exists():
         write_atomic(marker, _SAID)
-        sync_folder(folder)
     yield  # an error leaves it there, as a kill does
     if marker.is_file() and marker.read_bytes() == _SAID:
         marker.unlink()

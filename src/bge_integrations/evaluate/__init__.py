@@ -76,6 +76,8 @@ def evaluate(
         for stages in every:
             with _about(stages.run):
                 stages.check(first)
+            if len(every) > 1:  # the models of one run at a time are in memory
+                stages.close()
         results = [_result(stages, judged, top, names, on_progress) for stages in every]
     _compare(results, names, seed)
     return Evaluation(judged.queries, len(judged.corpus.ids), names, results)

@@ -44,7 +44,7 @@ class Stages:
             self.reranker.close()
 
     def check(self, question: str) -> None:
-        """Find out what can fail before hours of work, by one question: outputs, files, keys; let the models go.
+        """Find out what can fail before hours of work, by one question: outputs, files, keys.
 
         Raises:
             BGEError: it cannot be used.
@@ -52,7 +52,6 @@ class Stages:
         encode(self.encoder.engine, [question], "query", self.run.outputs)
         if self.reranker is not None:
             score(self.reranker.engine, [Pair(question, question)])
-        self.close()
 
 
 def open_stages(run: Run, cache: Path | None) -> Stages:

@@ -11,7 +11,7 @@ from langchain_core.vectorstores import VectorStore
 from ..extras import require
 from ..stamps.databases import is_collection
 from ..stamps.faiss_folder import read_faiss
-from ..stamps.places import StorePlace, parse_place
+from ..stamps.places import StorePlace, open_place
 from ..stamps.stamp import check_or_stamp
 from .embeddings import BGEEmbeddings
 
@@ -19,14 +19,14 @@ __all__ = ["open_store"]
 
 
 def open_store(store: str | VectorStore, embeddings: BGEEmbeddings, **options: Any) -> VectorStore:
-    """Open a vector store and check its stamp, so that no other model asks it.
+    """Open a vector store and check its stamp, so that only the model that filled it is used to query it.
 
     Args:
         store: ``"chroma:PATH_OR_URL/COLLECTION"``, ``"qdrant:PATH_OR_URL/COLLECTION"``,
             ``"lancedb:PATH_OR_URL/TABLE"``, ``"faiss:FOLDER/INDEX"`` or
             ``"pgvector:postgresql://USER@HOST/DATABASE/TABLE"``, which has to exist; or a store of LangChain that was
             opened already, of any kind that ``stamp_store`` takes.
-        embeddings: what the store is asked with.
+        embeddings: what queries the store.
         **options: of the store's class, such as ``vector_name="dense"`` of ``QdrantVectorStore``.
 
     Returns:
@@ -34,8 +34,8 @@ def open_store(store: str | VectorStore, embeddings: BGEEmbeddings, **options: A
 
     Raises:
         SpaceMismatchError: its vectors are of another space.
-        ConfigError: there is no such store, or it holds rows and no stamp: ``verify_store`` tells whose they are,
-            ``stamp_store`` says it.
+        ConfigError: there is no such store, or it holds rows and no stamp: ``verify_store`` finds out
+            which model made them, and ``stamp_store`` records it.
         MissingExtraError: the store's packages are not installed.
 
     Example:
@@ -46,11 +46,7 @@ def open_store(store: str | VectorStore, embeddings: BGEEmbeddings, **options: A
         if isinstance(store.embeddings, BGEEmbeddings):  # what a ready store asks with may be another
             check_or_stamp(store, store.embeddings)
         return store
-    where = parse_place(store)
-    client = where.client()
-    stamped = where.stamped(client)
-    check_or_stamp(stamped, embeddings)
-    opened: VectorStore = where.opened(lambda: _OPEN[where.kind](where, client, embeddings, options))
+    opened: VectorStore = open_place(store, embeddings, _OPEN, options)
     return opened
 
 

@@ -11,7 +11,7 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from ..errors import ConfigError
 from ..extras import require
 from ..stamps.faiss_folder import find_index
-from ..stamps.places import StorePlace, parse_place
+from ..stamps.places import StorePlace, open_place
 from ..stamps.stamp import check_or_stamp
 from .embeddings import BGEEmbedding
 
@@ -28,14 +28,14 @@ def open_store(store: Opened, embed_model: BGEEmbedding, **options: Any) -> Open
 
 
 def open_store(store: Any, embed_model: BGEEmbedding, **options: Any) -> Any:
-    """Open a vector store and check its stamp, so that no other model asks it.
+    """Open a vector store and check its stamp, so that only the model that filled it is used to query it.
 
     Args:
         store: ``"chroma:PATH_OR_URL/COLLECTION"``, ``"qdrant:PATH_OR_URL/COLLECTION"``,
             ``"lancedb:PATH_OR_URL/TABLE"``, ``"faiss:FOLDER/INDEX"`` or
             ``"pgvector:postgresql://USER@HOST/DATABASE/TABLE"``, which has to exist; or a vector store or index of
             LlamaIndex that was opened already, of any kind that ``stamp_store`` takes.
-        embed_model: what the store is asked with.
+        embed_model: what queries the store.
         **options: of the store's class, such as ``text_key="page_content"`` of ``QdrantVectorStore``.
 
     Returns:
@@ -44,8 +44,8 @@ def open_store(store: Any, embed_model: BGEEmbedding, **options: Any) -> Any:
 
     Raises:
         SpaceMismatchError: its vectors are of another space.
-        ConfigError: there is no such store, or it holds rows and no stamp: ``verify_store`` tells whose they are,
-            ``stamp_store`` says it.
+        ConfigError: there is no such store, or it holds rows and no stamp: ``verify_store`` finds out
+            which model made them, and ``stamp_store`` records it.
         MissingExtraError: the store's packages are not installed.
 
     Example:
@@ -54,11 +54,7 @@ def open_store(store: Any, embed_model: BGEEmbedding, **options: Any) -> Any:
     if not isinstance(store, str):
         check_or_stamp(store, embed_model)
         return store
-    where = parse_place(store)
-    client = where.client()
-    stamped = where.stamped(client)
-    check_or_stamp(stamped, embed_model)
-    return where.opened(lambda: _OPEN[where.kind](where, client, embed_model, options))
+    return open_place(store, embed_model, _OPEN, options)
 
 
 def _chroma(where: StorePlace, client: Any, _: BGEEmbedding, options: dict[str, Any]) -> Any:

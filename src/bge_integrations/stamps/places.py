@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ..errors import BGEError, ConfigError
 from ..extras import require
 from .databases import is_collection
 from .faiss_folder import find_index
+from .stamp import check_or_stamp
 
-__all__ = ["KINDS", "StorePlace", "parse_place"]
+__all__ = ["KINDS", "StorePlace", "chroma_address", "open_place", "parse_place"]
 
 KINDS = {
     "chroma": "chroma:PATH_OR_URL/COLLECTION",
@@ -75,6 +77,26 @@ class StorePlace(NamedTuple):
         return self.opened(lambda: _STAMPED[self.kind](client, self))
 
 
+def open_place(named: str, holder: Any, openers: Mapping[str, Callable[..., Any]], options: dict[str, Any]) -> Any:
+    """Open a store that was named, after its stamp was checked against an encoder; an empty one is stamped.
+
+    Args:
+        named: as ``parse_place`` takes it.
+        holder: an encoder or an adapter that holds one.
+        openers: for each kind, what makes the framework's store of the place, its client, ``holder`` and ``options``.
+        options: of the store's class.
+
+    Raises:
+        SpaceMismatchError: its vectors are of another space.
+        ConfigError: there is no such store, or it holds rows and no stamp.
+        MissingExtraError: the store's packages are not installed.
+    """
+    where = parse_place(named)
+    client = where.client()
+    check_or_stamp(where.stamped(client), holder)
+    return where.opened(lambda: openers[where.kind](where, client, holder, options))
+
+
 def parse_place(named: str) -> StorePlace:
     """Return the kind, place and name of ``KIND:PLACE/NAME``.
 
@@ -96,11 +118,15 @@ def _chroma(place: str) -> Any:
     chromadb = require("chromadb", install="chromadb")
     if "://" not in place:
         return chromadb.PersistentClient(place)
-    from urllib.parse import urlsplit
+    host, port, ssl = chroma_address(place)
+    return chromadb.HttpClient(host=host, port=port, ssl=ssl)
 
-    url = urlsplit(place)
-    ssl = url.scheme == "https"
-    return chromadb.HttpClient(host=url.hostname or "localhost", port=url.port or (443 if ssl else 8000), ssl=ssl)
+
+def chroma_address(url: str) -> tuple[str, int, bool]:
+    """Return host, port and whether TLS is used, as Chroma's client takes them."""
+    parts = urlsplit(url)
+    ssl = parts.scheme == "https"
+    return parts.hostname or "localhost", parts.port or (443 if ssl else 8000), ssl
 
 
 def _qdrant(place: str) -> Any:

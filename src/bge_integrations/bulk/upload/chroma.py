@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from ...errors import ConfigError
 from ...extras import require
+from ...stamps.places import chroma_address
 from ..part import Part
 from .target import Batch, Key, Place, check_dimensions, pages, string_keys
 
@@ -87,15 +87,9 @@ def open_target(place: Place) -> Iterator[_Target]:
 def _client(chroma: Any, place: Place) -> Any:
     if place.path:
         return chroma.PersistentClient(place.path)
-    host, port, ssl = _address(place)
+    host, port, ssl = chroma_address(place.url or "")
     headers = {"x-chroma-token": place.key} if place.key else None
     return chroma.HttpClient(host=host, port=port, ssl=ssl, headers=headers)
-
-
-def _address(place: Place) -> tuple[str, int, bool]:
-    url = urlsplit(place.url or "")
-    ssl = url.scheme == "https"
-    return url.hostname or "localhost", url.port or (443 if ssl else 8000), ssl
 
 
 def how_to_open(place: Place, model: str) -> str:
@@ -103,7 +97,7 @@ def how_to_open(place: Place, model: str) -> str:
     if place.path:
         where, client = f"persist_directory={place.path!r}", f"PersistentClient({place.path!r})"
     else:
-        host, port, ssl = _address(place)
+        host, port, ssl = chroma_address(place.url or "")
         where = f"host={host!r}, port={port}, ssl={ssl}"
         client = f"HttpClient({where})"
     return (
