@@ -66,7 +66,7 @@ def embed_files(
         overlap: tokens, in whole words, that a chunk may repeat of the one before it under the same heading.
         update: where the folder holds shards, bring it up to date with inputs that have grown, changed or shrunk. Rows
             whose id, text and kept columns are those of a shard stay; a text that any shard holds keeps its vector;
-            other rows are embedded, and rows that are not in the inputs any more are dropped. Shards in which nothing
+            other rows are embedded, and rows that are no longer in the inputs are dropped. Shards in which nothing
             changed are not touched; others are replaced by new ones with new numbers, in one step at the end. Killed at
             any moment and called again, the folder ends as after one undisturbed call; meanwhile whoever reads it gets
             the old state, the new one, or an error, and never some of each (``bge_integrations.bulk.staging`` says
