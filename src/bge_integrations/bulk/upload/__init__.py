@@ -90,7 +90,7 @@ def upload_files(
         client: a ready Qdrant or Chroma client, LanceDB connection, or SQLAlchemy engine over psycopg, instead of all
             three. It stays open.
         update: bring the collection to the state of the folder: write rows that it does not hold as they are, delete
-            those that an earlier upload from this folder wrote and that the shards no longer hold, and leave all others.
+            those that an earlier upload from this folder wrote and the shards no longer hold, and leave all others.
             Which rows these are, each upload notes in the folder, in ``.uploads``. Rows of other programs stay: those
             whose id no upload from this folder wrote, and those whose text is not the one that it wrote. The texts of
             the whole collection are read for that. Killed at any moment and called again, it ends as after one
