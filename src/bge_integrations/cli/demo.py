@@ -136,9 +136,7 @@ def _ask_llama_index(encoder: Encoder, chunks: list[tuple[str, str]], questions:
         node.excluded_embed_metadata_keys = ["file"]
     index = VectorStoreIndex(nodes, embed_model=BGEEmbedding(encoder=encoder))
     if encoder.card.id == "demo":
-        print(
-            "\n  (The demo model depends on the instruction far more than a real BGE model does; its README says why.)"
-        )
+        print("\n  (Real BGE models need the instruction far less: see the demo model's README.)")
     print("\nLlamaIndex, VectorStoreIndex")
     retriever = index.as_retriever(similarity_top_k=k)
     for question in questions:
