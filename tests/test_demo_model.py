@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -196,12 +198,9 @@ def test_the_demo_answers_its_own_questions(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["demo", "-k", "1"]) == 0
     shown = capsys.readouterr().out
-    lines = [line.strip() for line in shown.split("LlamaIndex")[1].splitlines()]
-    answers = {line: lines[i + 1].split()[1] for i, line in enumerate(lines) if line.endswith("?")}
-    assert answers == {
-        "how long does a call wait?": "caps.md",
-        "does the cache keep queries and documents apart?": "spaces.md",
-        "why is the similarity of unrelated texts so high?": "scores.md",
-        "what is put in front of a query?": "instruction.md",
-    }
+    right = ["caps.md", "spaces.md", "scores.md", "instruction.md"]
+    for part in re.split(r"^LlamaIndex, |^LangChain, BGEReranker", shown, flags=re.MULTILINE)[1:]:
+        lines = [line.split() for line in part.splitlines()]
+        answers = [hit[1] for question, hit in pairwise(lines) if question and question[-1].endswith("?")]
+        assert answers == right, part
     assert max(map(len, shown.splitlines())) <= 100

@@ -6,18 +6,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
+from typing import TYPE_CHECKING
 
 from ..core.encoder import Encoder, Vectors
 from ..errors import ConfigError
 from ..extras import require_all
-from ..load import load_encoder
+from ..load import load_encoder, load_reranker
 from .options import add_encoder_arguments, make_encoder, with_bar
+
+if TYPE_CHECKING:
+    from langchain_core.vectorstores import InMemoryVectorStore
 
 _QUESTIONS = (
     "how long does a call wait?",
     "does the cache keep queries and documents apart?",
     "why is the similarity of unrelated texts so high?",
-    "what is put in front of a query?",
+    "do documents get an instruction?",
 )
 _NEEDS = {
     "langchain": ("langchain_core", "langchain_text_splitters"),
@@ -25,6 +29,7 @@ _NEEDS = {
     "server": ("fastapi", "uvicorn", "prometheus_client"),
 }
 _ENDINGS = (".md", ".txt", ".rst")
+_CANDIDATES = 20  # chunks that the reranker scores for each question
 _FEWEST_WORDS = 6  # a chunk of fewer is a heading alone, which answers nothing
 
 
@@ -36,11 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chunk", type=int, default=128, help="tokens per chunk, up to the model's limit (default: 128)"
     )
     parser.add_argument("-k", type=int, default=2, help="hits per question (default: 2)")
+    parser.add_argument(
+        "--reranker", metavar="MODEL", help="reranker to show (default: the demo's with the demo model)"
+    )
     add_encoder_arguments(parser, model="demo")
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Index the folder in both frameworks, ask with and without the instruction, then the same over HTTP."""
+    """Index the folder in both frameworks, ask with and without the instruction, rerank, then the same over HTTP."""
     here = not (parsed.provider or parsed.base_url) and parsed.backend != "onnx"
     require_all({**_NEEDS, "local": ("torch", "tokenizers")} if here else _NEEDS, purpose="bge demo")
     encoder = with_bar(make_encoder(parsed, show_progress=False))
@@ -50,7 +58,12 @@ def run(parsed: argparse.Namespace) -> int:
     print(f"{len(files)} files, {len(chunks)} chunks of up to {parsed.chunk} tokens; the model is {encoder.card.id!r}")
     print(f"a query is sent as   {encoder.card.format('...', 'query', encoder.query_instruction)!r}")
     print("a document is sent as it is\n")
-    _ask_langchain(encoder, make_encoder(parsed, query_instruction=""), chunks, questions, parsed.k)
+    store = _store(encoder, chunks)
+    _ask_langchain(store, make_encoder(parsed, query_instruction=""), questions, parsed.k)
+    if encoder.card.id == "demo":
+        print("\n  (Real BGE models need the instruction far less: see the demo model's README.)")
+    if reranker := parsed.reranker or ("demo" if encoder.card.id == "demo" else None):
+        _rerank(reranker, store, questions, parsed.k)
     _ask_llama_index(encoder, chunks, questions, parsed.k)
     _compare_remote(parsed, encoder, chunks, questions)
     return 0
@@ -93,17 +106,22 @@ def _chunks(files: Sequence[Path], encoder: Encoder, size: int) -> list[tuple[st
     return [(name, chunk) for name, chunk in chunks if len(chunk.split()) >= _FEWEST_WORDS] or chunks
 
 
-def _ask_langchain(
-    encoder: Encoder, plain: Encoder, chunks: list[tuple[str, str]], questions: Sequence[str], k: int
-) -> None:
+def _store(encoder: Encoder, chunks: list[tuple[str, str]]) -> InMemoryVectorStore:
     from langchain_core.vectorstores import InMemoryVectorStore
 
     from ..langchain.embeddings import BGEEmbeddings
 
     store = InMemoryVectorStore(BGEEmbeddings(encoder=encoder))
     store.add_texts([text for _, text in chunks], metadatas=[{"file": name} for name, _ in chunks])
+    return store
+
+
+def _ask_langchain(store: InMemoryVectorStore, plain: Encoder, questions: Sequence[str], k: int) -> None:
+    from ..langchain.embeddings import BGEEmbeddings
+
+    width = _width(2)
     print("LangChain, InMemoryVectorStore")
-    print(f"    {'with the instruction':{_width()}} | without it")
+    print(f"    {'with the instruction':{width}} | without it")
     without = BGEEmbeddings(encoder=plain)
     for question in questions:
         right = store.similarity_search_with_score(question, k=k)
@@ -111,18 +129,33 @@ def _ask_langchain(
         wrong = store.similarity_search_with_score_by_vector(vector, k=k)
         print(f"\n  {question}")
         for (document, score), (other, other_score) in zip(right, wrong, strict=True):
-            left = _hit(score, document.metadata["file"], document.page_content)
-            print(f"    {left} | {_hit(other_score, other.metadata['file'], other.page_content)}")
+            left = _hit(score, document.metadata["file"], document.page_content, width)
+            print(f"    {left:{width}} | {_hit(other_score, other.metadata['file'], other.page_content, width)}")
 
 
-def _width() -> int:
-    """Return the columns that one of two hits side by side may take."""
-    return max(30, min(68, (get_terminal_size((120, 24)).columns - 7) // 2))
+def _rerank(model: str, store: InMemoryVectorStore, questions: Sequence[str], k: int) -> None:
+    """Let a reranker order the chunks that are nearest to each question."""
+    from ..langchain.reranker import BGEReranker
+
+    nearest = store.as_retriever(search_kwargs={"k": _CANDIDATES})
+    with load_reranker(model) as reranker:
+        retriever = BGEReranker(reranker=reranker, top_n=k).wrap(nearest)
+        print(f"\nLangChain, BGEReranker({model!r}): the best of the {_CANDIDATES} nearest chunks")
+        for question in questions:
+            print(f"\n  {question}")
+            for document in retriever.invoke(question):
+                score = document.metadata["relevance_score"]
+                print(f"    {_hit(score, document.metadata['file'], document.page_content, _width(1))}")
 
 
-def _hit(score: float, name: str, text: str) -> str:
+def _width(hits: int) -> int:
+    """Return the columns that one of so many hits in a line may take."""
+    return max(30, min(68 * (3 - hits), (get_terminal_size((120, 24)).columns - 7) // hits))
+
+
+def _hit(score: float, name: str, text: str, width: int) -> str:
     shown = f"{score:.3f} {name[:18]:18} {' '.join(text.split())}"
-    return f"{shown[: _width()]:{_width()}}"
+    return shown[:width]
 
 
 def _ask_llama_index(encoder: Encoder, chunks: list[tuple[str, str]], questions: Sequence[str], k: int) -> None:
@@ -135,14 +168,12 @@ def _ask_llama_index(encoder: Encoder, chunks: list[tuple[str, str]], questions:
     for node in nodes:
         node.excluded_embed_metadata_keys = ["file"]
     index = VectorStoreIndex(nodes, embed_model=BGEEmbedding(encoder=encoder))
-    if encoder.card.id == "demo":
-        print("\n  (Real BGE models need the instruction far less: see the demo model's README.)")
     print("\nLlamaIndex, VectorStoreIndex")
     retriever = index.as_retriever(similarity_top_k=k)
     for question in questions:
         print(f"\n  {question}")
         for hit in retriever.retrieve(question):
-            print(f"    {_hit(hit.score or 0.0, hit.node.metadata['file'], hit.node.get_content())}")
+            print(f"    {_hit(hit.score or 0.0, hit.node.metadata['file'], hit.node.get_content(), _width(1))}")
 
 
 def _compare_remote(
