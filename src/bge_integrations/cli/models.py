@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..catalog import MODELS, find_model, who_serves
-from ..catalog.rerankers import RERANKERS, find_reranker, is_reranker, who_reranks
+from ..catalog.rerank_hosts import who_reranks
+from ..catalog.rerankers import RERANKERS, find_reranker, is_reranker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
-from ..catalog.rerankers import Scale
+from ..catalog.rerank_hosts import Scale
 from ..catalog.score_values import published_scores
 
 __all__ = ["SCALES", "Judgement", "judge", "judge_scores", "logits_of"]

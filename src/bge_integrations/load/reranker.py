@@ -10,15 +10,8 @@ from urllib.parse import urlsplit
 
 from ..catalog import find_model
 from ..catalog.records import Provider, RerankerCard
-from ..catalog.rerankers import (
-    DIALECTS,
-    RERANK_HOSTS,
-    RerankHost,
-    find_rerank_host,
-    find_reranker,
-    known_reranker,
-    who_reranks,
-)
+from ..catalog.rerank_hosts import DIALECTS, RERANK_HOSTS, RerankHost, find_rerank_host, who_reranks
+from ..catalog.rerankers import find_reranker, known_reranker
 from ..environment import HiddenValues, hide_secrets
 from ..errors import ConfigError, NotServedError
 from ..options import RERANKER_OPTIONS, Options, RerankerOptions, check_options

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
-from ..catalog.rerankers import RerankHost
+from ..catalog.rerank_hosts import RerankHost
 from ..core.batches import Stream
 from ..core.checks import Blank, Truncate, refuse_truncation
 from ..core.outputs import check_scores

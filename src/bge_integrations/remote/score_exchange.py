@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
-from ..catalog.rerankers import DIALECTS, RerankHost, Scale, known_reranker
+from ..catalog.rerank_hosts import DIALECTS, RerankHost, Scale
+from ..catalog.rerankers import known_reranker
 from ..catalog.score_values import published_scores
 from ..core.outputs import Rows, check_scores
 from ..core.reranker import Pair

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..catalog import PROVIDERS
 from ..catalog.records import ModelCard, OutputName, RerankerCard, Role
-from ..catalog.rerankers import RERANK_HOSTS
+from ..catalog.rerank_hosts import RERANK_HOSTS
 from ..core.encoder import Encoder
 from ..core.outputs import Dense, Output, Rows
 from ..core.reranker import Reranker

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog.records import RerankerCard
-from ..catalog.rerankers import RERANKERS, Scale
+from ..catalog.rerank_hosts import Scale
+from ..catalog.rerankers import RERANKERS
 from ..catalog.score_values import KnownScores, published_scores
 from ..core.reranker import Reranker
 from ..core.score_scale import Judgement, judge, judge_scores
