@@ -114,6 +114,7 @@ def test_writers_killed_at_any_moment_lose_nothing_that_was_returned(path, clean
 
 @posix
 @pytest.mark.timeout(90)
+@pytest.mark.slow
 def test_many_writers_share_one_file(path, clean, tmp_path):
     writers = [clean.Process(target=write_on, args=(path, i, tmp_path / f"log-{i}")) for i in range(4)]
     for writer in writers:

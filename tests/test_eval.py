@@ -322,6 +322,7 @@ evaluate(sys.argv[1], runs=f"bge-small-en-v1.5,base_url={sys.argv[2]},max_inputs
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+@pytest.mark.slow
 def test_a_killed_evaluation_is_resumed(host, pairs):
     host.default = hosts.latency(0.05)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -36,6 +36,7 @@ TABLES = st.lists(st.lists(st.text(max_size=6), max_size=4), max_size=6).map(
 )
 
 
+@pytest.mark.slow
 @given(
     data=JSON_LINES | TABLES | st.binary(max_size=200),
     ending=st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".jsonl.gz", ".csv.zst"]),
