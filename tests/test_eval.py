@@ -391,6 +391,20 @@ def test_what_cannot_be_done_is_said_in_a_line(arguments, said, pairs, capsys):
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize("place", ["mine.txt", "mine.txt/deeper", "/dev/null/x", "x\0y"])
+@pytest.mark.parametrize("run", [[], ["--run", "demo,reranker=demo"]])
+def test_a_cache_that_cannot_be_used_ends_the_command_before_the_work(place, run, pairs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("my thesis")
+    assert main(["eval", str(pairs), *run, "--cache", place]) == 2
+    told = capsys.readouterr().err
+    assert "is no folder that can be written" in told
+    assert told.count("\n") == 1
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir() if path.suffix == ".txt"] == [
+        ("mine.txt", "my thesis")
+    ]
+
+
 # The bundled model
 
 

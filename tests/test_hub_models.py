@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,11 +33,16 @@ class Hub(BaseHTTPRequestHandler):
     folder: Path
     asked: list[str]
     seconds = 0.0  # before each answer
+    silent = "^$"  # requests that are never answered
+    ended: threading.Event
 
     def do_GET(self):
         path = unquote(self.path.partition("?")[0])
         self.asked.append(path)
         time.sleep(self.seconds)
+        if re.search(self.silent, f"{self.command} {path}"):
+            self.ended.wait(100)
+            return
         if f"/api/models/{NAME}" in path:
             self._json(path)
         elif path.startswith(f"/{NAME}/resolve/") and (file := self.folder / path.split("/", 5)[5]).is_file():
@@ -77,12 +84,13 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub(folder: Path, **facts):
-    kind = type("Kind", (Hub,), {"folder": folder, "asked": [], **facts})
+    kind = type("Kind", (Hub,), {"folder": folder, "asked": [], "ended": threading.Event(), **facts})
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}", kind.asked
         finally:
+            kind.ended.set()
             server.shutdown()
 
 
@@ -206,3 +214,45 @@ def test_a_hub_that_takes_connections_and_answers_nothing_is_given_up(tmp_path, 
         shown = ask(code, tmp_path, url, HF_HUB_ETAG_TIMEOUT="1")
     assert "no answer in 1 s, HF_HUB_ETAG_TIMEOUT= waits longer" in shown
     assert shown.count("\n") == 1
+
+
+WHOLE = f"""
+import warnings
+from bge_integrations import load_encoder, errors
+warnings.simplefilter("ignore")
+try:
+    print(load_encoder("{NAME}", backend="torch", show_progress=False).encode(["a"], role="document").shape)
+except errors.BGEError as error:
+    print(type(error).__name__, error)
+"""
+
+
+# A HEAD that is not answered is asked again for 6 minutes by huggingface_hub itself, whatever its timeouts are.
+@pytest.mark.parametrize("silent", ["/api/models/", "/tree/", "^GET .*/config.json$", "^GET .*/model.safetensors$"])
+def test_a_hub_that_falls_silent_at_any_request_is_given_up_and_resumed(tmp_path, silent):
+    quick = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    folder = models.folder("bge-small", layers=1)
+    with hub(folder, silent=silent) as (url, _):
+        shown = ask(WHOLE, tmp_path, url, **quick)
+    assert shown.count("\n") == 1
+    if silent == "/tree/":  # a listing that has no time limit is not asked for
+        assert shown == "(1, 384)\n"
+    else:
+        assert "no answer in 1 s" in shown
+        with hub(folder) as (url, _):
+            assert ask(WHOLE, tmp_path, url, **quick) == "(1, 384)\n"
+
+
+@pytest.mark.parametrize("at", ["1_Pooling/config.json", "modules.json", "config.json"])
+def test_what_was_fetched_in_part_is_never_taken_for_a_model_that_pools_otherwise(tmp_path, at):
+    folder = tmp_path / "model"
+    shutil.copytree(models.folder("bge-small", layers=1), folder)
+    pooling = {"word_embedding_dimension": 384, "pooling_mode_cls_token": False, "pooling_mode_lasttoken": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with hub(folder, silent=f"^GET .*c{'c' * 39}/{at}$|^GET .*main/{at}$") as (url, _):
+        shown = ask(WHOLE, tmp_path / "home", url, HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1")
+        assert "no answer in" in shown
+    shown = ask(WHOLE, tmp_path / "home", "http://127.0.0.1:9")
+    assert "no connection to 127.0.0.1:9" in shown  # and no vectors
+    with hub(folder) as (url, _):
+        assert ask(CODE % ("", ""), tmp_path / "home", url).startswith(f"{NAME} 384 last token None")

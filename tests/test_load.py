@@ -400,12 +400,43 @@ def test_the_table_and_the_type_of_the_keywords_are_one():
 @pytest.mark.parametrize("load", [load_encoder, load_reranker])
 @pytest.mark.parametrize("given", [{"model": ""}, {"model": " "}, {"model_name": ""}])
 def test_an_empty_name_is_not_the_default(load, given):
-    with pytest.raises(ConfigError, match="the model's name is empty"):
+    with pytest.raises(ConfigError, match=r"name is empty|model_name must be a string that is not empty"):
         load(**given)
 
 
+@pytest.mark.parametrize("given", [{"model": ""}, {"model": "\t"}, {"model_name": ""}])
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        *(("langchain", kind) for kind in ("BGEEmbeddings", "BGEReranker", "BGEM3")),
+        *(("llama_index", kind) for kind in ("BGEEmbedding", "BGEReranker", "BGEM3")),
+    ],
+)
+@pytest.mark.parametrize("ready", [False, True])
+def test_no_adapter_takes_an_empty_name_for_the_default(module, kind, given, ready):
+    adapter = getattr(pytest.importorskip(f"bge_integrations.{module}"), kind)
+    if ready and kind != "BGEM3":
+        rerank = kind == "BGEReranker"
+        given = {**given, "reranker" if rerank else "encoder": (load_reranker if rerank else load_encoder)("demo")}
+    with pytest.raises(ConfigError, match=r"empty|model_name"):
+        adapter(**given)
+
+
+@pytest.mark.parametrize("value", ["", "  \n"])
+@pytest.mark.parametrize(
+    ("load", "table"), [(load_encoder, OPTIONS), (load_reranker, RERANKER_OPTIONS)], ids=["encoder", "reranker"]
+)
+def test_an_empty_option_is_refused_and_not_left_out(load, table, value):
+    strings = [name for name, option in table.items() if option.type is str]
+    assert {"base_url", "provider", "wire_model"} <= set(strings)
+    for name in strings:
+        with pytest.raises(ConfigError, match=f"^{name} must be a string that is not empty"):
+            load("demo", **{name: value})
+
+
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
-    monkeypatch.setenv("BGE_MODEL", "")
+    for name in ("BGE_MODEL", "BGE_BASE_URL", "BGE_PROVIDER", "BGE_CACHE"):
+        monkeypatch.setenv(name, "")
     assert load_encoder().card.id == "BAAI/bge-small-en-v1.5"
 
 

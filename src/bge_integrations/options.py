@@ -126,7 +126,8 @@ def _is_key(value: Any) -> bool:
 
 
 _WANTED: dict[Any, str] = {
-    str: "a string",
+    str: "a string that is not empty",
+    "instruction": "a string",
     bool: "True or False",
     float: "a number above 0",
     "key": "a string, a SecretStr, or a function that returns the key",
@@ -134,7 +135,9 @@ _WANTED: dict[Any, str] = {
     "weights": "three numbers",
 }
 _CHECKS: dict[Any, Callable[[Any], bool]] = {
-    str: lambda value: isinstance(value, str),
+    # An empty one is most often a variable that is not set: with the default in its place, nobody would notice.
+    str: lambda value: isinstance(value, str) and bool(value.strip()),
+    "instruction": lambda value: isinstance(value, str),
     bool: lambda value: isinstance(value, bool),
     float: _is_amount,
     "key": _is_key,
@@ -154,7 +157,7 @@ OPTIONS: dict[str, Option] = {
         Option("dialect", str, "API of the server for bge-m3's sparse and multivector output: vllm, tei, ..."),
         Option("wire_model", str, "model name to send to the server, if it uses another one"),
         Option("revision", str, "commit, tag or branch of a Hugging Face model that is not in the catalogue"),
-        Option("query_instruction", str, "query instruction instead of the model's own; '' for none"),
+        Option("query_instruction", "instruction", "query instruction instead of the model's own; '' for none"),
         Option(
             "accept_space",
             Pooling,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..core.token_outputs import NAMES
 from ..environment import cache_folder, expand_user
-from ..errors import BGEError, ConfigError
+from ..errors import BGEError, CacheError, ConfigError
 from .data import Judged, read_judged
 from .measures import Values, check_measures, holm, interval, measure, p_value
 from .ranking import OnProgress, Progress, Ranking, rank
@@ -57,6 +58,7 @@ def evaluate(
 
     Raises:
         ConfigError: a file or a run is not as it should be; says where.
+        CacheError: a folder was passed as ``cache`` that cannot be written.
         MissingExtraError: the extra ``eval`` is not installed.
         HostError: a host failed; the same call again resumes.
 
@@ -69,8 +71,9 @@ def evaluate(
     names = check_measures(measures or (f"nDCG@{min(10, top)}", f"R@{top}", f"RR@{min(10, top)}"), top)
     parsed = _numbered([parse_run(run) for run in ([runs] if isinstance(runs, (str, Mapping)) else runs)])
     judged = read_judged(corpus, queries, qrels)
+    folder = _folder(cache)
     with ExitStack() as stack:
-        every = [_opened(run, _folder(cache), stack) for run in parsed]
+        every = [_opened(run, folder, stack) for run in parsed]
         _share_outputs(every)
         first = next(iter(judged.queries.values()))
         for stages in every:
@@ -86,7 +89,16 @@ def evaluate(
 def _folder(cache: bool | str | Path) -> Path | None:
     if isinstance(cache, bool):
         return cache_folder() / "eval" if cache else None
-    return expand_user(cache)
+    folder = expand_user(cache)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(prefix=".bge-", dir=folder).close()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CacheError(
+            f"the cache {str(cache)!r} is no folder that can be written ({why}): pass another one"
+        ) from None
+    return folder
 
 
 @contextmanager

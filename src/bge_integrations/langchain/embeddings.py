@@ -61,7 +61,9 @@ class BGEEmbeddings(Embeddings):
         _check_kwargs("model_kwargs", model_kwargs or {}, {"device", "trust_remote_code"})
         merged = cast("Options", {**(model_kwargs or {}), **options})
         if encoder is not None:
-            check_encoder(encoder, model or options.get("model_name"), {**merged, "model_name": None})
+            check_encoder(
+                encoder, options.get("model_name") if model is None else model, {**merged, "model_name": None}
+            )
         self.encoder = load_encoder(model, **merged) if encoder is None else encoder
 
     def __setattr__(self, name: str, value: Any) -> None:

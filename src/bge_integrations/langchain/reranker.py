@@ -60,7 +60,8 @@ class BGEReranker(BaseDocumentCompressor, BaseCrossEncoder):
         fields: dict[str, Any] = {"top_n": check_top_n(top_n)}
         super().__init__(**fields)
         if reranker is not None:
-            check_reranker(reranker, model or options.get("model_name"), {**options, "model_name": None})
+            named = options.get("model_name") if model is None else model
+            check_reranker(reranker, named, {**options, "model_name": None})
         self._reranker = load_reranker(model, **options) if reranker is None else reranker
 
     @property

@@ -31,7 +31,7 @@ __all__ = ["BGEEmbedding"]
 
 _DISPATCHER = get_dispatcher(__name__)
 # headers: pydantic would copy a Mapping into a dict, which shows its values
-_TYPES: dict[Any, Any] = {"key": SecretStr | Callable[[], str], "headers": Any}
+_TYPES: dict[Any, Any] = {"key": SecretStr | Callable[[], str], "headers": Any, "instruction": str}
 
 
 def _field(option: Option) -> tuple[Any, Any]:
@@ -87,11 +87,11 @@ class BGEEmbedding(_Fields):
         self, model: str | os.PathLike[str] | None = None, *, encoder: Encoder | None = None, **fields: Any
     ) -> None:
         _hide_secrets(fields)
-        model, store = model or fields.pop("model_name", None), fields.pop("embeddings_cache", None)
-        fields.pop("model_name", None)
+        named, store = fields.pop("model_name", None), fields.pop("embeddings_cache", None)
+        model = named if model is None else model
         check_names(fields, type(self).model_fields)
         try:
-            super().__init__(model_name=os.fspath(model or ""), **fields)
+            super().__init__(model_name=os.fspath(model) if isinstance(model, (str, os.PathLike)) else "", **fields)
         except ValidationError as error:
             raise _without_values(error) from None
         self._encoder = load_encoder(model, **_options(self)) if encoder is None else encoder

@@ -140,8 +140,9 @@ def check_ready(kind: str, card: ModelCard, model: str | os.PathLike[str] | None
     Raises:
         ConfigError: ``model`` is another one's name, or an option is passed.
     """
-    if model and os.fspath(model) not in (card.id, card.folder):
-        raise ConfigError(f"{kind}= is of {card.id!r}, not {os.fspath(model)!r}: pass one of the two")
+    typed = typed_model(model)
+    if typed is not None and os.fspath(typed) not in (card.id, card.folder):
+        raise ConfigError(f"{kind}= is of {card.id!r}, not {os.fspath(typed)!r}: pass one of the two")
     passed = sorted(name for name, value in options.items() if value is not None)
     if passed:
         raise ConfigError(f"{kind}= is ready: {', '.join(passed)} belong to load_{kind}(...), which makes it")

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -76,19 +77,11 @@ def get_folder(card: ModelCard, kinds: Sequence[Weights], *, code: bool = False)
     if found is not None:
         return found
     hub = _hub()
-    patience = hub.constants.HF_HUB_ETAG_TIMEOUT
 
-    def download() -> str:
-        info = hub.HfApi().model_info(card.id, revision=card.revision, timeout=patience)
-        names = {file.rfilename for file in info.siblings or ()}
-        patterns = _patterns(card, names, kinds) + (["*.py"] if code else [])
-        return str(
-            hub.snapshot_download(
-                card.id, revision=card.revision or info.sha, allow_patterns=patterns, etag_timeout=patience
-            )
-        )
+    def wanted(names: Collection[str]) -> list[str]:
+        return _patterns(card, names, kinds) + (["*.py"] if code else [])
 
-    return _fetched(hub, card.id, download, lambda: _other_revisions(card, kinds, hub))
+    return _fetched(hub, card.id, card.revision, wanted, lambda: _other_revisions(card, kinds, hub))
 
 
 def fetch_facts(name: str, revision: str | None = None) -> Path:
@@ -103,23 +96,28 @@ def fetch_facts(name: str, revision: str | None = None) -> Path:
         MissingExtraError: huggingface_hub is not installed.
     """
     hub = _hub()
-    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": [*_SMALL, "*/*.json"]}
+    patterns = [*_SMALL, "*/*.json"]
     with suppress(OSError, ValueError):  # neither the revision nor its files are here
-        folder = Path(hub.snapshot_download(name, local_files_only=True, **wanted))
-        if (folder / "config.json").is_file() or (folder / "modules.json").is_file():
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
+        if _has_facts(folder):
             return folder
-    patience = hub.constants.HF_HUB_ETAG_TIMEOUT
-
-    def download() -> str:
-        # snapshot_download lists the files with no time limit: a hub that never answers would hang it.
-        hub.HfApi().model_info(name, revision=revision, timeout=patience)
-        return str(hub.snapshot_download(name, etag_timeout=patience, **wanted))
-
-    return _fetched(hub, name, download)
+    return _fetched(hub, name, revision, lambda _: patterns)
 
 
-def _fetched(hub: Any, name: str, download: Callable[[], str], more: Callable[[], str] = str) -> Path:
-    """Return where a download lies.
+def _has_facts(folder: Path) -> bool:
+    """Tell whether the file is there that comes last: the configuration, which may lie in a module's folder."""
+    inner = next((path for name, path in read_modules(folder) if name == "Transformer"), "")
+    return (folder / inner / "config.json").is_file()
+
+
+def _fetched(
+    hub: Any,
+    name: str,
+    revision: str | None,
+    wanted: Callable[[Collection[str]], list[str]],
+    more: Callable[[], str] = str,
+) -> Path:
+    """Fetch the files of a repository whose names match the patterns that ``wanted`` chooses; return their folder.
 
     Raises:
         ModelLoadError: says why it failed, what ``more`` says, and what to do.
@@ -127,7 +125,7 @@ def _fetched(hub: Any, name: str, download: Callable[[], str], more: Callable[[]
     try:
         if not hub.constants.HF_HUB_OFFLINE:
             _within(_CONNECT_SECONDS, lambda: _connect(hub.constants.ENDPOINT))
-        return Path(download())
+        return _download(hub, name, revision, wanted)
     except BGEError:
         raise
     except Exception as error:
@@ -137,6 +135,30 @@ def _fetched(hub: Any, name: str, download: Callable[[], str], more: Callable[[]
             "model='demo' (bundled), a local folder as the model, a host with provider=, or fetch it beforehand where "
             f"there is one: hf download {name}"
         ) from error
+
+
+def _download(hub: Any, name: str, revision: str | None, wanted: Callable[[Collection[str]], list[str]]) -> Path:
+    # Not snapshot_download: it lists the files with no time limit, and a hub that never answers would hang it.
+    patience = hub.constants.HF_HUB_ETAG_TIMEOUT
+    info = hub.HfApi().model_info(name, revision=revision, timeout=patience)
+    names = {file.rfilename for file in info.siblings or ()}
+    patterns = wanted(names)
+    files = sorted((each for each in names if any(fnmatch(each, one) for one in patterns)), key=_last)
+    if not files:
+        raise ModelLoadError(f"{name!r} has no files of a model on the hub")
+    folder: Path | None = None
+    for file in files:
+        # The first is asked for by the revision's name, so that the cache learns which commit it is.
+        commit = revision if folder is None else info.sha
+        found = hub.hf_hub_download(name, file, revision=commit, etag_timeout=patience)
+        folder = Path(found).parents[file.count("/")]
+    assert folder is not None
+    return folder
+
+
+def _last(file: str) -> tuple[bool, ...]:
+    """Order files so that those by which a folder counts as whole come last: it may be killed in between."""
+    return file == "config.json", file == "modules.json", file.endswith((".safetensors", ".bin", ".onnx"))
 
 
 def _reason(error: Exception, hub: Any) -> str:
