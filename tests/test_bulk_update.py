@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bge_integrations.bulk import Columns, embed_files, estimate, read_shards
 from bge_integrations.bulk.formats import FORMATS
@@ -143,6 +145,68 @@ def test_a_row_that_stands_twice_stays_twice_and_once_when_it_does(source, tmp_p
         update(write(source, rows), out, encoder, shard_rows=2)
         assert not encoder.sent
         assert sorted(name for part in read_shards(out) for name in part.ids) == sorted(each["id"] for each in rows)
+
+
+def rows_of(folder: Path) -> list[tuple[str, str, int]]:
+    """Return the rows in the order of the folder."""
+    parts = read_shards(folder)
+    return [each for part in parts for each in zip(part.ids, part.texts, part.kept["n"], strict=True)]
+
+
+INPUTS = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz"), st.integers(0, 1)), min_size=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(INPUTS, min_size=2, max_size=4), st.integers(1, 4))
+def test_an_update_comes_to_the_rows_of_a_fresh_run_and_the_same_last_one_of_each_id(tmp_path_factory, inputs, size):
+    folder = tmp_path_factory.mktemp("order")
+    for found in inputs:
+        source = write(folder / "rows.jsonl", [row(*each) for each in found])
+        report = update(source, folder / "out", format="jsonl", shard_rows=size)
+        rows = rows_of(folder / "out")
+        assert sorted(rows) == sorted(found)
+        assert {each[0]: each for each in rows} == {each[0]: each for each in found}
+        assert report.kept + report.embedded == report.rows == len(found)
+        before = state(folder / "out")
+        update(source, folder / "out", format="jsonl", shard_rows=size)
+        assert state(folder / "out") == before
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 9), min_size=1), min_size=2, max_size=4))
+def test_each_row_before_is_kept_or_dropped_or_has_another_text(tmp_path_factory, inputs):
+    folder, before = tmp_path_factory.mktemp("counts"), dict[str, int]()
+    for found in inputs:
+        source = write(folder / "rows.jsonl", [row(name, f"text {text}") for name, text in found.items()])
+        report = update(source, folder / "out", format="jsonl")
+        renamed = [text for name, text in found.items() if name not in before]
+        gone = [text for name, text in before.items() if name not in found]
+        assert report.dropped == sum(max(0, gone.count(text) - renamed.count(text)) for text in set(gone))
+        before = found
+
+
+def test_a_renamed_row_is_kept_and_not_dropped(source, tmp_path):
+    embed(source, tmp_path / "out")
+    report = update(write(source, [{**FIRST[0], "id": "renamed"}, *FIRST[2:]]), tmp_path / "out")
+    assert (report.rows, report.kept, report.embedded, report.dropped) == (24, 24, 0, 1)
+
+
+def test_many_small_shards_are_merged_when_something_else_is_written(source, tmp_path):
+    out, rows, counts = tmp_path / "out", FIRST[:10], []
+    for i in range(40):
+        write(source, rows)
+        encoder = HashEncoder()
+        report = update(source, out, encoder)
+        assert len(encoder.sent) == (1 if i else 10)
+        assert stored(out) == expected(rows)
+        counts.append(report.shards)
+        before = state(out)
+        assert update(source, out).resumed == report.shards
+        assert state(out) == before
+        rows = [*rows, row(f"new {i}")]
+    assert counts[:10] == list(range(1, 11))
+    assert max(counts) <= 1 + 8 + 1 + len(rows) // 10
+    assert (out / "part-000000.parquet").exists()  # which was full from the start
 
 
 def test_equal_shards_do_not_take_each_others_place(source, tmp_path):
@@ -396,6 +460,17 @@ def test_standard_input_is_compared_too(tmp_path, monkeypatch):
         assert stored(tmp_path / "out") == expected(rows)
 
 
+def test_standard_input_keeps_the_types_of_the_folder(source, tmp_path, monkeypatch, recwarn):
+    embed(source, tmp_path / "out")
+    raw = "".join(json.dumps(each) + "\n" for each in CHANGED).encode()
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(raw)))
+    encoder = HashEncoder()
+    update("-", tmp_path / "out", encoder)
+    assert encoder.sent == ["another text", "text of new"]
+    assert stored(tmp_path / "out") == expected(CHANGED)
+    assert not [each for each in recwarn if "become strings" in str(each.message)]
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet", "txt"])
 def test_other_kinds_of_input(ending, tmp_path):
     out, folder = tmp_path / "out", tmp_path / "in"
@@ -465,5 +540,8 @@ def test_an_estimate_counts_what_an_update_would_embed_and_refuses_what_it_would
     assert plan.usd == pytest.approx(plan.tokens / 1e6)
     with pytest.raises(SpaceMismatchError):
         estimate(str(source), HashEncoder(), columns=COLUMNS, update=out)
+    for other in (Columns("n", id="id", keep=("n",)), Columns(id="id"), Columns(keep=("n",))):
+        with pytest.raises(ConfigError, match=r"options of the job .* have changed"):
+            estimate(str(source), demo, columns=other, update=out)
     write(source, FIRST)
     assert estimate(str(source), demo, columns=COLUMNS, update=out).tokens == 0

@@ -30,9 +30,11 @@ NEW = [
     *OLD[:12],
     {"id": "k12", "text": "another", "n": 12},
     {"id": "k13", "text": "text 13", "n": -1},
+    {"id": "k16", "text": "text 18", "n": 1},  # repeated, and its last row is one that is there
     *OLD[16:20],
     {"id": "bad", "text": "", "n": 0},
     *({"id": f"new{i}", "text": f"new {i}", "n": i} for i in range(12)),
+    {"id": "k1", "text": "text 18", "n": 1},
 ]
 
 # Forks a child for each moment: right before, or right after, the nth time that something is made to last.

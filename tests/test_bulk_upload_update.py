@@ -75,6 +75,24 @@ def expected(texts: dict[str, str], tags: dict[str, str] | None = None) -> dict[
     return {name: (text, (tags or {}).get(name, "none")) for name, text in texts.items()}
 
 
+REPEATED = [
+    [("a", "one"), ("b", "two"), ("a", "three"), ("c", "four")],
+    [("a", "changed"), ("b", "two"), ("a", "three"), ("c", "four")],  # the first of a repeated id
+    [("a", "three"), ("b", "five"), ("c", "four"), ("a", "changed"), ("c", "four")],  # in another order
+    [("c", "six"), ("a", "changed"), ("a", "three"), ("c", "four")],
+]
+
+
+def test_of_repeated_ids_an_updated_folder_and_a_fresh_one_leave_the_same_row(place, tmp_path):
+    columns = Columns(id="id")
+    for rows in REPEATED:
+        source = tmp_path / "rows.jsonl"
+        source.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in rows))
+        embed_files(str(source), tmp_path / "out", HashEncoder(), columns=columns, shard_rows=2, update=True)
+        upload_files(tmp_path / "out", place.into, **place.where, update=True)
+        assert {name: text for name, (text, _) in rows_of(place).items()} == dict(rows)
+
+
 def test_what_is_new_is_written_what_is_gone_deleted_and_the_rest_left(place, tmp_path):
     folder = embed(tmp_path / "out", OLD)
     assert upload_files(folder, place.into, **place.where).rows == 25

@@ -71,19 +71,22 @@ class Job:
         self.watch(None, None)
 
     def make_parser(self, columns: Columns, record: Record | None) -> RowParser:
-        """Return what makes rows, in a folder of version 0.1 as that did: types as strings, text files whole."""
-        kinds = kept_kinds(self.files, columns, self.format)
+        """Return what makes rows, in a folder of version 0.1 as that did: text files whole."""
+        kinds = self.find_kinds(columns, record)
         blank, named = self.encoder.blank == "keep", any(input_kind(file) in TEXTS for file in self.files)
         if self.chunk:
             return RowParser(columns, kinds, blank=blank, named=True, chunk=self.chunk)
         if record is not None and record.shards:
-            options = record.job.get("options", {})
-            old = options.get("kinds", ())
-            kinds = tuple(None if name is None else kind for name, kind in zip(old, kinds, strict=False)) or kinds
-            named = named and "split" in options
+            named = named and "split" in record.job.get("options", {})
         count = find_counter(self.encoder) if named else None
         split = TextSplitter(count, self.encoder.card.max_tokens) if count else None
         return RowParser(columns, kinds, blank=blank, split=split, named=named)
+
+    def find_kinds(self, columns: Columns, record: Record | None) -> tuple[Any, ...]:
+        """Return the types of kept values; in a folder of version 0.1 they are strings."""
+        kinds = kept_kinds(self.files, columns, self.format)
+        old = record.job.get("options", {}).get("kinds", ()) if record and record.shards else ()
+        return tuple(None if name is None else kind for name, kind in zip(old, kinds, strict=False)) or kinds
 
     def watch(self, on_shard: OnProgress | None, on_progress: OnProgress | None) -> None:
         """Set what is called after each shard, and as rows are finished."""

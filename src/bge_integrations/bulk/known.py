@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from ..core.encoder import Vectors
 from .formats import read_part
 from .part import SparseRows
+from .rows import SHARD_CHARACTERS, count_characters
 
 __all__ = ["Known", "id_numbers", "row_digests", "text_digests"]
 
 _PIECE = 4096
 _DIGEST = "S16"
+_SMALL = 8  # shards of less than half the size, before they are merged
 
 
 def text_digests(texts: Iterable[str]) -> list[bytes]:
@@ -56,14 +58,15 @@ class Known:
 
     Attributes:
         ids: a number for the id of each row.
-        present: which rows were seen by ``match``.
+        present: which rows were seen by ``match`` and stay where they are.
+        moved: which rows were seen, and come behind all others.
         truncated: which rows had texts that were truncated.
     """
 
     def __init__(self, shards: Sequence[Path], others: Sequence[Path], truncated: Sequence[Sequence[int]]) -> None:
         self.shards, self._files = shards, [*shards, *others]
         rows, texts, ids = (list[NDArray[Any]]() for _ in range(3))
-        self._starts = [0]
+        self._starts, self._characters = [0], [0] * len(shards)
         for number, path in enumerate(self._files):
             end = self._starts[-1]
             for part in read_part(path, _PIECE, vectors=False, exact=True):
@@ -72,28 +75,29 @@ class Known:
                 if number < len(shards):
                     rows.append(np.array(row_digests(part.ids, part.texts, list(part.kept.values())), _DIGEST))
                     ids.append(id_numbers(part.ids))
+                    self._characters[number] += sum(map(count_characters, [part.texts, *part.kept.values()]))
             self._starts.append(end)
         self.ids = np.concatenate([np.empty(0, np.int64), *ids])
         self._rows, self._row_order = _sorted(rows)
         self._texts, self._text_order = _sorted(texts)
         self._taken = np.zeros(len(self.ids), np.int32)
-        self.present = np.zeros(len(self.ids), bool)
+        self.present, self.moved = np.zeros((2, len(self.ids)), bool)
+        self._merged = set[int]()
         self.truncated = np.zeros(self._starts[-1], bool)
         for start, places in zip(self._starts, truncated, strict=False):
             self.truncated[start + np.asarray(places, np.int64)] = True
 
-    def match(self, digests: Sequence[bytes]) -> list[bool]:
-        """Tell which rows are there, each as often as it is there."""
+    def match(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+        """Return for each row the number of an equal one, each as often as it is there, or -1."""
         wanted = np.array(digests, _DIGEST)
         first, last = (np.searchsorted(self._rows, wanted, side) for side in ("left", "right"))
-        found = []
-        for begin, end in zip(first.tolist(), last.tolist(), strict=True):
-            there = begin < end and begin + self._taken[begin] < end
-            if there:
-                self.present[self._row_order[begin + self._taken[begin]]] = True
+        numbers = np.full(len(wanted), -1, np.int64)
+        for i, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+            if begin < end and begin + self._taken[begin] < end:
+                numbers[i] = self._row_order[begin + self._taken[begin]]
                 self._taken[begin] += 1
-            found.append(bool(there))
-        return found
+        self.present[numbers[numbers >= 0]] = True
+        return numbers
 
     def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """Return for each text the number of a row that has its vector, or -1."""
@@ -104,16 +108,79 @@ class Known:
         return np.where(self._texts[places] == wanted, self._text_order[places], -1)
 
     def is_unchanged(self, shard: int) -> bool:
-        """Tell whether all rows of a shard were seen."""
-        return bool(self.present[self._starts[shard] : self._starts[shard + 1]].all())
+        """Tell whether a shard stays as it is: all of its rows were seen, and it is not merged with others."""
+        return shard not in self._merged and bool(self.present[self._starts[shard] : self._starts[shard + 1]].all())
 
-    def left(self, shard: int) -> Iterator[tuple[int, Any, str, tuple[Any, ...]]]:
-        """Yield place, id, text and kept values of the rows of a shard that were seen."""
+    def merge_small(self, rows: int) -> None:
+        """Have small shards written anew, together, where there are many of them.
+
+        Args:
+            rows: of a full shard; one of long texts is full before it has as many.
+        """
+        sizes = np.diff(self._starts).tolist()
+        small = {
+            shard
+            for shard, characters in enumerate(self._characters)
+            if sizes[shard] < rows / 2 and characters < SHARD_CHARACTERS / 2 and self.is_unchanged(shard)
+        }
+        if len(small) > _SMALL:
+            self._merged |= small
+
+    def move_last(self, ids: NDArray[np.int64], numbers: NDArray[np.int64]) -> bool:
+        """Have the last row of each repeated id come last in the folder too, since a store keeps the last.
+
+        In the folder, shards that stay come first, then what is left of the others, then new rows, then ``moved`` ones.
+
+        Args:
+            ids: a number for the id of each row of the inputs, in their order.
+            numbers: what ``match`` returned for these rows.
+
+        Returns:
+            Whether an id is repeated.
+        """
+        order = np.argsort(ids, kind="stable")
+        is_first = np.append(True, np.diff(ids[order]) != 0)[: len(ids)]
+        if is_first.all():
+            return False
+        starts, rows = np.flatnonzero(is_first), len(self.ids)
+        last = order[np.append(starts[1:], len(ids)) - 1]
+        numbers = numbers.copy()
+        while True:  # a row that moves takes the shard that it was in apart, which may move others
+            stays = [self.is_unchanged(shard) for shard in range(len(self.shards))]
+            places = np.arange(rows) + rows * ~np.repeat(stays, np.diff(self._starts)[: len(stays)])
+            places = np.where(numbers < 0, 2 * rows + np.arange(len(ids)), np.append(places, 0)[numbers])
+            early = last[places[last] < np.maximum.reduceat(places[order], starts)]
+            if not len(early):
+                return True
+            self.present[numbers[early]], self.moved[numbers[early]] = False, True
+            numbers[early] = -1
+
+    def dropped(self, ids: NDArray[np.int64], new: NDArray[np.int64], numbers: NDArray[np.int64]) -> int:
+        """Return how many rows are gone: neither their id is in the inputs nor, under a new id, their text.
+
+        Args:
+            ids: a number for the id of each row of the inputs.
+            new: those of rows of new shards.
+            numbers: what ``find`` returned for these.
+        """
+        starts = np.flatnonzero(np.append(True, self._texts[1:] != self._texts[:-1])[: len(self._texts)])
+        counts = np.diff(np.append(starts, len(self._texts)))
+        same = np.empty(len(self._texts), np.int64)  # the first row of the same text
+        same[self._text_order] = np.repeat(self._text_order[starts], counts)
+        gone = same[: len(self.ids)][~np.isin(self.ids, ids)]
+        renamed = numbers[~np.isin(new, self.ids) & (numbers >= 0)]
+        left = np.bincount(gone, minlength=len(same)) - np.bincount(renamed, minlength=len(same))
+        return int(left[left > 0].sum())
+
+    def taken(self, shard: int, rows: NDArray[np.bool_]) -> Iterator[tuple[int, Any, str, tuple[Any, ...]]]:
+        """Yield place, id, text and kept values of some rows of a shard; ``rows`` says of each row whether."""
         place = self._starts[shard]
+        if not rows[place : self._starts[shard + 1]].any():
+            return
         for part in read_part(self._files[shard], _PIECE, vectors=False, exact=True):
             columns = list(part.kept.values())
             for i, (key, text) in enumerate(zip(part.ids, part.texts, strict=True)):
-                if self.present[place + i]:
+                if rows[place + i]:
                     yield place + i - self._starts[shard], key, text, tuple(values[i] for values in columns)
             place += len(part.ids)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,14 @@ from ..catalog import find_provider, who_serves
 from ..core.encoder import Encoder
 from ..errors import ConfigError
 from .chunking import chunker_for
-from .known import text_digests
+from .folder import read_manifest
+from .known import Known, text_digests
+from .manifest import check_same
 from .readers import read_rows
 from .rows import Columns, RowParser, cut_shards
 from .sources import find_inputs
 from .splitting import TextSplitter, find_counter
-from .update import known_texts
+from .staging import staged_shards
 
 __all__ = ["PROBE_TEXTS", "Plan", "estimate", "plan_files"]
 
@@ -93,7 +96,8 @@ def estimate(
         usd_per_million_tokens: price instead of the catalogue's.
 
     Raises:
-        ConfigError: an input cannot be read, ``sample`` is not at least 2, or the shards were chunked otherwise.
+        ConfigError: an input cannot be read, ``sample`` is not at least 2, or the shards in ``update`` are of other
+            columns or chunks.
         SpaceMismatchError: the folder of ``update`` holds vectors of another space.
         HostError: the probe failed.
     """
@@ -105,7 +109,7 @@ def estimate(
     parser = RowParser(columns or Columns(), blank=encoder.blank == "keep", split=split, chunk=chunker)
     timed, counted = _Sample(PROBE_TEXTS if probe else _TIMED_TEXTS), _Sample(sample or 0)
     tokens = _Tokens(encoder.card.max_tokens)
-    known = known_texts(Path(update), encoder, chunk, overlap) if update else None
+    known = _known_texts(Path(update), encoder, parser) if update else None
     plan.kept = None if known is None else 0
     besides = Path(update) if update else None
     for shard in cut_shards(read_rows(find_inputs(inputs, besides, documents=chunk is not None), parser), 1000):
@@ -131,6 +135,24 @@ def estimate(
         _add_time(plan, encoder, timed.texts)
     _add_prices(plan, encoder, usd_per_million_tokens)
     return plan
+
+
+def _known_texts(folder: Path, encoder: Encoder, parser: RowParser) -> Known | None:
+    """Return which texts an update of a folder would not embed; None where there are no shards."""
+    record = read_manifest(folder)
+    if record is None or not record.shards:
+        return None
+    options, chunk = record.job.get("options", {}), parser.chunk
+    now = {"columns": json.loads(json.dumps(vars(parser.columns))), "blank": parser.blank}
+    now |= {"chunk": chunk and chunk.size, "overlap": chunk and chunk.overlap}
+    check_same(
+        {"stamp": record.job["stamp"], "options": {name: options.get(name) for name in now}},
+        {"stamp": encoder.stamp(sparse="sparse_space" in record.job["stamp"]), "options": now},
+        folder,
+        update=True,
+    )
+    files = [folder / line["file"] for line in record.shards]
+    return Known([file for file in files if file.is_file()], staged_shards(folder), [])
 
 
 plan_files = estimate

@@ -20,7 +20,7 @@ class Report:
         resumed: shards that were there already.
         resumed_rows: rows in them.
         kept: of an update, rows whose vectors were not computed again.
-        dropped: of an update, rows whose id is not in the inputs any more.
+        dropped: of an update, rows that are gone: neither their id is in the inputs nor, under a new id, their text.
         cut: texts in the shards that were truncated to what the model reads, where that is known.
         repeated: rows whose id another row has, once all are read; a store keeps the last of them.
         embedded: rows embedded by this call.

@@ -186,6 +186,11 @@ class Shard:
         return hashlib.sha256(orjson.dumps([columns, kept], default=str, option=orjson.OPT_NON_STR_KEYS)).hexdigest()
 
 
+def count_characters(values: Iterable[Any]) -> int:
+    """Return the length of all strings among values."""
+    return sum(len(value) for value in values if isinstance(value, (str, bytes)))
+
+
 def cut_shards(
     rows: Iterable[Row], size: int, characters: int = SHARD_CHARACTERS, *, first: int = 0
 ) -> Iterator[Shard]:
@@ -200,7 +205,7 @@ def cut_shards(
     number, part, room = first, list[Row](), characters
     for row in rows:
         part.append(row)
-        room -= len(row.text) + sum(len(value) for value in row.kept if isinstance(value, (str, bytes)))
+        room -= len(row.text) + count_characters(row.kept)
         if len(part) >= size or room <= 0:
             yield Shard(number, part)
             number, part, room = number + 1, [], characters

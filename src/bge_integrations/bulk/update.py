@@ -4,81 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.encoder import Encoder, Vectors
+from ..core.encoder import Vectors
 from ..errors import ConfigError
-from .folder import SHARD, Line, Record, read_manifest
+from .folder import SHARD, Line, Record
 from .formats import FORMATS, column_types
 from .job import InputsChangedError, Job, explain
 from .known import Known, id_numbers, row_digests, text_digests
-from .manifest import Manifest, check_same, same_inputs
+from .manifest import Manifest, same_inputs
 from .part import SparseRows
 from .pipeline import Embedded, ShardEmbedder, embed_shards
 from .report import Report
-from .rows import JSON, Columns, Row, RowParser, Shard, cut_shards
+from .rows import JSON, Columns, Row, Shard, cut_shards
 from .sources import STDIN
-from .staging import Changes, Staging, discard, staged_shards
+from .staging import Changes, Staging, discard
 
-__all__ = ["Update", "known_texts"]
+__all__ = ["Update"]
 
 _BATCH = 1024
-
-
-def known_texts(folder: Path, encoder: Encoder, chunk: int | None, overlap: int) -> Known | None:
-    """Return which texts an update of a folder would not embed; None where there are no shards.
-
-    Raises:
-        SpaceMismatchError: its vectors are of another space than the encoder's.
-        ConfigError: its texts were chunked otherwise.
-    """
-    record = read_manifest(folder)
-    if record is None or not record.shards:
-        return None
-    options = record.job.get("options", {})
-    now = {"chunk": chunk, "overlap": overlap if chunk else None}
-    check_same(
-        {"stamp": record.job["stamp"], "options": {name: options.get(name) for name in now}},
-        {"stamp": encoder.stamp(sparse="sparse_space" in record.job["stamp"]), "options": now},
-        folder,
-        update=True,
-    )
-    files = [folder / line["file"] for line in record.shards]
-    return Known([file for file in files if file.is_file()], staged_shards(folder), [])
 
 
 class Update(Job):
     """A job over a folder that has shards: rows are compared with theirs by digest, not by their place.
 
     A row that a shard holds as it is (id, text and kept columns) stays where it is. Old shards of which every row is
-    still in the inputs are not touched. All other rows come into new shards, in the order of the inputs, and behind
-    them what is left of the old shards that lost a row; a row whose text has a vector in any old shard gets that one.
-    How all of it becomes the folder's state in one step: ``staging``.
+    still in the inputs are not touched, unless there are many small ones, which are merged. All other rows come into
+    new shards, in the order of the inputs, and with them what is left of the old shards that lost a row; a row whose
+    text has a vector in any old shard gets that one. Where an id is repeated, its last row in the inputs is the last in
+    the folder. How all of it becomes the folder's state in one step: ``staging``.
     """
 
-    def make_parser(self, columns: Columns, record: Record | None) -> RowParser:
-        """Return what makes rows whose kept values have the types that the folder's shards have."""
-        parser = super().make_parser(columns, record)
+    def find_kinds(self, columns: Columns, record: Record | None) -> tuple[Any, ...]:
+        """Return the types of kept values that the folder's shards have."""
         written = record.job.get("options", {}).get("kinds", ()) if record and record.shards else ()
-        if record is None or len(written) != len(parser.kinds):
-            return parser
+        if record is None or len(written) != len(columns.keep):
+            return super().find_kinds(columns, record)
+        found = (None,) * len(written) if STDIN in self.files else super().find_kinds(columns, record)
         types: dict[str, Any] = {}
         if self.format == "parquet":
             files = (self.folder / line["file"] for line in record.shards)
             types = next((column_types(file) for file in files if file.is_file()), {})
-        kinds = [
+        return tuple(
             None if name is None else JSON if name == JSON else types.get(column, kind)
-            for name, column, kind in zip(written, columns.keep, parser.kinds, strict=True)
-        ]
-        return replace(parser, kinds=tuple(kinds))
+            for name, column, kind in zip(written, columns.keep, found, strict=True)
+        )
 
     def run(self, on: Callable[..., ShardEmbedder]) -> None:
         """Embed what is new; where nothing was finished yet, or the same inputs were begun, as any job."""
@@ -103,14 +80,14 @@ class Update(Job):
         job = {**json.loads(json.dumps(self.described())), "stamp": manifest.job["stamp"], "updated": True}
         self.contents = replace(self.contents, stamp=manifest.job["stamp"])
         self._old = [line for i, line in enumerate(manifest.shards) if manifest.holds(i)]
-        self._order, self._parts = list[tuple[int, str]](), dict[int, tuple[str, Shard, NDArray[np.int64]]]()
-        self._ids = list[NDArray[np.int64]]()
+        self._order, self._parts = dict[str, None](), dict[int, tuple[str, Shard, NDArray[np.int64]]]()
+        self._ids, self._numbers, self._new, self._found = (list[NDArray[np.int64]]() for _ in range(4))
         first = 1 + max(int(SHARD.fullmatch(line["file"])[1]) for line in manifest.shards)  # type: ignore[index]
         with explain(self.folder):
             staging = Staging(self.folder, job)
         old = [self.folder / line["file"] for line in self._old]
         known = Known(old, staging.leftovers, [line.get("truncated", ()) for line in self._old])
-        shards = self._new_shards(known, staging, first)
+        shards = self._new_shards(known, staging)
         with (
             self.embedder(on) as embedder,
             closing(embed_shards(shards, embedder, self.on_error, self.embedded_rows)) as done,
@@ -123,38 +100,57 @@ class Update(Job):
 
     # What is new
 
-    def _new_shards(self, known: Known, staging: Staging, first: int) -> Iterator[Shard]:
+    def _new_shards(self, known: Known, staging: Staging) -> Iterator[Shard]:
         """Yield for each new shard the rows of it that have to be embedded."""
-        seen = set[str]()
-        for shard in cut_shards(self._unknown(known, staging), self.shard_rows, first=first):
+        yield from self._unstaged(cut_shards(self._unknown(known, staging), self.shard_rows), known, staging)
+        self._behind, left = len(self._order), self._rest(known) if self._repeated else iter(())
+        yield from self._unstaged(cut_shards(left, self.shard_rows, first=self._behind), known, staging)
+
+    def _unstaged(self, shards: Iterator[Shard], known: Known, staging: Staging) -> Iterator[Shard]:
+        for shard in shards:
             digest = shard.digest()
-            while digest in seen:  # a shard of the same rows again
+            while digest in self._order:  # a shard of the same rows again
                 digest = hashlib.sha256(digest.encode()).hexdigest()
-            seen.add(digest)
-            self._order.append((shard.number, digest))
+            self._order[digest] = None
+            numbers = known.find(text_digests([row.text for row in shard.rows]))
+            self._new.append(id_numbers([row.id for row in shard.rows]))
+            self._found.append(numbers)
             if digest in staging.shards:
                 self.report.resumed_rows += staging.shards[digest]["embedded"]
                 self.embedded_rows(0)
                 continue
-            numbers = known.find(text_digests([row.text for row in shard.rows]))
             self._parts[shard.number] = digest, shard, numbers
             yield Shard(shard.number, [row for row, number in zip(shard.rows, numbers, strict=True) if number < 0])
 
     def _unknown(self, known: Known, staging: Staging) -> Iterator[Row]:
-        """Yield the good rows that no old shard holds, then those that are left of old shards that lost a row."""
+        """Yield the good rows that no old shard holds, then those of old shards that do not stay where they are."""
         rows = self.rows()
         while batch := list(islice(rows, _BATCH)):
             good = [row for row in batch if not row.reason]
             self._add_bad(staging, [row.error() for row in batch if row.reason])
             ids = [row.id for row in good]
+            numbers = known.match(row_digests(ids, [row.text for row in good], self._stored(good)))
             self._ids.append(id_numbers(ids))
-            found = known.match(row_digests(ids, [row.text for row in good], self._stored(good)))
-            self.report.resumed_rows += sum(found)
+            self._numbers.append(numbers)
+            self.report.resumed_rows += int((numbers >= 0).sum())
             self.embedded_rows(0)
-            yield from (row for row, there in zip(good, found, strict=True) if not there)
-        for shard, line in enumerate(self._old):
-            if not known.is_unchanged(shard):
-                yield from (Row(line["file"], place + 1, *row) for place, *row in known.left(shard))
+            yield from (row for row, number in zip(good, numbers.tolist(), strict=True) if number < 0)
+        places = _joined(self._numbers)
+        if (places < 0).any() or not known.present.all():
+            known.merge_small(self.shard_rows)
+        self._repeated = known.move_last(_joined(self._ids), places)
+        yield from self._taken(known, known.moved, range(len(self._old)))
+        if not self._repeated:
+            yield from self._rest(known)
+
+    def _rest(self, known: Known) -> Iterator[Row]:
+        """Yield what is left of old shards that do not stay."""
+        return self._taken(known, known.present, [i for i in range(len(self._old)) if not known.is_unchanged(i)])
+
+    def _taken(self, known: Known, rows: NDArray[np.bool_], shards: Iterable[int]) -> Iterator[Row]:
+        for shard in shards:
+            name = self._old[shard]["file"]
+            yield from (Row(name, place + 1, *row) for place, *row in known.taken(shard, rows))
 
     def _add_bad(self, staging: Staging, errors: Sequence[Line]) -> None:
         self.report.errors += len(errors)
@@ -248,7 +244,9 @@ class Update(Job):
     def _replace(self, manifest: Manifest, job: Line, known: Known, staging: Staging, first: int) -> None:
         ending = FORMATS[self.format].ending
         unchanged = [line for i, line in enumerate(self._old) if known.is_unchanged(i)]
-        waiting = [(f"part-{number:06}{ending}", staging.shards[digest]) for number, digest in self._order]
+        order = [*self._order]
+        order = order[self._behind :] + order[: self._behind]
+        waiting = [(f"part-{i:06}{ending}", staging.shards[digest]) for i, digest in enumerate(order, first)]
         for _, line in waiting:
             self._add_bad(staging, line["bad"])
         come = [(line["file"], name) for name, line in waiting if line["rows"]]
@@ -281,7 +279,11 @@ class Update(Job):
         report.shards, report.resumed = sum(line["rows"] > 0 for line in lines), len(unchanged)
         report.rows = good + report.errors
         report.cut = sum(len(line.get("truncated", ())) for line in lines)
-        ids = np.concatenate([np.empty(0, np.int64), *self._ids])
+        ids = _joined(self._ids)
         report.repeated = len(ids) - len(np.unique(ids))
         report.kept = good - sum(line["embedded"] for line in new)
-        report.dropped = int(np.sum(~np.isin(known.ids, ids)))
+        report.dropped = known.dropped(ids, _joined(self._new), _joined(self._found))
+
+
+def _joined(numbers: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *numbers])
