@@ -11,6 +11,7 @@ import json
 import os
 import re
 import textwrap
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,16 @@ def pages() -> dict[str, str]:
 def _from_root(name: str, up: str = "") -> str:
     text = (ROOT / name).read_text("utf-8")
     text = re.sub(r"<!-- badges -->.*?<!-- /badges -->\n", "", text, flags=re.DOTALL)  # images of other sites
+    text = re.sub(r"<picture>.*?</picture>", _both_schemes, text, flags=re.DOTALL)
     for there, here in _LINKS.items():
         text = re.sub(rf"\]\({re.escape(there)}", f"]({up}{here}", text)
     return text
+
+
+def _both_schemes(picture: re.Match[str]) -> str:
+    """Return a picture with a dark variant as the theme wants it: the reader's toggle decides, not the system alone."""
+    dark, light, words = re.findall(r'(?:srcset|src|alt)="([^"]+)"', picture[0])
+    return f"![{words}]({light}#only-light)\n![{words}]({dark}#only-dark)"
 
 
 def _notebooks_page() -> str:
@@ -561,7 +569,9 @@ def _figure(value: object) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Put the hosts and the notebooks into the navigation."""
+    """Put the providers and the notebooks into the navigation, and the site's address where it is known."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    config["site_url"] = project.get("urls", {}).get("Documentation", "")  # 404.html needs it below a path
     for entry in config["nav"]:
         if "Project" in entry:
             entry["Project"][0] = {"Notebooks": ["notebooks.md", *(f"notebooks/{path.stem}.md" for path in NOTEBOOKS)]}

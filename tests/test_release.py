@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 ADDRESS = "https://forge.test/us/bge"
-RELATIVE = re.compile(r"\]\((?!https?:|#)")
+RELATIVE = re.compile(r"(?:\]\(|\bsrc(?:set)?=\")(?!https?:|#)")
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,8 @@ def test_links_and_pictures_on_pypi_are_absolute():
 
     page = for_pypi(README, ADDRESS)
     assert not RELATIVE.search(page)
-    assert f"]({ADDRESS}/raw/main/docs/img/page.png)" in page
+    assert f'src="{ADDRESS}/raw/main/docs/img/page.png"' in page
+    assert f'srcset="{ADDRESS}/raw/main/docs/img/page-dark.png"' in page
     assert f"[CHANGELOG]({ADDRESS}/blob/main/CHANGELOG.md)" in page
     assert f"license-MIT-blue)]({ADDRESS}/blob/main/LICENSE)" in page
     assert page.replace(f"{ADDRESS}/blob/main/", "").replace(f"{ADDRESS}/raw/main/", "") == README
