@@ -126,6 +126,7 @@ def notebook_page(path: Path) -> str:
 def _cell_parts(cell: Mapping[str, Any]) -> Iterator[str]:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
+        source = re.sub(r"<a [^>]*><img [^>]*colab-badge[^>]*></a>\n*", "", source)  # an image of another site
         text = re.sub(r"\]\((\d\w+)\.ipynb\)", r"](\1.md)", source).replace("](../docs/", "](../")
         yield re.sub(r"\[([^]]+)\]\((?!https?:|#)[^)]*\.(?:py|md)\)", _where_the_site_has_it, text)
         return

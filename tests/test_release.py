@@ -64,6 +64,8 @@ def test_the_release_check_says_what_is_missing():
     assert "the tag is v9.9.9" in listed
     named = PROJECT["project"].get("urls", {})
     assert ("[project.urls] does not name Documentation and Repository" in listed) == (not named)
+    badges = [path.name for path in (ROOT / "notebooks").glob("*.ipynb") if "github/REPOSITORY/" in path.read_text()]
+    assert all(f"{name}: the Colab badge" in listed for name in badges)
 
 
 def test_ci_runs_what_the_makefile_runs():
