@@ -181,8 +181,8 @@ def providers_page(providers: Sequence[Provider]) -> str:
         [
             "# Providers and servers\n",
             "This page is generated from the catalogue, which was compiled from the providers' own pages in "
-            f"{dates}; each page below names its source. An empty cell means that the provider does not say. Prices and "
-            "limits change: check them there before you rely on them. A provider is one record; "
+            f"{dates}; each page below names its source. An empty cell means that the provider does not say. Prices "
+            "and limits change: check them there before you rely on them. A provider is one record; "
             "[Contributing](../contributing.md) shows how to add one.\n",
             "## Providers\n",
             table(list(map(_row, hosted)), ("provider", "models", "texts per request", "USD per million tokens")),
@@ -455,7 +455,7 @@ def benchmarks_page(results: Path) -> str:
     parts = [
         "# Benchmarks\n",
         "Every figure on this page was measured by a script in `benchmarks/`. Libraries run side by side in one run on "
-        "one machine: compare them with each other, not with figures from another machine. The docstring of each script "
+        "one machine: compare them with each other, not with figures from another machine. Each script's docstring "
         "explains how it measures.\n",
     ]
     for name, title, about in BENCHMARKS:

@@ -38,8 +38,9 @@ SEARCHED = {
     "vLLM": "providers/vllm", "Elasticsearch": "how-to/vector-stores", "ONNX": "how-to/speed",
     "quantization": "how-to/smaller-vectors", "int8": "how-to/smaller-vectors", "Matryoshka": "how-to/choose-model",
     "rerank": "how-to/rerank", "hybrid": "how-to/hybrid", "sparse": "how-to/hybrid", "ColBERT": "how-to/hybrid",
-    "pgvector": "how-to/vector-stores", "retry": "how-to/rate-limits", "429": "how-to/rate-limits", "API key": "how-to/hosts",
-    "CUDA": "how-to/speed", "threads": "how-to/speed", "license": "reference/models", "multilingual": "how-to/choose-model",
+    "pgvector": "how-to/vector-stores", "retry": "how-to/rate-limits", "429": "how-to/rate-limits",
+    "API key": "how-to/hosts", "CUDA": "how-to/speed", "threads": "how-to/speed", "license": "reference/models",
+    "multilingual": "how-to/choose-model",
     "chunk size": "how-to/long-texts", "streaming": "how-to/speed", "pickle": "how-to/ray",
 }  # fmt: skip
 
