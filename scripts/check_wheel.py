@@ -67,7 +67,7 @@ def broken_links(wheel: Path) -> list[str]:
     """Return what PyPI's page links to that is not on it."""
     with zipfile.ZipFile(wheel) as archive:
         page = archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))).decode()
-    return re.findall(r"\]\((?!https?:|#)([^)]+)\)", page)
+    return re.findall(r"(?:\]\(|\bsrc(?:set)?=\")(?!https?:|#)([^)\"]+)", page)
 
 
 def main() -> int:

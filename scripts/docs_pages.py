@@ -11,6 +11,7 @@ import json
 import os
 import re
 import textwrap
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,36 +29,40 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _WIDTH = 84  # columns of code that fit on a page
 
 BENCHMARKS = (
-    ("local", "Local models", "The local back-ends and their peers, side by side in one run."),
-    ("precision", "What a precision costs", "Vectors of trained weights in each precision, against float32."),
+    ("local", "Local models", "The local back-ends and other libraries, side by side in one run."),
+    ("precision", "What a precision costs", "Vectors of trained weights in each precision, compared with float32."),
     (
         "rerank",
         "Local rerankers",
-        "How many times as fast as sentence-transformers' CrossEncoder each is, asked in turn in one run.",
+        "Speed relative to sentence-transformers' CrossEncoder, called in turn in one run.",
     ),
     (
         "m3",
         "bge-m3's three outputs",
-        "The time of all three outputs from one pass, against the dense vector alone and the peers.",
+        "The time for all three outputs in one pass, compared with the dense vector alone and with other libraries.",
     ),
-    ("remote", "Remote models", "Texts per second against a local stub that answers at once, beside the peers."),
-    ("server", "The server", "What HTTP costs, and one request in ten malformed, too large or cut off."),
+    (
+        "remote",
+        "Remote models",
+        "Texts per second against a local stub that answers at once, compared with other clients.",
+    ),
+    ("server", "The server", "The cost of HTTP, with one request in ten malformed, too large or cut off."),
     ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),
     ("update", "Updates of shards", "Reading, comparing and writing alone, with synthetic vectors; peak memory."),
     (
         "dups",
         "Near-duplicates",
-        "Time and memory, exact and approximate, against the product of all vectors in memory.",
+        "Time and memory, exact and approximate, compared with the product of all vectors in memory.",
     ),
     (
         "quantise",
         "Smaller vectors",
-        "How many of the ten nearest stay with int8 and binary vectors, beside the size; under random rotations too.",
+        "Size and recall of the ten nearest neighbours with int8 and binary vectors; also under random rotations.",
     ),
     (
         "soak",
         "A long job on an unreliable host",
-        "A host that fails in every way known to the tests, and a job that is killed.",
+        "A host that fails in every way that the tests know, and a job that is killed repeatedly.",
     ),
 )
 
@@ -99,9 +104,16 @@ def pages() -> dict[str, str]:
 def _from_root(name: str, up: str = "") -> str:
     text = (ROOT / name).read_text("utf-8")
     text = re.sub(r"<!-- badges -->.*?<!-- /badges -->\n", "", text, flags=re.DOTALL)  # images of other sites
+    text = re.sub(r"<picture>.*?</picture>", _both_schemes, text, flags=re.DOTALL)
     for there, here in _LINKS.items():
         text = re.sub(rf"\]\({re.escape(there)}", f"]({up}{here}", text)
     return text
+
+
+def _both_schemes(picture: re.Match[str]) -> str:
+    """Return a picture with a dark variant as the theme wants it: the reader's toggle decides, not the system alone."""
+    dark, light, words = re.findall(r'(?:srcset|src|alt)="([^"]+)"', picture[0])
+    return f"![{words}]({light}#only-light)\n![{words}]({dark}#only-dark)"
 
 
 def _notebooks_page() -> str:
@@ -118,6 +130,7 @@ def notebook_page(path: Path) -> str:
 def _cell_parts(cell: Mapping[str, Any]) -> Iterator[str]:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
+        source = re.sub(r"<a [^>]*><img [^>]*colab-badge[^>]*></a>\n*", "", source)  # an image of another site
         text = re.sub(r"\]\((\d\w+)\.ipynb\)", r"](\1.md)", source).replace("](../docs/", "](../")
         yield re.sub(r"\[([^]]+)\]\((?!https?:|#)[^)]*\.(?:py|md)\)", _where_the_site_has_it, text)
         return
@@ -146,7 +159,7 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
 
 
-# --- hosts
+# --- providers
 
 
 def provider_path(provider: Provider) -> str:
@@ -159,22 +172,23 @@ def _title(provider: Provider) -> str:
 
 
 def providers_page(providers: Sequence[Provider]) -> str:
-    """Return the page that lists all hosts and servers."""
+    """Return the page that lists all providers and servers."""
     hosted = [p for p in providers if p.needs_key and not p.refused]
     run = [p for p in providers if not p.needs_key]
     none = [p for p in providers if p.refused]
     dates = ", ".join(sorted({provider.checked for provider in providers}))
     return "\n".join(
         [
-            "# Hosts and servers\n",
-            f"Made from the catalogue, which was read from the hosts' own pages in {dates}; each page below names its "
-            "source. What is empty was not stated by the host. Prices and limits change: look there before you count "
-            "on them. A host is one record; [Contributing](../contributing.md) says how to add one.\n",
-            "## Hosts\n",
-            table(list(map(_row, hosted)), ("host", "models", "texts per request", "USD per million tokens")),
+            "# Providers and servers\n",
+            "This page is generated from the catalogue, which was compiled from the providers' own pages in "
+            f"{dates}; each page below names its source. An empty cell means that the provider does not say. Prices "
+            "and limits change: check them there before you rely on them. A provider is one record; "
+            "[Contributing](../contributing.md) shows how to add one.\n",
+            "## Providers\n",
+            table(list(map(_row, hosted)), ("provider", "models", "texts per request", "USD per million tokens")),
             "## Servers that you run\n",
             table([_row(p)[:3] for p in run], ("server", "models", "texts per request")),
-            "## Serving no BGE model\n",
+            "## No BGE models\n",
             *[f"- [{_title(p)}]({Path(provider_path(p)).name}): {p.refused}" for p in none],
         ]
     )
@@ -197,12 +211,12 @@ def _short(model: str) -> str:
 
 
 def provider_page(provider: Provider) -> str:
-    """Return the page of one host."""
+    """Return the page of one provider or server."""
     parts = [f"# {_title(provider)}\n"]
     if provider.refused:
         parts.append(f'!!! failure "No BGE model"\n    {provider.refused}.\n')
     elif provider.offers and all(offer.withdrawn for offer in provider.offers):
-        parts.append('!!! failure "Withdrawn"\n    Every BGE model that this host served has been withdrawn.\n')
+        parts.append('!!! failure "Withdrawn"\n    All BGE models of this provider have been withdrawn.\n')
     if provider.pooling:
         parts.append(_pooling_note(provider))
     parts.append(table(_facts(provider), ("", "")))
@@ -212,7 +226,7 @@ def provider_page(provider: Provider) -> str:
         parts += ["## Use it\n", _construct(provider)]
     if provider.quirks:
         parts += ["## What to know\n", *[f"- {quirk}" for quirk in _sentences(provider.quirks)], ""]
-    parts.append(f"All of this was read in: {_source(provider)}.\n")
+    parts.append(f"Source: {_source(provider)}.\n")
     return "\n".join(parts)
 
 
@@ -222,8 +236,9 @@ def _source(record: Provider | ModelCard) -> str:
 
 def _pooling_note(provider: Provider) -> str:
     return (
-        f'!!! warning "Another vector space"\n    This host pools by {provider.pooling}: right dimensions and length, '
-        f"another vector space. It is refused unless you pass `accept_space={provider.pooling!r}`, "
+        f'!!! warning "Another vector space"\n    This provider uses {provider.pooling} pooling: its vectors have the '
+        "right dimensions and length, but lie in another vector space. It is refused unless you pass "
+        f"`accept_space={provider.pooling!r}`, "
         "which gives its vectors a [space](../explanation/spaces.md) of their own.\n"
     )
 
@@ -234,7 +249,7 @@ def _facts(provider: Provider) -> Iterator[tuple[str, str]]:
     for hole, variable in provider.url_env:
         address += f"; `{{{hole}}}` is read from `{variable}`"
     if provider.base_url_env:
-        address += f"; or what `{provider.base_url_env}` says"
+        address += f"; or the value of `{provider.base_url_env}`"
     yield "address", address
     keys = " or ".join(f"`{name}`" for name in provider.key_env)
     needed = "needed" if provider.needs_key else "not needed"
@@ -243,8 +258,8 @@ def _facts(provider: Provider) -> Iterator[tuple[str, str]]:
     if provider.output_dialect:
         outputs = ", ".join(OUTPUT_PROTOCOLS[provider.output_dialect].outputs)
         yield "outputs of bge-m3", f"{outputs} ([how](../how-to/hosts.md#bge-m3-at-a-host))"
-    yield "texts per request", str(provider.max_inputs or "not stated; 64 are sent, `max_inputs=` changes it")
-    yield "base64 answers", {True: "yes", False: "no", None: "not stated; tried with care"}[provider.base64]
+    yield "texts per request", str(provider.max_inputs or "not stated; 64 are sent unless `max_inputs=` is set")
+    yield "base64 responses", {True: "yes", False: "no", None: "not stated; used if it works"}[provider.base64]
 
 
 def _offers(provider: Provider) -> str:
@@ -285,7 +300,7 @@ def _construct(provider: Provider) -> str:
 
 def _refusal(provider: Provider) -> str:
     served = "; ".join(f"{_short(o.model)}: {', '.join(who_serves(o.model)) or 'nobody'}" for o in provider.offers)
-    return f"\nEach line raises `NotServedError` and names who serves the model now ({served}).\n"
+    return f"\nEach line raises `NotServedError` which lists who serves the model now ({served}).\n"
 
 
 def _example_address(provider: Provider) -> str:
@@ -303,7 +318,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def models_page() -> str:
-    """Return the page of all models: what each reads, what it is sent, who serves it."""
+    """Return the page of all models: their facts, what is sent, who serves them."""
     golden = read_golden()
     facts = [
         (f"`{c.id}`", c.dimensions, c.max_tokens, c.pooling, ", ".join(c.languages), _millions(c), c.licence or "?")
@@ -315,17 +330,17 @@ def models_page() -> str:
     return "\n".join(
         [
             "# Models\n",
-            "Made from the catalogue; `bge models` prints it, `bge models NAME` all of one model.\n",
+            "Generated from the catalogue; `bge models` prints it, `bge models NAME` prints one model in full.\n",
             table(facts, ("model", "dimensions", "tokens", "pooling", "languages", "million parameters", "licence")),
-            "## Which text is sent\n",
-            "A document is sent as it is. A query is sent as follows; `⏎` is a newline.\n",
+            "## What is sent\n",
+            "Documents are sent unchanged. Queries are sent as follows; `⏎` is a newline.\n",
             table(sent, ("models", "a query", "its authors call the instruction")),
-            "## Names, revisions, hosts\n",
-            "The part behind `BAAI/` is a name too, and so is what any host of the catalogue calls the model.\n",
+            "## Names, revisions, providers\n",
+            "The part after `BAAI/` works as a name too, and so does any name that a provider in the catalogue uses.\n",
             table(names, ("model", "revision", "served by", "other names", "published vectors")),
             *[f"- `{card.id}`: {card.note}." for card in MODELS if card.note],
             "",
-            *dict.fromkeys(f"Read in: {_source(card)}.\n" for card in MODELS if card.id != "demo"),
+            *dict.fromkeys(f"Source: {_source(card)}.\n" for card in MODELS if card.id != "demo"),
         ]
     )
 
@@ -366,14 +381,14 @@ def cli_page() -> str:
     overview = _help()
     parts = [
         "# Command line\n",
-        "Exit codes: 0 done, 1 the answer is no (`bge verify`), 2 wrong usage or a clear error.\n",
+        "Exit codes: 0 success, 1 a finding (`bge verify`), 2 wrong usage or an error.\n",
         f"```text\n{overview}```\n",
     ]
     commands = re.findall(r"^ {4}(\w+) ", overview, re.MULTILINE)
     helps = {name: _help(name) for name in commands}
     shared = helps["embed"].partition(_ENCODER)[2]
     parts += [f"## bge {name}\n\n```text\n{_own_part(text, shared)}```\n" for name, text in helps.items()]
-    parts += ["## Options of the encoder\n", f"Of every command that embeds.\n\n```text\n{shared.lstrip()}```\n"]
+    parts += ["## Options of the encoder\n", f"For every command that embeds.\n\n```text\n{shared.lstrip()}```\n"]
     return "\n".join(parts)
 
 
@@ -382,10 +397,10 @@ def options_page() -> str:
     rows = [(f"`{name}`", option.wanted, option.help) for name, option in OPTIONS.items()]
     saved = ", ".join(f"`{name}`" for name, option in OPTIONS.items() if option.decides == "vectors")
     return (
-        "# Options\n\nThe keywords of `load_encoder`, `BGEEmbeddings` and `BGEEmbedding`, and with dashes of the "
-        "command line. `None` stands for the default.\n\n"
+        "# Options\n\nThese are the keywords of `load_encoder`, `BGEEmbeddings` and `BGEEmbedding` and, written with "
+        "dashes, the options of the command line. `None` stands for the default.\n\n"
         f"{table(rows, ('option', 'value', 'meaning'))}\n\n"
-        f"`to_dict` of the LlamaIndex adapter holds those that decide the vectors or where they come from: {saved}.\n"
+        f"`to_dict` of the LlamaIndex adapter contains those that determine the vectors or their origin: {saved}.\n"
     )
 
 
@@ -410,8 +425,8 @@ def errors_page() -> str:
     """Return the page of errors: the tree that their module draws, then each class."""
     tree = (errors.__doc__ or "").partition("\n\n")[2]
     return (
-        "# Errors\n\nEvery error is a `BGEError`; in brackets stand the built-in errors that catch it too. "
-        f"All can be pickled, and none holds a key or a whole text.\n\n```text\n{tree}```\n\n"
+        "# Errors\n\nEvery error is a `BGEError`; the built-in exceptions that catch it too are in brackets. "
+        f"All errors can be pickled, and none contains an API key or a whole text.\n\n```text\n{tree}```\n\n"
         "::: bge_integrations.errors\n"
         "    options: {show_root_heading: false, show_root_toc_entry: false, show_docstring_description: true}\n"
     )
@@ -439,9 +454,9 @@ def benchmarks_page(results: Path) -> str:
     """Return the page of measurements: what the files in ``results`` hold, and what is not measured."""
     parts = [
         "# Benchmarks\n",
-        "Every figure here was written by a script in `benchmarks/` and is shown as it was found. Libraries run side "
-        "by side in one run on one machine: compare them with each other, not with another machine's. Each script's "
-        "first lines say how it measures.\n",
+        "Every figure on this page was measured by a script in `benchmarks/`. Libraries run side by side in one run on "
+        "one machine: compare them with each other, not with figures from another machine. Each script's docstring "
+        "explains how it measures.\n",
     ]
     for name, title, about in BENCHMARKS:
         parts.append(f"## {title}\n\n{about}\n")
@@ -467,7 +482,7 @@ def _measured(data: Any, level: int) -> list[str]:
             parts.append(f"{_title_of(name)}: {_line_of(value)}.\n")
         elif _nested(value):
             parts.append(f"{'#' * min(level, 5)} {_title_of(name)}\n")
-            parts += _contestants(value, level + 1) if _are_alike(value) else _measured(value, level + 1)
+            parts += _compared(value, level + 1) if _are_alike(value) else _measured(value, level + 1)
     return parts
 
 
@@ -496,15 +511,15 @@ def _is_line(name: str, value: Any) -> bool:
 
 
 def _are_alike(value: Any) -> bool:
-    """Tell whether these are contestants: several groups that have a name in common."""
+    """Tell whether these are rows of one table: several groups that have a name in common."""
     inner = list(value.values()) if isinstance(value, Mapping) else []
     return (
         len(inner) > 1 and all(isinstance(i, Mapping) and i for i in inner) and bool(set.intersection(*map(set, inner)))
     )
 
 
-def _contestants(value: Mapping[str, Mapping[str, Any]], level: int) -> list[str]:
-    """Return a table with a row for each contestant, and one more for each group of values that they have."""
+def _compared(value: Mapping[str, Mapping[str, Any]], level: int) -> list[str]:
+    """Return a table with a row for each library, and one more for each group of values that they have."""
     plain = {name: {n: v for n, v in row.items() if not _nested(v)} for name, row in value.items()}
     parts = [_grid(plain)] if any(plain.values()) else []
     groups = dict.fromkeys(n for row in value.values() for n, v in row.items() if isinstance(v, Mapping))
@@ -541,8 +556,25 @@ def _title_of(name: str) -> str:
     return f"{_words(name)[0].upper()}{_words(name)[1:]}"
 
 
+_NAMES = {
+    "imports_seconds": "import time (s)",
+    "floor_seconds": "time of the matrix products alone (s)",
+    "mixed": "passages of mixed length",
+    "slab": "passages of five lengths",
+    "short": "short texts",
+    "query": "one query",
+    "concurrent": "64 queries at once",
+    "calm": "undisturbed",
+    "of_the_matrix_rate": "share of the matrix rate",
+    "ours": "this package",
+    "plain": "plain FastAPI app",
+}
+"""What a reader is shown for the names in ``benchmarks/results``."""
+
+
 def _words(name: object) -> str:
-    return str(name).replace("_", " ")
+    words = _NAMES.get(str(name), str(name))
+    return re.sub(r"^ours\b", "this package", words).replace("_", " ")
 
 
 def _figure(value: object) -> str:
@@ -561,12 +593,14 @@ def _figure(value: object) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Put the hosts and the notebooks into the navigation."""
+    """Put the providers and the notebooks into the navigation, and the site's address where it is known."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    config["site_url"] = project.get("urls", {}).get("Documentation", "")  # 404.html needs it below a path
     for entry in config["nav"]:
         if "Project" in entry:
             entry["Project"][0] = {"Notebooks": ["notebooks.md", *(f"notebooks/{path.stem}.md" for path in NOTEBOOKS)]}
-        if "Hosts" in entry:
-            entry["Hosts"] = ["providers/index.md", *({_title(p): provider_path(p)} for p in PROVIDERS)]
+        if "Providers" in entry:
+            entry["Providers"] = ["providers/index.md", *({_title(p): provider_path(p)} for p in PROVIDERS)]
     return config
 
 

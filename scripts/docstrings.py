@@ -7,6 +7,9 @@ from typing import Any
 
 import griffe
 
+_LITERAL = re.compile(r"^( *)::\n\n((?:\1.*\n|\n)+)", re.MULTILINE)
+"""A literal block of reStructuredText, which Markdown writes as a fence."""
+
 
 class Docstrings(griffe.Extension):
     """Shows ``Example:`` as code, which it does only for ``Examples:``, and leaves out the tree of errors.
@@ -19,5 +22,5 @@ class Docstrings(griffe.Extension):
             obj.docstring = None
         elif obj.docstring is not None:
             text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
-            text = re.sub(r"^ *::\n\n", "", text, flags=re.MULTILINE)
+            text = _LITERAL.sub(lambda found: f"{found[1]}```python\n{found[2].rstrip()}\n{found[1]}```\n", text + "\n")
             obj.docstring.value = text.replace("  # doctest: +SKIP", "")

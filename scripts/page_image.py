@@ -1,4 +1,4 @@
-"""Take docs/img/page.png: the page of `bge serve`, with a question ranked, in a real Chromium.
+"""Take docs/img/page.png and page-dark.png: the page of `bge serve`, with a question ranked, in a real Chromium.
 
 python scripts/page_image.py
 """
@@ -14,7 +14,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from bge_integrations import load_encoder
 from bge_integrations.server import background
 
-IMAGE = Path(__file__).parent.parent / "docs" / "img" / "page.png"
+IMAGES = Path(__file__).parent.parent / "docs" / "img"
+SCHEMES = {"light": "page.png", "dark": "page-dark.png"}
 QUESTION = "play songs"
 PASSAGES = (
     "A mail server that delivers email over SMTP.",
@@ -32,6 +33,18 @@ document.getElementById("go").click();
 """
 
 
+def take(driver: webdriver.Chrome, url: str, image: Path) -> None:
+    """Ask the page and save what it shows."""
+    driver.get(url)
+    WebDriverWait(driver, 60).until(
+        lambda d: d.execute_script("return document.querySelectorAll('#facts li').length > 1")
+    )
+    driver.execute_script(FILL, QUESTION, PASSAGES)
+    WebDriverWait(driver, 60).until(lambda d: d.execute_script("return !document.getElementById('results').hidden"))
+    driver.execute_script("scrollTo(0, 0); document.activeElement.blur()")
+    driver.save_screenshot(str(image))
+
+
 def main() -> None:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
@@ -41,14 +54,10 @@ def main() -> None:
     with load_encoder("demo", show_progress=False) as encoder, background(encoder) as url:
         driver.set_window_size(1000, 1006)
         encoder.encode(["a text"], role="document")  # so that the page finds the model ready
-        driver.get(url)
-        WebDriverWait(driver, 60).until(
-            lambda d: d.execute_script("return document.querySelectorAll('#facts li').length > 1")
-        )
-        driver.execute_script(FILL, QUESTION, PASSAGES)
-        WebDriverWait(driver, 60).until(lambda d: d.execute_script("return !document.getElementById('results').hidden"))
-        driver.execute_script("scrollTo(0, 0); document.activeElement.blur()")
-        driver.save_screenshot(str(IMAGE))
+        for scheme, name in SCHEMES.items():
+            media = [{"name": "prefers-color-scheme", "value": scheme}]
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+            take(driver, url, IMAGES / name)
     driver.quit()
 
 

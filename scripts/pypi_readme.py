@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import re
 
+_PICTURE = re.compile(r"<picture>.*?</picture>\n?", re.DOTALL)
+_FILE = re.compile(r'\b(src|srcset)="(?!https?:)([^"]+)"')
 _LINK = re.compile(r"(!?)\[((?:!\[[^]]*\]\([^)]*\)|[^][])*)\]\(([^)\s]+)\)")
 
 
 def for_pypi(text: str, repository: str) -> str:
     """Return README with no relative link."""
     parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)  # not in code
-    parts[::2] = [_LINK.sub(lambda found: _absolute(found, repository.rstrip("/")), part) for part in parts[::2]]
+    parts[::2] = [_outside_code(part, repository.rstrip("/")) for part in parts[::2]]
     return "".join(parts)
+
+
+def _outside_code(text: str, repository: str) -> str:
+    text = _LINK.sub(lambda found: _absolute(found, repository), text)
+    return _FILE.sub(rf'\1="{_raw(repository)}\2"', text) if repository else _PICTURE.sub("", text)
 
 
 def _absolute(found: re.Match[str], repository: str) -> str:

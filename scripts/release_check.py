@@ -26,6 +26,9 @@ def problems(tag: str | None) -> list[str]:
         found.append(f"CITATION.cff does not say version: {version}")
     if not re.search(rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE):
         found.append(f"CHANGELOG.md has no section [{version}]")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        if "github/REPOSITORY/" in path.read_text("utf-8"):
+            found.append(f"notebooks/{path.name}: the Colab badge names REPOSITORY, not owner/name of the repository")
     return found
 
 

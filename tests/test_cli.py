@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -226,3 +227,16 @@ def test_completion_knows_commands_and_options(shell, capsys):
     shown = capsys.readouterr().out
     assert "embed" in shown
     assert "--query-instruction" in shown
+
+
+def test_completion_for_fish_names_commands_options_and_choices(capsys):
+    assert main(["completion", "fish"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.fullmatch(r"complete -c bge .* -d '(?:[^'\\\\]|\\\\.)*'", line) for line in lines)
+    assert any("-n __fish_use_subcommand -a embed " in line for line in lines)
+    embed = [line for line in lines if "__fish_seen_subcommand_from embed'" in line]
+    assert any(" -l query-instruction -r -d 'query instruction instead of the model\\'s own" in line for line in embed)
+    assert any(" -l format -r -f -a 'parquet numpy jsonl' -d" in line for line in embed)
+    assert any(r" -a 'cls mean last\\ token' " in line for line in embed)
+    assert any(" -s o -l out -r -d" in line for line in embed)
+    assert any(" -l update -d" in line for line in embed)

@@ -31,7 +31,17 @@ SEARCHED = {
     "hybrid search": "how-to/hybrid", "reranker": "how-to/rerank", "chunking": "how-to/bulk", "PDF": "how-to/bulk",
     "openai": "providers/openai", "ollama": "providers/ollama", "prometheus": "how-to/deploy",
     "shell completion": "reference/cli", "migrate": "migrate/index", "spark": "how-to/ray",
-    "qdrant": "how-to/vector-stores", "duplicates": "how-to/bulk",
+    "qdrant": "how-to/vector-stores", "duplicates": "how-to/bulk", "Apple": "how-to/speed", "mps": "how-to/speed",
+    "fine-tune": "how-to/own-models", "cosine": "explanation/scores", "normalize": "explanation/scores",
+    "dimension": "how-to/choose-model", "batch size": "how-to/speed", "async": "langchain",
+    "LangGraph": "how-to/clients", "OpenAI compatible": "how-to/hosts", "Azure": "how-to/hosts", "TEI": "providers/tei",
+    "vLLM": "providers/vllm", "Elasticsearch": "how-to/vector-stores", "ONNX": "how-to/speed",
+    "quantization": "how-to/smaller-vectors", "int8": "how-to/smaller-vectors", "Matryoshka": "how-to/choose-model",
+    "rerank": "how-to/rerank", "hybrid": "how-to/hybrid", "sparse": "how-to/hybrid", "ColBERT": "how-to/hybrid",
+    "pgvector": "how-to/vector-stores", "retry": "how-to/rate-limits", "429": "how-to/rate-limits",
+    "API key": "how-to/hosts", "CUDA": "how-to/speed", "threads": "how-to/speed", "license": "reference/models",
+    "multilingual": "how-to/choose-model",
+    "chunk size": "how-to/long-texts", "streaming": "how-to/speed", "pickle": "how-to/ray",
 }  # fmt: skip
 
 FIRST_THREE = """

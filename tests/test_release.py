@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 ADDRESS = "https://forge.test/us/bge"
-RELATIVE = re.compile(r"\]\((?!https?:|#)")
+RELATIVE = re.compile(r"(?:\]\(|\bsrc(?:set)?=\")(?!https?:|#)")
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,8 @@ def test_links_and_pictures_on_pypi_are_absolute():
 
     page = for_pypi(README, ADDRESS)
     assert not RELATIVE.search(page)
-    assert f"]({ADDRESS}/raw/main/docs/img/page.png)" in page
+    assert f'src="{ADDRESS}/raw/main/docs/img/page.png"' in page
+    assert f'srcset="{ADDRESS}/raw/main/docs/img/page-dark.png"' in page
     assert f"[CHANGELOG]({ADDRESS}/blob/main/CHANGELOG.md)" in page
     assert f"license-MIT-blue)]({ADDRESS}/blob/main/LICENSE)" in page
     assert page.replace(f"{ADDRESS}/blob/main/", "").replace(f"{ADDRESS}/raw/main/", "") == README
@@ -63,6 +64,8 @@ def test_the_release_check_says_what_is_missing():
     assert "the tag is v9.9.9" in listed
     named = PROJECT["project"].get("urls", {})
     assert ("[project.urls] does not name Documentation and Repository" in listed) == (not named)
+    badges = [path.name for path in (ROOT / "notebooks").glob("*.ipynb") if "github/REPOSITORY/" in path.read_text()]
+    assert all(f"{name}: the Colab badge" in listed for name in badges)
 
 
 def test_ci_runs_what_the_makefile_runs():

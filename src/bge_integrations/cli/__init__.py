@@ -30,7 +30,7 @@ _COMMANDS = {
     "upload": "upload shards into a vector store, and stamp it with their model",
     "cache": "inspect, prune or clear the cache of vectors",
     "export": "export a model to ONNX",
-    "completion": "print a shell completion script (bash, zsh or tcsh)",
+    "completion": "print a shell completion script (bash, zsh, fish or tcsh)",
 }
 
 _ALIASES = {"upload": ["load"], "quantise": ["quantize"]}
