@@ -49,6 +49,16 @@ def test_odd_rows_are_told_the_same(row):
 
 
 NUMBERS = st.floats(-2, 2, width=32) | st.integers(-1, 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_answers_too():
+    """Have answers of any size read by pysimdjson."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer, "_SMALL", 0)
+        yield
+
+
 ROWS = st.lists(st.lists(NUMBERS, min_size=DIMENSIONS, max_size=DIMENSIONS) | st.lists(NUMBERS | st.booleans()))
 
 

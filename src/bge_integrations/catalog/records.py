@@ -89,11 +89,20 @@ class ModelCard:
         """
         if role == "document":
             return text
+        head, tail = self.around_query(query_instruction)
+        return head + text + tail
+
+    def around_query(self, query_instruction: str | None = None) -> tuple[str, str]:
+        """Return what the model is to read before and after the text of a query.
+
+        Raises:
+            ConfigError: the card names no default instruction and the user gave none.
+        """
         instruction = self.instruction(query_instruction)
         if not instruction:
-            return text
+            return "", ""
         head, tail = self.query_format.split("{text}")
-        return head.replace("{instruction}", instruction) + text + tail
+        return head.replace("{instruction}", instruction), tail
 
     def document_space(self, variant: str = "") -> str:
         """Name the space of document vectors, which no query instruction changes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ..catalog.records import Role
 from ..errors import ConfigError, InputError, InputTypeError, RepairWarning, TooLongError, warn
@@ -33,6 +33,21 @@ def check_texts(texts: Sequence[str], *, blank: Blank = "error") -> list[str]:
         InputTypeError: a bare string where a list belongs, or an item that is not a string.
         InputError: a blank text where ``blank="error"``.
     """
+    checked = list(texts) if type(texts) is list else _listed(texts)
+    if not set(map(type, checked)) <= {str}:  # the passes over all texts run in C
+        _refuse_others(checked)
+    if blank == "error" and not all(map(str.strip, checked)):
+        empty = [i for i, text in enumerate(checked) if not text.strip()]
+        raise InputError(f"text {empty[0]} is blank{_others(empty)}: remove it, or pass blank='keep'", positions=empty)
+    return checked if all(map(str.isascii, checked)) else _without_surrogates(checked)
+
+
+def _listed(texts: Any) -> list[Any]:
+    """Return the texts as a list.
+
+    Raises:
+        InputTypeError: they are not in a list, or in what can become one.
+    """
     if isinstance(texts, (str, bytes, Mapping, set, frozenset)) or not isinstance(texts, Iterable) or _is_table(texts):
         hint = (
             ": iterating over it gives names, not texts; pass a column, such as df['text']" if _is_table(texts) else ""
@@ -43,20 +58,16 @@ def check_texts(texts: Sequence[str], *, blank: Blank = "error") -> list[str]:
         )
         raise InputTypeError(f"texts must be a list of strings, not {type(texts).__name__}{hint}")
     try:
-        checked = list(texts)
+        return list(texts)
     except TypeError:  # an array of no dimensions
         raise InputTypeError(f"texts must be a list of strings, not {type(texts).__name__} of one value") from None
-    wrong = [i for i, text in enumerate(checked) if not isinstance(text, str)]
+
+
+def _refuse_others(texts: list[Any]) -> None:
+    wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
-        kind = type(checked[wrong[0]]).__name__
+        kind = type(texts[wrong[0]]).__name__
         raise InputTypeError(f"text {wrong[0]} is {kind}, not a string{_others(wrong)}", positions=wrong)
-    if blank == "error":
-        empty = [i for i, text in enumerate(checked) if not text.strip()]
-        if empty:
-            raise InputError(
-                f"text {empty[0]} is blank{_others(empty)}: remove it, or pass blank='keep'", positions=empty
-            )
-    return _without_surrogates(checked)
 
 
 def _is_table(texts: object) -> bool:

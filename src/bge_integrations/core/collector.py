@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
 from functools import partial
@@ -53,7 +53,7 @@ def refuse_endless_wait(encoder: Computes) -> None:
         BGEError: called from ``on_batch`` of the same engine, or while the interpreter ends.
     """
     # Its own thread would have to finish the batch in hand first, or is frozen already.
-    if delivering.engine is encoder.engine:
+    if delivering.engine is not None and delivering.engine is encoder.engine:
         raise BGEError("encode() inside on_batch would wait for itself: use submit(), or call it afterwards")
     if sys.is_finalizing():
         raise BGEError("the interpreter is shutting down: encode before that")
@@ -61,7 +61,7 @@ def refuse_endless_wait(encoder: Computes) -> None:
 
 @contextmanager
 def waited_for(
-    encoder: Computes, begin: Callable[[], Collector], role: str, count: int | None, operation: str = "embeddings"
+    encoder: Computes, begin: Callable[[], Collector], role: str, items: object, operation: str = "embeddings"
 ) -> Iterator[Collector]:
     """Begin a call that the enclosed code waits for; cancel it where the waiting ends early; count seconds and tokens.
 
@@ -71,7 +71,7 @@ def waited_for(
     refuse_endless_wait(encoder)
     began = time.perf_counter()
     try:
-        with span(encoder, role, count, operation=operation) as set_tokens:
+        with span(encoder, role, items, operation=operation) as set_tokens:
             call = begin()
             try:
                 yield call
@@ -136,18 +136,16 @@ class Collector(Stream):
                 delivering.engine = outer
 
     def _keep(self, batch: Batch) -> None:
-        if len(batch.positions) == self._count and self._in_order(batch.positions):
+        positions = batch.positions
+        if len(positions) == self._count and (self._count == 1 or list(positions) == list(range(self._count))):
             self._rows = batch.rows  # one batch for all: nothing to put together
         else:
             if self._rows is None:
                 self._rows = self.output.empty(self._count)
-            self._rows[batch.positions] = batch.rows
-        self._done[batch.positions] = True
+            self._rows[positions] = batch.rows
+        self._done[positions] = True
         self.tokens += batch.tokens
         self.truncated += batch.truncated
-
-    def _in_order(self, positions: Sequence[int]) -> bool:
-        return self._count == 1 or list(positions) == list(range(self._count))
 
     def _count_usage(self, batch: Batch) -> None:
         computed = len(batch.positions) if batch.computed is None else batch.computed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
@@ -142,7 +142,10 @@ class Encoder(ABC):
         Raises:
             ConfigError: the model has no default query instruction and none was passed.
         """
-        return [self.card.format(text, role, self.query_instruction) for text in texts]
+        if role == "document":
+            return list(texts)
+        head, tail = self.card.around_query(self.query_instruction)
+        return [head + text + tail for text in texts]
 
     def tokenizer(self) -> TextTokenizer:
         """Return the model's tokenizer.
@@ -285,9 +288,10 @@ class Encoder(ABC):
 
     def _rows(self, texts: Sequence[str], role: Role, on_batch: OnBatch | None, output: Output) -> Rows:
         begin = partial(self._begin, texts, role, on_batch, output=output)
-        with waited_for(self, begin, role, _length(texts)) as call:
+        with waited_for(self, begin, role, texts) as call:
             rows = call.future.result()
-        self._warn_truncated(call.truncated)
+        if call.truncated:
+            self._warn_truncated(call.truncated)
         return rows
 
     async def _arows(self, texts: Sequence[str], role: Role, on_batch: OnBatch | None, output: Output) -> Rows:
@@ -296,9 +300,10 @@ class Encoder(ABC):
         except RuntimeError:
             raise ConfigError("aencode needs asyncio's event loop: under trio, run encode in a thread") from None
         begin = partial(self._begin, texts, role, on_batch, output=output)
-        with waited_for(self, begin, role, _length(texts)) as call:
+        with waited_for(self, begin, role, texts) as call:
             rows = await asyncio.wrap_future(call.future)
-        self._warn_truncated(call.truncated)
+        if call.truncated:
+            self._warn_truncated(call.truncated)
         return rows
 
     def output_for(self, names: Sequence[str]) -> Output:
@@ -330,12 +335,11 @@ class Encoder(ABC):
         return [(tokenizer.token(number), weight) for number, weight in largest_first]
 
     def _warn_truncated(self, positions: Sequence[int]) -> None:
-        if positions:
-            warn(
-                f"{len(positions)} text(s) are longer than the {self.card.max_tokens} tokens that {self.card.id!r} "
-                f"reads (positions {shorten(sorted(positions))}): the rest was truncated; split them to keep it",
-                TruncationWarning,
-            )
+        warn(
+            f"{len(positions)} text(s) are longer than the {self.card.max_tokens} tokens that {self.card.id!r} "
+            f"reads (positions {shorten(sorted(positions))}): the rest was truncated; split them to keep it",
+            TruncationWarning,
+        )
 
     def close(self) -> None:  # noqa: B027 - having nothing to close is the common case
         """Release threads, connections and models; a later call makes them anew."""
@@ -359,10 +363,6 @@ class HoldsEncoder(Protocol):
 def held_encoder(holder: Encoder | HoldsEncoder) -> Encoder:
     """Return the encoder itself, or the one that an adapter holds."""
     return holder if isinstance(holder, Encoder) else holder.encoder
-
-
-def _length(texts: object) -> int | None:
-    return len(texts) if isinstance(texts, Sized) else None
 
 
 def stream(encoder: Encoder, texts: Iterable[str], *, role: Role, size: int = 8192) -> Iterator[Vectors]:

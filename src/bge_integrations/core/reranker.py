@@ -212,7 +212,7 @@ class Reranker(ABC):
         return [Pair(query, passage) for passage in check_texts(passages, blank="keep")]
 
     def _logits(self, pairs: list[Pair]) -> Scores:
-        with waited_for(self, partial(self.begin, pairs), "query", len(pairs), "rerank") as call:
+        with waited_for(self, partial(self.begin, pairs), "query", pairs, "rerank") as call:
             logits: Scores = call.future.result()
         _warn_truncated(self.card, call.truncated)
         _warn_recommended(self.card, self.engine.longest)
@@ -223,7 +223,7 @@ class Reranker(ABC):
             asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigError("ascore needs asyncio's event loop: under trio, run score in a thread") from None
-        with waited_for(self, partial(self.begin, pairs), "query", len(pairs), "rerank") as call:
+        with waited_for(self, partial(self.begin, pairs), "query", pairs, "rerank") as call:
             logits: Scores = await asyncio.wrap_future(call.future)
         _warn_truncated(self.card, call.truncated)
         _warn_recommended(self.card, self.engine.longest)

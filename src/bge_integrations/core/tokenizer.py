@@ -111,7 +111,7 @@ class TextTokenizer:
             TextError: the tokenizer fails at a text.
         """
         most = self.max_tokens
-        if most is not None:
+        if most is not None and max(map(len, texts), default=0) > _HUGE * most:
             texts = [self._end_of(text, most) if len(text) > _HUGE * most else text for text in texts]
         encodings = self._encode(texts)
         items = [np.array(encoding.ids, np.int32) for encoding in encodings]

@@ -6,8 +6,8 @@ No text is ever in a span. Conventions: https://opentelemetry.io/docs/specs/semc
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -31,28 +31,34 @@ class Described(Protocol):
         ...
 
 
-@contextmanager
 def span(
-    encoder: Described, role: str, count: int | None, *, operation: str = "embeddings"
-) -> Iterator[Callable[[int], None]]:
+    encoder: Described, role: str, items: object, *, operation: str = "embeddings"
+) -> AbstractContextManager[Callable[[int], None]]:
     """Put the enclosed call into a span, where a tracer provider is set; else cost next to nothing.
 
     Args:
         encoder: an encoder or a reranker.
         role: of the texts.
-        count: of the texts.
+        items: the texts.
         operation: ``"embeddings"`` or ``"rerank"``.
 
-    Yields:
-        What sets the number of tokens that the call took.
+    Returns:
+        A context manager whose value sets the number of tokens that the call took.
     """
     tracer = _tracer()
-    if tracer is None:
-        yield _ignore
-        return
+    return nullcontext(_ignore) if tracer is None else _traced(tracer, encoder, role, items, operation)
+
+
+@contextmanager
+def _traced(
+    tracer: Any, encoder: Described, role: str, items: object, operation: str
+) -> Iterator[Callable[[int], None]]:
     name, kind = f"{operation} {encoder.card.id}", sys.modules["opentelemetry.trace"].SpanKind.CLIENT
     quiet = {"record_exception": False, "set_status_on_exception": False}  # messages may quote a host's answer
-    about = {"gen_ai.operation.name": operation, **_before(encoder, role, count)}
+    about = {
+        "gen_ai.operation.name": operation,
+        **_before(encoder, role, len(items) if isinstance(items, Sized) else None),
+    }
     if operation == "embeddings":
         about["gen_ai.embeddings.dimension.count"] = encoder.card.dimensions
     with tracer.start_as_current_span(name, kind=kind, attributes=about, **quiet) as current:

@@ -63,11 +63,8 @@ class LocalEngine(Encoder):
         Raises:
             ConfigError: the model has no default query instruction and none was passed.
         """
-        self.format(texts[:1], role)
         refuse = partial(refuse_truncation, model=self.card.id, max_tokens=self.card.max_tokens)
-        self._scheduler.submit(
-            Job(texts, partial(self.format, role=role), stream, refuse if self.truncate == "error" else None)
-        )
+        self._scheduler.submit(Job(self.format(texts, role), stream, refuse if self.truncate == "error" else None))
 
     def tokenizer(self) -> TextTokenizer:
         """Return the model's tokenizer.

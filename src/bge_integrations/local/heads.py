@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ class Run:
     start: int
     length: int
 
-    @property
+    @cached_property
     def end(self) -> int:
         """Row after the last token."""
         return self.start + self.count * self.length

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,25 +27,22 @@ class Job:
     """One call.
 
     Attributes:
-        texts: as the caller passed them; pairs of texts for a reranker.
-        prepare: puts the instruction in front.
+        texts: what the model is to read; pairs of texts for a reranker.
         stream: where finished rows go.
         refuse: raises for texts that are longer than the model reads, before anything is computed; None to truncate.
         taken: texts that are in a slice already.
+        done: texts whose rows have been passed on.
         measured: texts whose length ``refuse`` needs and that have been measured.
         long: positions among them of those that are longer than the model reads.
     """
 
     texts: list[Any]
-    prepare: Callable[[Sequence[Any]], list[Any]]
     stream: Stream
     refuse: Callable[[Sequence[int]], None] | None = None
     taken: int = 0
+    done: int = 0
     measured: int = 0
-
-    def __post_init__(self) -> None:
-        self.missing = len(self.texts)
-        self.long: list[int] = []
+    long: list[int] = field(default_factory=list)
 
     @property
     def alive(self) -> bool:
@@ -53,16 +50,16 @@ class Job:
         return not self.stream.cancelled
 
     def part(self, start: int, texts: int, characters: int) -> Part:
-        """Return texts from ``start`` on, as many as fit but at least one, ready for the model."""
+        """Return texts from ``start`` on, as many as fit but at least one."""
         end = slice_end(self.texts, start, texts, characters)
-        return Part(self, range(start, end), self.prepare(self.texts[start:end]))
+        return Part(self, range(start, end), self.texts[start:end])
 
     def put(self, indices: Indices, rows: Rows, tokens: int, truncated: Sequence[int]) -> None:
         """Pass finished rows on, and finish the call with the last one."""
-        self.missing -= len(indices)
+        self.done += len(indices)
         try:
             self.stream.put(Batch(indices.tolist(), rows, tokens, truncated))
-            if not self.missing:
+            if self.done == len(self.texts):
                 self.stream.finish()
         except BaseException as error:  # noqa: BLE001 - what a stream raises must not end the worker thread
             self.fail(error)
@@ -119,14 +116,23 @@ class Slice:
         Raises:
             TextError: positions are those in all texts of the parts together.
         """
-        tokens = backend.tokenize([text for part in parts for text in part.texts])
-        truncated = np.zeros(len(tokens.items), bool)
+        jobs: list[Job] = []
+        texts: list[Any] = []
+        owners: list[int] = []
+        indices: list[int] = []
+        for owner, part in enumerate(parts):
+            jobs.append(part.job)
+            texts += part.texts
+            owners += [owner] * len(part.texts)
+            indices += part.span
+        tokens = backend.tokenize(texts)
+        truncated = np.zeros(len(texts), bool)
         truncated[tokens.truncated] = True
         return cls(
-            jobs=[part.job for part in parts],
+            jobs=jobs,
             items=tokens.items,
-            owners=np.repeat(np.arange(len(parts)), [len(part.span) for part in parts]),
-            indices=np.concatenate([np.arange(part.span.start, part.span.stop) for part in parts]),
+            owners=np.array(owners),
+            indices=np.array(indices),
             lengths=tokens.lengths,
             truncated=truncated,
             output=parts[0].job.stream.output,
@@ -136,15 +142,16 @@ class Slice:
     def next_batch(self) -> Indices:
         """Return the texts of the next batch for which somebody still waits; may be none."""
         batch = self.batches.popleft()
-        alive = np.array([job.alive for job in self.jobs])
-        return batch if alive.all() else batch[alive[self.owners[batch]]]
+        for owner, job in enumerate(self.jobs):
+            if not job.alive:
+                batch = batch[self.owners[batch] != owner]
+        return batch
 
     def deliver(self, texts: Indices, rows: Rows) -> None:
         """Give each job its rows."""
         for job, mine, chosen in self._by_job(texts):
-            if job.alive:
-                truncated = self.indices[mine[self.truncated[mine]]].tolist()
-                job.put(self.indices[mine], rows[chosen], int(self.lengths[mine].sum()), truncated)
+            truncated = self.indices[mine[self.truncated[mine]]].tolist()
+            job.put(self.indices[mine], rows[chosen], int(self.lengths[mine].sum()), truncated)
 
     def fail(self, texts: Indices, failed: Mapping[int, BaseException], backend: Backend, *, blame: bool) -> None:
         """Fail every job that has one of these texts.
@@ -160,13 +167,11 @@ class Slice:
             error = failed[own[0]] if own else next(iter(failed.values()))
             job.fail(backend.explain(error, self.indices[own].tolist() if own and blame else ()))
 
-    def _by_job(self, texts: Indices) -> Iterator[tuple[Job, Indices, Any]]:
+    def _by_job(self, texts: Indices) -> list[tuple[Job, Indices, Any]]:
         if len(self.jobs) == 1:
-            yield self.jobs[0], texts, slice(None)
-            return
+            return [(self.jobs[0], texts, slice(None))]
         owners = self.owners[texts]
-        for owner in np.unique(owners).tolist():
-            yield self.jobs[owner], texts[owners == owner], owners == owner
+        return [(self.jobs[i], texts[owners == i], owners == i) for i in np.unique(owners).tolist()]
 
 
 def cut_batches(lengths: Indices, budget: int, *, padded: bool) -> list[Indices]:

@@ -55,7 +55,7 @@ class LocalReranker(Reranker):
     def batches(self, pairs: list[Pair], stream: Stream) -> None:
         """Queue checked pairs for the worker thread."""
         refuse = partial(refuse_truncation, model=self.card.id, max_tokens=self.card.max_tokens)
-        self._scheduler.submit(Job(pairs, list, stream, refuse if self.truncate == "error" else None))
+        self._scheduler.submit(Job(pairs, stream, refuse if self.truncate == "error" else None))
 
     @property
     def longest(self) -> int:  # type: ignore[override]

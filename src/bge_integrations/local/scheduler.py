@@ -7,7 +7,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -94,14 +94,15 @@ class Queue:
             job = self.jobs[0]
             if parts and job.stream.output != parts[0].job.stream.output:
                 break
+            part = None
             try:
-                backend.accept(job.stream.output)
-                if job.alive and not self._measured(job, backend):
-                    break
-                part = job.part(job.taken, room, characters) if job.alive else None
+                if job.alive:
+                    backend.accept(job.stream.output)
+                    if job.refuse is not None and not self._measured(job, job.refuse, backend):
+                        break
+                    part = job.part(job.taken, room, characters)
             except BaseException as error:  # noqa: BLE001 - belongs to the call
                 job.fail(backend.explain(error))
-                part = None
             if part is not None:
                 parts.append(part)
                 job.taken = part.span.stop
@@ -110,13 +111,13 @@ class Queue:
                 self.jobs.popleft()
         return parts
 
-    def _measured(self, job: Job, backend: Backend) -> bool:
+    def _measured(self, job: Job, refuse: Callable[[Sequence[int]], None], backend: Backend) -> bool:
         """Return whether no text of a job is too long; measures one slice, so that other calls have their turn.
 
         Raises:
             TooLongError: there are such texts, and the caller wants them refused before anything is computed.
         """
-        if job.refuse is None or job.measured == len(job.texts):
+        if job.measured == len(job.texts):
             return True
         part = job.part(job.measured, SLICE_TEXTS, SLICE_CHARACTERS)
         try:
@@ -127,7 +128,7 @@ class Queue:
         job.measured = part.span.stop
         if job.measured < len(job.texts):
             return False
-        job.refuse(job.long)
+        refuse(job.long)
         return True
 
     def _sliced(self, parts: list[Part], backend: Backend) -> Slice | None:
@@ -188,7 +189,7 @@ class Loop:
 
     def _admit(self) -> bool:
         """Take in what has arrived; wait for it where there is nothing else to do. False: stop."""
-        block = not (self.urgent.busy or self.bulk.busy)
+        block = not self.bulk.busy  # no short call is left when a step ends
         try:
             while True:
                 job = self.inbox.get(block=block)

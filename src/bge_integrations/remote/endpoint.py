@@ -16,6 +16,7 @@ from ..errors import BGEWarning, ConfigError, InsecureHostError, warn
 __all__ = ["Endpoint", "Limits", "SecretHeaders", "is_loopback", "split_url"]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_HEADER_VALUE = re.compile(r"[\t -~]*")
 _FRAMING = ("connection", "content-length", "te", "trailer", "transfer-encoding", "upgrade")
 _WARNED: set[str] = set()  # hosts that plain http was allowed for
 
@@ -184,7 +185,7 @@ def _without_values(names: tuple[str, ...]) -> SecretHeaders:
 def _fits_header(value: str) -> bool:
     # HTTP libraries quote the whole value where they refuse one: https://github.com/python-hyper/h11/issues/113
     # The SDK encodes headers as ASCII: https://github.com/openai/openai-python/blob/v2.0.0/src/openai/_base_client.py
-    return all(" " <= letter <= "~" or letter == "\t" for letter in value)
+    return _HEADER_VALUE.fullmatch(value) is not None
 
 
 def _no_header(what: str) -> ConfigError:

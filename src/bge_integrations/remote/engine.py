@@ -142,8 +142,9 @@ class RemoteEngine(HostClient, Encoder):
             ConfigError: the model has no default query instruction and none was passed; the key cannot be sent.
             MissingKeyError: the host needs a key and none was found.
         """
-        self.format(texts[:1], role)
-        self.launch(partial(self._send, texts, role, stream), stream)
+        instruct = self._server_instructs(role) and not isinstance(stream.output, Several)
+        formatted = self.format(texts, role)
+        self.launch(partial(self._send, texts if instruct else formatted, stream, instruct=instruct), stream)
 
     def post(self, texts: list[str], *, encoding: str | None = "float") -> bytes:
         """Send documents in one request as they are, once, and return the body of the answer, unread.
@@ -179,13 +180,11 @@ class RemoteEngine(HostClient, Encoder):
         except HostError as error:
             raise self._complete(error) from None
 
-    async def _send(self, texts: list[str], role: Role, stream: Stream) -> None:
+    async def _send(self, texts: list[str], stream: Stream, *, instruct: bool) -> None:
         session, output = self._here(), stream.output
-        instruct = self._server_instructs(role) and not isinstance(output, Several)
         try:
             async with Deadline(self.limits) as deadline:
-                sent = texts if instruct else self.format(texts, role)
-                sent, long, tokens = await self._truncated(sent, deadline, instruct=instruct)
+                sent, long, tokens = await self._truncated(texts, deadline, instruct=instruct)
                 if self.truncate == "error":
                     refuse_truncation(long, model=self.card.id, max_tokens=self.card.max_tokens)
                 exchange = Exchange(

@@ -31,6 +31,8 @@ def _simdjson() -> Any:
     return simdjson
 
 
+_SMALL = 32_000  # bytes of an answer that orjson reads as fast: a query's
+
 _read_base64 = _base64_reader()
 _parser = _simdjson()
 
@@ -41,7 +43,7 @@ def read_answer(body: bytes) -> Any:
     Raises:
         BadAnswerError: it is not JSON.
     """
-    if _parser is not None:
+    if _parser is not None and len(body) > _SMALL:
         try:
             converter = _Converter()
             answer = converter.convert(_parser.Parser().parse(body))

@@ -8,7 +8,8 @@ against transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,21 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Norm:
-    """A layer norm."""
-
-    def __init__(self, weights: dict[str, Tensor], name: str, epsilon: float, dtype: torch.dtype) -> None:
-        self.weight = _pop(weights, f"{name}.weight").to(dtype)
-        self.bias = _pop(weights, f"{name}.bias").to(dtype)
-        self.epsilon = epsilon
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return x normalised over its last axis."""
-        from torch.nn.functional import layer_norm
-
-        return layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
 class Layer:
     """One transformer layer; computes every token's next state."""
 
@@ -57,19 +43,17 @@ class Layer:
         self.out = _linear(weights, (f"{name}.attention.output.dense",), dtype)
         self.up = _linear(weights, (f"{name}.intermediate.dense",), dtype)
         self.down = _linear(weights, (f"{name}.output.dense",), dtype)
-        self.norm = Norm(weights, f"{name}.attention.output.LayerNorm", shape.epsilon, dtype)
-        self.last_norm = Norm(weights, f"{name}.output.LayerNorm", shape.epsilon, dtype)
+        self.norm = _norm(weights, f"{name}.attention.output.LayerNorm", shape.epsilon, dtype)
+        self.last_norm = _norm(weights, f"{name}.output.LayerNorm", shape.epsilon, dtype)
 
     def _read_attention(self, weights: dict[str, Tensor], name: str, dtype: torch.dtype) -> None:
         self.qkv = _linear(weights, (f"{name}.query", f"{name}.key", f"{name}.value"), dtype)
 
-    def __call__(self, x: Tensor, batch: Batch) -> Tensor:
-        """Return the next states that are wanted: here every token's."""
-        return self.every(x, batch)
-
     def every(self, x: Tensor, batch: Batch) -> Tensor:
         """Return every token's next state."""
         return self._rest(x, self.attention.every(self.qkv(x), batch, self.heads))
+
+    __call__ = every  # the next states that are wanted: here every token's
 
     def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
         x = self.norm(self.out.plus(attended, x))
@@ -126,7 +110,7 @@ class PackedBackend(Backend):
         self.words = _pop(weights, "embeddings.word_embeddings.weight")
         types = _pop(weights, "embeddings.token_type_embeddings.weight")
         self.positions = _pop(weights, "embeddings.position_embeddings.weight") + types[0]
-        self.norm = Norm(weights, "embeddings.LayerNorm", shape.epsilon, torch.float32)
+        self.norm = _norm(weights, "embeddings.LayerNorm", shape.epsilon, torch.float32)
         kinds = [Layer] * (shape.layers - 1) + [OneTokenLayer if self.pick else Layer]
         self.attention = choose_attention(choice.device, dtype)
         self.layers = [
@@ -175,12 +159,13 @@ class PackedBackend(Backend):
 
         lengths = np.fromiter(map(len, items), np.int64, len(items))
         starts = np.cumsum(lengths) - lengths
-        positions = np.arange(lengths.sum()) - np.repeat(starts, lengths) + self.shape.first_position
-        fill = (0, rows(int(lengths.sum())) - len(positions))
-        chosen = self.pick(starts, lengths) if self.pick else starts
-        arrays = np.pad(np.concatenate(items).astype(np.int64), fill), np.pad(positions, fill), chosen
-        flat, places, picked = (torch.from_numpy(array).to(self.choice.device) for array in arrays)
-        return Batch(flat, places, picked, find_runs(lengths, starts))
+        total, device = int(lengths.sum()), self.choice.device
+        tokens, positions = np.zeros((2, rows(total)), np.int64)
+        np.concatenate(items, out=tokens[:total])
+        positions[:total] = np.arange(total) - np.repeat(starts, lengths) + self.shape.first_position
+        chosen = torch.from_numpy(self.pick(starts, lengths) if self.pick else starts).to(device)
+        both = torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device)
+        return Batch(*both, chosen, find_runs(lengths, starts))
 
     def describe(self) -> dict[str, Any]:
         """Return what was chosen, threads, whether oneDNN's fused operator is used, and how attention is called."""
@@ -224,6 +209,13 @@ def _linear(weights: dict[str, Tensor], names: Sequence[str], dtype: torch.dtype
 
     weight, bias = ([_pop(weights, f"{name}.{part}") for name in names] for part in ("weight", "bias"))
     return Linear(torch.cat(weight), torch.cat(bias), dtype)
+
+
+def _norm(weights: dict[str, Tensor], name: str, epsilon: float, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    import torch
+
+    weight, bias = (_pop(weights, f"{name}.{part}").to(dtype) for part in ("weight", "bias"))
+    return partial(torch.layer_norm, normalized_shape=weight.shape, weight=weight, bias=bias, eps=epsilon)
 
 
 def _pop(weights: dict[str, Tensor], name: str) -> Tensor:
