@@ -173,7 +173,9 @@ def test_async_and_threads_give_the_same(reranker):
     with ThreadPoolExecutor(4) as pool:
         for scores in pool.map(lambda _: reranker.score(QUERY, PASSAGES), range(4)):
             np.testing.assert_allclose(scores, wanted, atol=1e-5)
-    assert asyncio.run(reranker.arank(QUERY, PASSAGES, top_n=3)) == reranker.rank(QUERY, PASSAGES, top_n=3)
+    ranked, again = asyncio.run(reranker.arank(QUERY, PASSAGES, top_n=3)), reranker.rank(QUERY, PASSAGES, top_n=3)
+    assert [one.position for one in ranked] == [one.position for one in again]
+    np.testing.assert_allclose([one.score for one in ranked], [one.score for one in again], atol=1e-5)
 
 
 def test_it_travels(reranker):
