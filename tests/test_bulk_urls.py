@@ -15,7 +15,7 @@ from bge_integrations.bulk.readers import read_rows
 from bge_integrations.bulk.rows import Columns as RowColumns
 from bge_integrations.bulk.rows import RowParser
 from bge_integrations.bulk.sources import BytesRead, find_inputs, fingerprint
-from bge_integrations.bulk.urls import RemoteFile
+from bge_integrations.bulk.urls import RemoteFile, open_url
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, InsecureHostError, MissingExtraError
 from encoders import HashEncoder
@@ -37,6 +37,11 @@ def as_parquet() -> bytes:
 def texts_of(*names: str, **columns) -> list[str]:
     chosen, files = RowColumns(**columns), find_inputs(names)
     return [row.text for row in read_rows(files, RowParser(chosen, kept_kinds(files, chosen))) if not row.reason]
+
+
+def read_all(file: RemoteFile) -> bytes:
+    with open_url(file, lambda _: None, seekable=file.url.endswith("parquet")) as (stream, _):
+        return stream.read()
 
 
 @pytest.fixture
@@ -66,6 +71,12 @@ class Files(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path, _, query = self.path.partition("?")
         data = self.server.files.get(path)
+        if isinstance(data, str):
+            self.send_response(302)
+            self.send_header("Location", data)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if data is None or query != self.server.query:
             self.send_error(404 if data is None else 403)
             return
@@ -202,6 +213,37 @@ def test_plain_http_to_another_machine_needs_the_users_word(monkeypatch):
         find_inputs("http://example.com/rows.jsonl")
     monkeypatch.setenv("BGE_ALLOW_HTTP", "1")
     assert find_inputs("http://example.com/rows.jsonl") == ["http://example.com/rows.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize("code", ["http://192.0.2.7/x", "HTTP://host.example/rows?key=s3cret", "//192.0.2.7/x"])
+def test_a_redirect_to_plain_http_elsewhere_is_refused(name, code, monkeypatch):
+    monkeypatch.delenv("BGE_ALLOW_HTTP", raising=False)
+    with serving({f"/{name}": code, "/second": f"/{name}"}) as url:
+        for first in (f"{url}/{name}", f"{url}/second?x=.jsonl"):
+            with pytest.raises(InsecureHostError, match=r"'127.0.0.1' redirects to plain http to") as caught:
+                read_all(RemoteFile(first))
+            assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_redirect_on_this_machine_is_followed(ranges):
+    with serving({"/rows.jsonl": LINES}, ranges=ranges) as there, serving({"/a.jsonl": f"{there}/rows.jsonl"}) as here:
+        assert texts_of(f"{here}/a.jsonl") == TEXTS
+
+
+def test_a_package_is_named_as_it_is_installed(monkeypatch):
+    import sys
+
+    for scheme, module, package in [
+        ("gs", "gcsfs", "gcsfs"),
+        ("smb", "smbclient", "smbprotocol"),
+        ("sftp", "paramiko", "paramiko"),
+        ("libarchive", "libarchive", "libarchive-c"),
+    ]:
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingExtraError, match=f"^{scheme}:// needs {package}: pip install {package}$"):
+            find_inputs(f"{scheme}://bucket/rows.jsonl")
 
 
 def test_what_is_missing_is_named_with_its_install_line(monkeypatch):

@@ -7,8 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from ..environment import switched_on
 from ..errors import BGEError, ConfigError, InsecureHostError, MissingExtraError
@@ -18,6 +19,7 @@ from ..remote.endpoint import is_loopback
 __all__ = ["RemoteFile", "expand_url", "is_url", "open_url"]
 
 _HTTP = ("http://", "https://")
+_INSTALLED_AS = {"smbclient": "smbprotocol", "libarchive": "libarchive-c"}
 
 
 class RemoteFile(str):
@@ -80,11 +82,11 @@ def expand_url(url: str, is_known: Callable[[str], bool]) -> list[RemoteFile]:
         return [RemoteFile(system.unstrip_protocol(each)) for each in sorted(found)]
 
 
-def _check_http(url: str) -> None:
+def _check_http(url: str, way: str = "") -> None:
     host = urlsplit(url).hostname or ""
-    if url.startswith("http://") and not is_loopback(host) and not switched_on("BGE_ALLOW_HTTP"):
+    if url.lower().startswith("http://") and not is_loopback(host) and not switched_on("BGE_ALLOW_HTTP"):
         raise InsecureHostError(
-            f"plain http to {host!r}: anybody on the way could read and change the texts: use https, or set "
+            f"{way}plain http to {host!r}: anybody on the way could read and change the texts: use https, or set "
             "BGE_ALLOW_HTTP=1 where that network is yours"
         )
 
@@ -151,11 +153,26 @@ class _Stream(io.RawIOBase):
 def _system(file: RemoteFile) -> tuple[Any, str]:
     fsspec = require("fsspec", extra="urls", purpose=file.partition("://")[0] + "://")
     options = {}
-    # A proxy of the environment is used as everywhere, but never for this machine.
-    if file.url.startswith(_HTTP) and not is_loopback(urlsplit(file.url).hostname or ""):
-        options = {"client_kwargs": {"trust_env": True}}
+    if file.url.startswith(_HTTP):
+        # A proxy of the environment is used as everywhere, but never for this machine.
+        proxy = not is_loopback(urlsplit(file.url).hostname or "")
+        options = {"client_kwargs": {"trust_env": proxy, "trace_configs": [_redirects()]}}
     system, path = fsspec.core.url_to_fs(file.url, **options)
     return system, path
+
+
+@cache
+def _redirects() -> Any:
+    """Return what has aiohttp follow no redirect to plain http that the user would not have been allowed to name."""
+    aiohttp = require("aiohttp", extra="urls", purpose="http://")
+
+    async def check(_session: Any, _context: Any, params: Any) -> None:
+        target = params.response.headers.get("Location") or params.response.headers.get("URI") or ""
+        _check_http(urljoin(str(params.url), target), f"{params.url.host!r} redirects to ")
+
+    config = aiohttp.TraceConfig()
+    config.on_request_redirect.append(check)
+    return config
 
 
 @contextmanager
@@ -167,9 +184,13 @@ def _explained(name: RemoteFile) -> Iterator[None]:
         raise
     except ImportError as error:
         scheme = name.partition("://")[0]
-        package = (error.name or _package(scheme)).partition(".")[0]
+        # fsspec's own error names no module, the one that it came from does.
+        module = error.name or getattr(error.__cause__, "name", None) or _package(scheme)
+        package = _INSTALLED_AS.get(module.partition(".")[0], module.partition(".")[0])
         raise MissingExtraError(f"{scheme}:// needs {package}: pip install {package}") from None
     except Exception as error:  # noqa: BLE001 - botocore, aiohttp, ... have trees of their own
+        if isinstance(error.__cause__, InsecureHostError):
+            raise error.__cause__ from None
         raise ConfigError(f"{str(name)!r} cannot be read: {_reason(name, error)}") from None
 
 
