@@ -27,6 +27,12 @@ def with_duplicates(count: int, dimensions: int, share: float, seed: int = 3) ->
     return rows
 
 
+def peak() -> int:
+    """Return the most memory that the process has had; getrusage tells that of the parent, too, after a fork."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
 def write_shards(folder: Path, rows: np.ndarray, stamp: dict[str, Any], shard_rows: int = 10_000) -> None:
     """Write Parquet shards and a manifest, as a finished ``bge embed`` leaves them."""
     from bge_integrations.bulk.formats import FORMATS, Contents

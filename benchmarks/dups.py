@@ -1,15 +1,17 @@
 """Near-duplicates: time and peak memory, exact and approximate, against the product of all vectors in memory.
 
-    python benchmarks/dups.py [ROWS ...]          the table, and results/dups.json (20,000 and 100,000 rows)
+    python benchmarks/dups.py                                      20,000 and 100,000 rows, and results/dups.json
+    python benchmarks/dups.py --rows 1000000 --dimensions 128      beside what the file holds already
+    python benchmarks/dups.py --rows 5000 --dry                    a smoke run
 
 Shards of random unit vectors, of which a fifth are near copies (cosine 0.95 to 1) of rows before them. Each way runs in
 a process of its own; the product of all vectors only where its matrix has room. "found" is the share of the exact way's
-duplicates that the approximate one finds. Beyond 150,000 rows only the approximate way
-runs.
+duplicates that the approximate one finds. Beyond 150,000 rows only the approximate way runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-DIMENSIONS, SHARE, ABOVE = 384, 0.2, 0.95
+SHARE, ABOVE = 0.2, 0.95
 ROOM, PATIENCE = 25_000, 150_000  # rows at most for the product of all, and for the exact way
 WAYS = ("product of all", "exact", "approximate")
 
@@ -35,13 +37,9 @@ def product(folder: Path) -> set[int]:
     return set(np.flatnonzero(np.triu(near, 1).any(0)).tolist())
 
 
-def peak() -> int:
-    """Return the most memory that the process has had; getrusage tells that of the parent, too, after a fork."""
-    status = Path("/proc/self/status").read_text("utf-8")
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
 def measured(way: str, folder: Path) -> dict[str, Any]:
+    from bulk_vectors import peak
+
     from bge_integrations.bulk import near_duplicates
 
     if way == "approximate":
@@ -56,13 +54,13 @@ def measured(way: str, folder: Path) -> dict[str, Any]:
     return {"seconds": seconds, "bytes": peak() - before, "found": sorted(found)}
 
 
-def compare(rows: int) -> dict[str, Any]:
+def compare(rows: int, dimensions: int) -> dict[str, Any]:
     import bulk_vectors
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "shards"
-        vectors = bulk_vectors.with_duplicates(rows, DIMENSIONS, SHARE)
-        stamp = {"space": "none", "model": "none", "dimensions": DIMENSIONS}
+        vectors = bulk_vectors.with_duplicates(rows, dimensions, SHARE)
+        stamp = {"space": "none", "model": "none", "dimensions": dimensions}
         bulk_vectors.write_shards(folder, vectors, stamp)
         del vectors
         seen: dict[str, dict[str, Any]] = {}
@@ -72,6 +70,7 @@ def compare(rows: int) -> dict[str, Any]:
     base, truth = next(iter(seen.values())), set(seen.get("exact", {"found": []})["found"])
     return {
         "rows": rows,
+        "dimensions": dimensions,
         "against": next(iter(seen)),
         **{
             way: {
@@ -86,16 +85,26 @@ def compare(rows: int) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["--one"]:
-        print(json.dumps(measured(arguments[1], Path(arguments[2]))))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 100_000])
+    parser.add_argument("--dimensions", type=int, default=384)
+    parser.add_argument("--dry", action="store_true", help="do not write the results file")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measured(given.one[0], Path(given.one[1]))))
         return
-    report = {"dimensions": DIMENSIONS, "share": SHARE, "above": ABOVE}
-    runs = [compare(int(rows)) for rows in arguments or ("20000", "100000")]
     out = HERE / "results" / "dups.json"
-    out.write_text(json.dumps({**report, "runs": runs}, indent=1) + "\n", "utf-8")
-    print(out.read_text("utf-8"))
+    before = json.loads(out.read_text("utf-8"))["runs"] if out.exists() else []
+    runs = {(run["rows"], run["dimensions"]): run for run in before}
+    for rows in given.rows:
+        runs[rows, given.dimensions] = run = compare(rows, given.dimensions)
+        print(json.dumps(run, indent=1), flush=True)
+    if not given.dry:
+        report = {"share": SHARE, "above": ABOVE, "runs": [runs[key] for key in sorted(runs)]}
+        out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

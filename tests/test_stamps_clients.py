@@ -206,6 +206,21 @@ def elasticsearch(folder, request):
 
 
 @contextmanager
+def llama_index_elasticsearch(folder, request):
+    package = pytest.importorskip("llama_index.vector_stores.elasticsearch")
+    with _index({"type": "dense_vector", "dims": SIZE}) as port:
+        opened = []
+
+        def make():
+            opened.append(package.ElasticsearchStore("notes", es_url=f"http://127.0.0.1:{port}"))
+            return opened[-1]
+
+        yield make
+        for store in opened:
+            store.close()
+
+
+@contextmanager
 def opensearch(folder, request):
     package = pytest.importorskip("opensearchpy")
     with _index({"type": "knn_vector", "dimension": SIZE}) as port:
@@ -234,7 +249,8 @@ def pgvector_table(folder, request):
 
 
 STORES = [
-    simple, sqlite, langchain_sqlite_vec, duckdb, llama_index_duckdb, milvus, redis, elasticsearch, opensearch, qdrant,
+    simple, sqlite, langchain_sqlite_vec, duckdb, llama_index_duckdb, milvus, redis, elasticsearch,
+    llama_index_elasticsearch, opensearch, qdrant,
     pgvector_table,
 ]  # fmt: skip
 WITHOUT_SIZE = {"redis", "sqlite"}

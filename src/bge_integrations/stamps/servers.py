@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError
 from .slot import KEY, Slot
 
-__all__ = ["milvus_slot", "qdrant_slot", "redis_slot", "search_engine_slot"]
+__all__ = ["milvus_slot", "qdrant_slot", "redis_slot", "search_engine_slot", "waiting_search_engine_slot"]
 
 
 def qdrant_slot(client: Any, name: str) -> Slot:
@@ -73,20 +75,34 @@ def redis_slot(client: Any, name: str) -> Slot:
     return Slot(read, lambda line: client.set(key, line))
 
 
-def search_engine_slot(client: Any, name: str) -> Slot:
+def waiting_search_engine_slot(store: Any) -> Slot:
+    """Return the slot of LlamaIndex's ``ElasticsearchStore``, whose client is asynchronous.
+
+    Its calls wait as the store's own do: on the thread's event loop, which the store has made to run within itself
+    (nest_asyncio), so that its connections stay those of one loop.
+    """
+    return search_engine_slot(
+        store.client, store.index_name, lambda call: asyncio.get_event_loop().run_until_complete(call)
+    )
+
+
+def search_engine_slot(client: Any, name: str, wait: Callable[[Any], Any] | None = None) -> Slot:
     """Return the slot that is in ``_meta`` of the mapping of an Elasticsearch or OpenSearch index.
 
     Args:
-        client: a synchronous ``Elasticsearch`` or ``OpenSearch``.
+        client: a synchronous ``Elasticsearch`` or ``OpenSearch``, or with ``wait`` an asynchronous one.
         name: of the index, or an alias of one.
+        wait: returns what a call of an asynchronous client returns.
     """
-    if type(client).__name__.startswith("Async"):
+    if wait is None and type(client).__name__.startswith("Async"):
         raise ConfigError(
             f"an {type(client).__name__} is asynchronous: pass a synchronous client with the index's name"
         )
 
+    finish = wait or (lambda answer: answer)
+
     def mapping() -> dict[str, Any]:
-        found = [dict(each["mappings"]) for each in dict(client.indices.get_mapping(index=name)).values()]
+        found = [dict(each["mappings"]) for each in dict(finish(client.indices.get_mapping(index=name))).values()]
         if len(found) != 1:
             raise ConfigError(f"{name!r} names {len(found)} indices: name one")
         return found[0]
@@ -100,11 +116,11 @@ def search_engine_slot(client: Any, name: str) -> Slot:
         if type(client).__module__.partition(".")[0] == "opensearchpy":
             client.indices.put_mapping(index=name, body={"_meta": changed})
         else:
-            client.indices.put_mapping(index=name, meta=changed)
+            finish(client.indices.put_mapping(index=name, meta=changed))
 
     def dimensions() -> set[int]:
         fields = dict(mapping().get("properties") or {}).values()
         sizes = [field.get("dims", field.get("dimension")) for field in fields]
         return {int(size) for size in sizes if size}
 
-    return Slot(lambda: meta().get(KEY), write, dimensions, lambda: int(client.count(index=name)["count"]) == 0)
+    return Slot(lambda: meta().get(KEY), write, dimensions, lambda: int(finish(client.count(index=name))["count"]) == 0)

@@ -19,7 +19,7 @@ from .databases import (
     pgvector_slot,
     sqlite_slot,
 )
-from .servers import milvus_slot, qdrant_slot, redis_slot, search_engine_slot
+from .servers import milvus_slot, qdrant_slot, redis_slot, search_engine_slot, waiting_search_engine_slot
 from .slot import KEY, Slot
 
 __all__ = ["KEY", "Slot", "comment_slot", "find_slot", "qdrant_slot"]
@@ -185,7 +185,7 @@ _KINDS: dict[tuple[str, str], Callable[[Any], Slot]] = {
     ("llama_index", "MilvusVectorStore"): lambda store: milvus_slot(store.client, store.collection_name),
     ("llama_index", "DuckDBVectorStore"): lambda store: duckdb_slot(store.client, store.table_name),
     ("llama_index", "RedisVectorStore"): lambda store: redis_slot(store._index.client, store.index_name),  # noqa: SLF001
-    ("llama_index", "ElasticsearchStore"): lambda store: search_engine_slot(store.client, store.index_name),
+    ("llama_index", "ElasticsearchStore"): waiting_search_engine_slot,
     ("llama_index", "OpensearchVectorStore"): lambda store: search_engine_slot(
         store.client._os_client,  # noqa: SLF001
         store.client._index,  # noqa: SLF001
