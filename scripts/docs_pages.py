@@ -171,6 +171,12 @@ def _title(provider: Provider) -> str:
     return provider.title if provider.title not in ("", provider.name) else provider.name
 
 
+def _heading(provider: Provider) -> str:
+    """Return the title with the name that users type, which is what they search for."""
+    title = _title(provider)
+    return title if title.lower() == provider.name.lower() else f"{title} ({provider.name})"
+
+
 def providers_page(providers: Sequence[Provider]) -> str:
     """Return the page that lists all providers and servers."""
     hosted = [p for p in providers if p.needs_key and not p.refused]
@@ -212,7 +218,7 @@ def _short(model: str) -> str:
 
 def provider_page(provider: Provider) -> str:
     """Return the page of one provider or server."""
-    parts = [f"# {_title(provider)}\n"]
+    parts = [f"# {_heading(provider)}\n"]
     if provider.refused:
         parts.append(f'!!! failure "No BGE model"\n    {provider.refused}.\n')
     elif provider.offers and all(offer.withdrawn for offer in provider.offers):

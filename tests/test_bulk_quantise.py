@@ -227,7 +227,7 @@ def test_the_command_makes_and_asks_smaller_shards(demo, tmp_path, capsys):
     folder = make_shards(tmp_path / "out", demo)
     assert main(["quantize", str(folder), "-o", str(tmp_path / "small"), "--to", "binary"]) == 0
     told = capsys.readouterr().out
-    assert "1,024 bytes a vector before, 32 now" in told
+    assert "1,024 bytes per vector before, 32 now" in told
     for rescore in ("10", "0"):
         assert main(["search", str(tmp_path / "small"), "pack files", "-k", "1", "--rescore", rescore]) == 0
         assert "\ttar\t" in capsys.readouterr().out

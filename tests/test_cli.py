@@ -232,7 +232,7 @@ def test_completion_knows_commands_and_options(shell, capsys):
 def test_completion_for_fish_names_commands_options_and_choices(capsys):
     assert main(["completion", "fish"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(re.fullmatch(r"complete -c bge .* -d '(?:[^'\\\\]|\\\\.)*'", line) for line in lines)
+    assert all(re.fullmatch(r"complete -c bge .* -d '(?:[^'\\]|\\.)*'", line) for line in lines)
     assert any("-n __fish_use_subcommand -a embed " in line for line in lines)
     embed = [line for line in lines if "__fish_seen_subcommand_from embed'" in line]
     assert any(" -l query-instruction -r -d 'query instruction instead of the model\\'s own" in line for line in embed)

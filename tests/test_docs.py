@@ -268,9 +268,9 @@ def test_benchmarks_show_what_is_there_and_say_what_is_not(tmp_path):
     for line in (
         "Texts 1,234.",
         "Machine: cpu one; cores 2.",
-        "|  | load seconds |\n| --- | --- |\n| ours | 0.25 |\n| theirs | 1 |",
-        "#### Mixed\n\n|  | seconds |\n| --- | --- |\n| ours | 2.5 |\n| theirs | 10,000 |",
-        "|  | latency 0 | latency 30 |\n| --- | --- | --- |\n| ours | 7 | 5 |\n| theirs |  |  |",
+        "|  | load seconds |\n| --- | --- |\n| this package | 0.25 |\n| theirs | 1 |",
+        "#### Passages of mixed length\n\n|  | seconds |\n| --- | --- |\n| this package | 2.5 |\n| theirs | 10,000 |",
+        "|  | latency 0 | latency 30 |\n| --- | --- | --- |\n| this package | 7 | 5 |\n| theirs |  |  |",
     ):
         assert line in page
     assert page.count("Not measured yet") == len(PAGES.BENCHMARKS) - 1

@@ -39,9 +39,9 @@ SEARCHED = {
     "quantization": "how-to/smaller-vectors", "int8": "how-to/smaller-vectors", "Matryoshka": "how-to/choose-model",
     "rerank": "how-to/rerank", "hybrid": "how-to/hybrid", "sparse": "how-to/hybrid", "ColBERT": "how-to/hybrid",
     "pgvector": "how-to/vector-stores", "retry": "how-to/rate-limits", "429": "how-to/rate-limits",
-    "API key": "how-to/hosts", "CUDA": "how-to/speed", "threads": "how-to/speed", "license": "reference/models",
+    "API key": "how-to/hosts", "CUDA": "how-to/speed", "threads": "how-to/speed", "license": "index",
     "multilingual": "how-to/choose-model",
-    "chunk size": "how-to/long-texts", "streaming": "how-to/speed", "pickle": "how-to/ray",
+    "chunk size": "how-to/bulk", "streaming": "how-to/speed", "pickle": "how-to/ray",
 }  # fmt: skip
 
 FIRST_THREE = """

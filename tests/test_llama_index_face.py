@@ -419,7 +419,7 @@ def test_to_dict_needs_no_key_and_holds_none(monkeypatch):
 
 def test_vectors_of_another_space_are_not_made_by_mistake():
     saved = BGEEmbedding("demo").to_dict()
-    with pytest.raises(SpaceMismatchError, match="this machine makes"):
+    with pytest.raises(SpaceMismatchError, match="this machine's space is"):
         BGEEmbedding.from_dict({**saved, "space": "demo@other/cls/256/query:none"})
 
 

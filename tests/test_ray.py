@@ -234,7 +234,7 @@ def test_a_failing_host_is_not_a_bad_row():
 def test_mistakes_show_where_it_is_made():
     with pytest.raises(ConfigError, match="no model"):
         BGEBatchEncoder("no-such-model", role="document")
-    with pytest.raises(ConfigError, match="keys do not travel"):
+    with pytest.raises(ConfigError, match="keys are not sent"):
         BGEBatchEncoder("demo", role="document", api_key="secret")
     with pytest.raises(ConfigError, match="three columns"):
         BGEBatchEncoder("demo", role="document", text="a", embedding="a")
@@ -324,7 +324,7 @@ def test_a_cluster_that_is_not_there_is_missed_at_once(rows, tmp_path, capsys):
     assert main([*arguments, "--address", "127.0.0.1:9"]) == 2
     assert "--on ray" in capsys.readouterr().err
     assert main([*arguments, "--on", "ray", "--api-key", "secret"]) == 2
-    assert "does not travel" in capsys.readouterr().err
+    assert "is not sent" in capsys.readouterr().err
 
 
 # Datasets

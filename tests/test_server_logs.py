@@ -215,7 +215,7 @@ def test_sighup_reads_the_file_of_keys_again(workers, tmp_path):
         assert (allowed(url, "old"), allowed(url, "newer")) == ({401}, {200})
         keys.write_text("")
         process.send_signal(signal.SIGHUP)
-        while "the keys of before stay" not in (line := process.stderr.readline()):
+        while "the previous keys stay valid" not in (line := process.stderr.readline()):
             assert line
         assert allowed(url, "new") == {200}
         assert children(process.pid) == before  # nobody loaded the model again

@@ -216,7 +216,7 @@ def test_another_model_is_refused_and_needs_embedding_again(store, encoder):
 def test_another_query_instruction_leaves_the_documents_as_they_are(store, encoder):
     stamp_store(store, encoder)
     other = HashEncoder(query_instruction="query: ")
-    with pytest.raises(SpaceMismatchError, match="need not be embedded again") as caught:
+    with pytest.raises(SpaceMismatchError, match="need not be re-embedded") as caught:
         check_store(store, other)
     assert not caught.value.reembed
     stamp_store(store, other)

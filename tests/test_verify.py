@@ -45,7 +45,7 @@ TABLE: dict[str, tuple[str, str | None, set[str]]] = {
 }
 # misbehaviours that leave the vectors as they are: the finding that names them, and in which words
 TOLD = {
-    "rows in another order": ("order", "vectors come back for other texts: [5, 4, 3, 2, 1, 0]"),
+    "rows in another order": ("order", "vectors belong to other texts: [5, 4, 3, 2, 1, 0]"),
     "duplicates dropped": ("duplicates", "2 vectors for 4 texts, 3 of them alike"),
     "no normalisation": ("normalisation", "no normalisation: vectors of length 3 to 7; they are made unit length here"),
     "another vector each time": ("determinism", "cosine 0.9"),

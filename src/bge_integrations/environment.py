@@ -157,7 +157,7 @@ class Key:
         """What to do where the host refuses the key."""
         names = " or ".join(self.variables) or "BGE_API_KEY"
         if self._travelled and self._passed and self._value is None:
-            return f"the key that was passed as api_key= does not travel to other processes: set {names} there"
+            return f"the key passed as api_key= is not sent to other processes: set {names} there"
         return f"is the key right? It is passed as api_key=, or read from {names}"
 
     def __call__(self) -> str | None:
@@ -212,7 +212,7 @@ def _clean(secret: Secret, origin: str) -> str | None:
         raise ConfigError(f"{origin} must be a string, not {kind}")
     if any(not " " <= c <= "~" for c in (secret.get_secret_value() or "").strip()):
         raise ConfigError(
-            f"{origin} holds a control character or one outside ASCII, which no HTTP header can carry: is it a key?"
+            f"{origin} contains a control or non-ASCII character, which an HTTP header cannot hold: is it really a key?"
         )
     return (secret.get_secret_value() or "").strip() or None
 
@@ -274,7 +274,7 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise ConfigError(f"{os.fspath(path)!r} needs a home folder, and none is known: set HOME") from None
+        raise ConfigError(f"{os.fspath(path)!r} needs a home folder, but none is known: set HOME") from None
 
 
 def cache_folder() -> Path:

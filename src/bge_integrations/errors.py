@@ -125,18 +125,18 @@ class InputError(BGEError, ValueError):
 
 
 class InputTypeError(InputError, TypeError):
-    """Something that is not a text was passed where a text belongs."""
+    """Something other than a text was passed as a text."""
 
 
 class TextError(InputError):
-    """A model on this machine, or its tokenizer, fails at a text; the message names its position."""
+    """A local model or its tokenizer fails on a text; the message names its position."""
 
     def __str__(self) -> str:
         return f"{self.message} (text {shorten(self.positions, 5)})" if self.positions else self.message
 
 
 class TooLongError(InputError):
-    """Texts are longer than the model reads, and ``truncate="error"`` forbids to truncate them."""
+    """Texts are longer than the model reads, and ``truncate="error"`` forbids truncating them."""
 
     def __str__(self) -> str:
         if not self.positions:
@@ -157,11 +157,11 @@ class UnknownProviderError(ConfigError):
 
 
 class NotServedError(ConfigError):
-    """The host does not serve that model (any more), or serves it in another vector space."""
+    """The host does not serve this model, or no longer does, or serves it in another vector space."""
 
 
 class InsecureHostError(ConfigError):
-    """Plain http to a host that is not loopback."""
+    """Plain http to another machine."""
 
 
 class MissingKeyError(ConfigError):
@@ -169,7 +169,7 @@ class MissingKeyError(ConfigError):
 
 
 class ReadOnlyError(ConfigError, AttributeError):
-    """An attribute was assigned that cannot change the encoder any more; the message says what to do instead."""
+    """An attribute was assigned that can no longer change the encoder; the message says what to do instead."""
 
 
 class MissingExtraError(BGEError, ImportError):
@@ -181,7 +181,7 @@ class ModelLoadError(BGEError, OSError):
 
 
 class CacheError(BGEError, OSError):
-    """A cache file cannot be used: not ours, damaged, or not to be opened."""
+    """A cache file cannot be used: it is not ours, damaged, or cannot be opened."""
 
 
 class SpaceMismatchError(BGEError, ValueError):
@@ -217,11 +217,11 @@ class HostError(BGEError):
         provider: name of the provider, or the host part of its URL.
         model: id of the model.
         status: HTTP status, or None where there was no answer.
-        positions: indices of the caller's texts that the failure concerns.
+        positions: indices of the caller's texts affected by the failure.
         retry_after: seconds that the host asked to wait, or None.
         finished: indices whose vectors reached ``on_batch`` before the failure.
-        unfinished: the other indices; the same call again needs only these.
-        retryable: whether sending the same request again may succeed.
+        unfinished: the other indices; repeating the call only needs these.
+        retryable: whether the same request may succeed when sent again.
     """
 
     retryable: bool = False
@@ -280,7 +280,7 @@ class RateLimitError(HostError):
 
 
 class RequestRefusedError(HostError):
-    """The host refused the request in a way that sending it again would not change."""
+    """The host refused the request, and would refuse it again."""
 
 
 class TooLargeError(RequestRefusedError):
@@ -302,7 +302,7 @@ class HostUnavailableError(HostError, ConnectionError):
 
     Attributes:
         timed_out: whether the host was reached, but did not answer within ``read_timeout``.
-        unconnected: whether no connection could be made: nothing listens there, or the name is not known.
+        unconnected: whether no connection could be made: nothing listens there, or the host name is unknown.
     """
 
     retryable = True
@@ -311,10 +311,10 @@ class HostUnavailableError(HostError, ConnectionError):
 
 
 class BadAnswerError(HostError, ValueError):
-    """The host's answer is not the vectors that were asked for.
+    """The host's response does not contain the requested vectors.
 
     Attributes:
-        rows: how many came, where that was not one for each text.
+        rows: how many were returned, if not one for each text.
     """
 
     _about_texts = True
@@ -338,11 +338,11 @@ class TruncationWarning(BGEWarning):
 
 
 class UnverifiedWarning(BGEWarning):
-    """``verify="first-use"`` was asked for a model of which no values are published."""
+    """``verify="first-use"`` was requested for a model without published values."""
 
 
 class RepairWarning(BGEWarning):
-    """Something was repaired on the way: a lone surrogate, rows without an index, a cache passed by."""
+    """Something was repaired: a lone surrogate, rows without an index, an unusable cache."""
 
 
 def no_thread(purpose: str, error: BaseException) -> BGEError:

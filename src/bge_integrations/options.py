@@ -222,8 +222,8 @@ RerankerOptions.__doc__ = (
 )
 
 _ELSEWHERE = {
-    "batch_size": "batches are planned here; max_inputs= bounds the texts of one request to a host",
-    "embed_batch_size": "batches are planned here; max_inputs= bounds the texts of one request to a host",
+    "batch_size": "batches are planned here; max_inputs= limits the texts of one request to a host",
+    "embed_batch_size": "batches are planned here; max_inputs= limits the texts of one request to a host",
     "normalize_embeddings": "vectors here always have length 1",
     "query_encode_kwargs": "query_instruction= replaces the model's own instruction",
     "embed_instruction": "documents never get an instruction",

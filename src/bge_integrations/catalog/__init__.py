@@ -39,11 +39,11 @@ def is_path(name: str | os.PathLike[str]) -> bool:
 
 
 def find_model(name: str | os.PathLike[str]) -> ModelCard:
-    """Find a model by id, short name, any host's spelling (any case), or local folder.
+    """Find a model by id, short name, any provider's spelling (in any case), or local folder.
 
     A path (a ``PathLike``, or what begins with ``/``, ``./``, ``~`` or a drive) is a folder and nothing else; so is a
     name that is a model's folder in the working directory. ``bge-small``, ``bge-base`` and ``bge-large`` are the newest
-    English model of that size. A folder that is named like a known model and has its dimensions takes that model's
+    English model of that size. A folder that is named like a known model and has its dimensions gets that model's
     card, with a revision of its own if it holds other weights.
 
     Raises:
@@ -56,9 +56,9 @@ def find_model(name: str | os.PathLike[str]) -> ModelCard:
         return read_folder(folder, _names())
     if is_path(name):
         if not folder.is_dir():
-            raise UnknownModelError(f"{typed!r} is a path, and the folder is not there: where does the model lie?")
-        contents = describe_contents(folder) or "where does the model lie?"
-        raise UnknownModelError(f"{typed!r} is a path, and the folder holds no config.json: {contents}")
+            raise UnknownModelError(f"{typed!r} is a path, but there is no such folder: pass the model's folder")
+        contents = describe_contents(folder) or "pass the model's folder"
+        raise UnknownModelError(f"{typed!r} is a path, but the folder has no config.json: {contents}")
     known = known_model(typed)
     if known is not None:
         return known
@@ -77,10 +77,12 @@ def near_matches(name: str) -> str:
 
 def _remedy(name: str) -> str:
     if "rerank" in name.lower():
-        return "A reranker belongs to load_reranker(...)"
+        return "For a reranker, use load_reranker(...)"
     owned = re.fullmatch(r"[\w.-]+/[\w.-]+", name.strip())
-    fetch = f"A model of the hub: hf download {name.strip()} --local-dir FOLDER, and pass the folder. " if owned else ""
-    return f"{fetch}A host's own name for a model goes into wire_model="
+    fetch = (
+        f"For a model on the hub: hf download {name.strip()} --local-dir FOLDER, and pass the folder. " if owned else ""
+    )
+    return f"{fetch}A provider's own name for a model is passed as wire_model="
 
 
 def known_model(name: str) -> ModelCard | None:
@@ -112,7 +114,7 @@ def _names() -> dict[str, ModelCard]:
 
 
 def find_provider(name: str) -> Provider:
-    """Find a host or a kind of server by name, any case.
+    """Find a provider or a kind of server by its name, in any case.
 
     Raises:
         UnknownProviderError: no such provider; names near matches.
@@ -156,12 +158,12 @@ def check_served(provider: Provider, card: ModelCard, *, allow_withdrawn: bool =
     if not provider.offers:
         return
     offer = provider.offer(card.id)
-    others = f"; served by: {', '.join(who_serves(card.id)) or 'no host in the catalogue: run it locally'}"
+    others = f"; served by: {', '.join(who_serves(card.id)) or 'no provider in the catalogue: run it locally'}"
     if offer is None:
         serves = ", ".join(o.model for o in provider.offers)
         raise NotServedError(f"{provider.name} does not serve {card.id!r} (it serves {serves}){others}")
     if offer.withdrawn and not allow_withdrawn:
         raise NotServedError(
             f"{provider.name} withdrew {card.id!r} on {offer.withdrawn}{others}; "
-            "allow_withdrawn=True asks it all the same"
+            "allow_withdrawn=True calls it nevertheless"
         )

@@ -186,7 +186,7 @@ def no_reranker(folder: Path) -> str:
             "(vLLM) and pass base_url=, or save it as a CrossEncoder with a LogitScore"
         )
     if not any(name.endswith("SequenceClassification") for name in names):
-        return f"holds a {kind}, which gives no scores of pairs; an embedding model belongs to load_encoder(...)"
+        return f"holds a {kind}, which gives no scores of pairs; for an embedding model, use load_encoder(...)"
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, Mapping) else config.get("num_labels", 2)
     return "" if count == 1 else f"sorts into {count} classes: a reranker has one"

@@ -53,7 +53,7 @@ PROVIDERS: tuple[Provider, ...] = (
             Offer(_M3, "baai/bge-m3"),
         ),
         quirks="base64 or token-id input answers 200 with empty data (honcho#932); routing may change the back-end.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -71,7 +71,7 @@ PROVIDERS: tuple[Provider, ...] = (
         max_inputs=1024,
         output_dialect="deepinfra",
         quirks="BAAI/bge-m3-multi at /v1/inference gives dense, sparse and multivector.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -84,7 +84,7 @@ PROVIDERS: tuple[Provider, ...] = (
             Offer(_BASE, _BASE),
             Offer(_LARGE, _LARGE),
         ),
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -100,7 +100,7 @@ PROVIDERS: tuple[Provider, ...] = (
         ),
         max_inputs=32,
         quirks="Over 512 (m3: 8192) tokens is rejected; an empty string is invalid; 'dimensions' is for other models.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -114,7 +114,7 @@ PROVIDERS: tuple[Provider, ...] = (
             Offer(_GEMMA2, _GEMMA2, note="unconfirmed"),
         ),
         quirks="422 on validation, 429.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -124,7 +124,7 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=("NOVITA_API_KEY",),
         needs_key=True,
         offers=(Offer(_M3, "baai/bge-m3", usd_per_million_tokens=0.01),),
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -143,7 +143,7 @@ PROVIDERS: tuple[Provider, ...] = (
         ),
         max_inputs=100,
         quirks="MEAN pooling by default: right dimension, unit norm, but NOT the model's vector space. CLS only through the native 'pooling' field. Never mix its vectors with another provider's.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -159,7 +159,7 @@ PROVIDERS: tuple[Provider, ...] = (
         ),
         max_inputs=16,
         quirks="512 tokens and 2000 characters; empty input is an error; float only.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -170,7 +170,7 @@ PROVIDERS: tuple[Provider, ...] = (
         url_env=(("workspace", "DATABRICKS_HOST"),),
         needs_key=True,
         offers=(Offer(_LARGE, "databricks-bge-large-en", note="version unconfirmed"),),
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -179,7 +179,7 @@ PROVIDERS: tuple[Provider, ...] = (
         output_dialect="tei",
         max_inputs=32,
         quirks="Ignores 'model'; 422 for a batch over its maximum (its OpenAPI says 413); 400 empty, 424 back-end, 429 overloaded without Retry-After; truncates silently since 2026-02 (before: 422); 2 MB body; a --default-prompt set on the server can double the prefix; /info shows pooling; accepts token ids and embeds garbage.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -187,7 +187,7 @@ PROVIDERS: tuple[Provider, ...] = (
         title="infinity",
         max_inputs=2048,
         quirks="Port 7997, no /v1 prefix by default; 400 on unknown model, unless it serves one alone; 429 overloaded.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -195,7 +195,7 @@ PROVIDERS: tuple[Provider, ...] = (
         title="vllm",
         output_dialect="vllm",
         quirks="400 over the context length; 400 on 'dimensions'; older versions 400 on base64.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -203,7 +203,7 @@ PROVIDERS: tuple[Provider, ...] = (
         title="sglang",
         output_dialect=None,  # dense vectors, or sparse ones alone
         quirks="Early versions pooled the last token for BERT models.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -211,7 +211,7 @@ PROVIDERS: tuple[Provider, ...] = (
         title="llama.cpp",
         max_inputs=16,
         quirks="Pooling is a launch flag; accepts token ids; 500 'too large' over the physical batch size; its own /embeddings, without /v1, answers in another shape; computes one text after the other.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -223,8 +223,8 @@ PROVIDERS: tuple[Provider, ...] = (
             Offer(_LARGE, "bge-large", note="version unconfirmed"),
         ),
         max_inputs=16,
-        quirks="NaN gives 400/500; 'dimensions' silently cuts; truncates, some versions 400; legacy /api/embeddings is not normalised; computes one text after the other.",
-        source="the host's documentation, mid-2026",
+        quirks="NaN gives 400/500; 'dimensions' silently shortens vectors; truncates over-long texts, some versions answer 400; legacy /api/embeddings is not normalised; computes one text after the other.",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -234,7 +234,7 @@ PROVIDERS: tuple[Provider, ...] = (
         max_inputs=16,
         base64=False,
         quirks="Ignores base64; often no usage; computes one text after the other.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -242,7 +242,7 @@ PROVIDERS: tuple[Provider, ...] = (
         title="xinference",
         output_dialect="xinference",
         quirks="Model ids without 'BAAI/'.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -252,7 +252,7 @@ PROVIDERS: tuple[Provider, ...] = (
         protocol="space",
         output_dialect=None,
         quirks="POST /embed {texts: str|str[], normalize: bool=true, is_query: bool=false} -> {embeddings, model, dimension}; the SERVER adds the query prefix when is_query is true, so the client must not; GET /health -> {status, model_loaded, model}; errors: 500 {detail: str}, 422 {detail: [...]}; no auth unless the Space is private (Authorization: Bearer <HF token>); port 7860; BAAI/bge-small-en-v1.5, 384 dimensions.",
-        source="the host's documentation, mid-2026",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
     Provider(
@@ -262,9 +262,9 @@ PROVIDERS: tuple[Provider, ...] = (
         base_url_env="OPENAI_BASE_URL",
         key_env=("OPENAI_API_KEY",),
         needs_key=True,
-        refused="api.openai.com hosts no BGE model; set OPENAI_BASE_URL or base_url= to the gateway that does",
-        quirks="api.openai.com hosts no BGE model. OPENAI_API_KEY and OPENAI_BASE_URL are what people set for OpenAI-compatible gateways; short names such as 'bge-small' and 'bge-base' are common there.",
-        source="the host's documentation, mid-2026",
+        refused="api.openai.com serves no BGE model; set OPENAI_BASE_URL or base_url= to the gateway that does",
+        quirks="api.openai.com serves no BGE model. OPENAI_API_KEY and OPENAI_BASE_URL are what people set for OpenAI-compatible gateways; short names such as 'bge-small' and 'bge-base' are common there.",
+        source="the provider's documentation, mid-2026",
         checked=_CHECKED,
     ),
 )

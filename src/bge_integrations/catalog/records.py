@@ -24,20 +24,20 @@ class ModelCard:
     Attributes:
         id: the name on the hub, or the folder's name for a local model.
         dimensions: length of a vector.
-        max_tokens: tokens that the model reads, special tokens included; the rest of a text is lost.
-        query_instruction: put in front of a query, byte for byte; ``""`` where the model wants none;
-            ``None`` where its authors name no default task, so that the user must.
-        query_format: how instruction and query are joined.
+        max_tokens: tokens that the model reads, special tokens included; the rest of a text is ignored.
+        query_instruction: prepended to a query, byte for byte; ``""`` if the model takes none;
+            ``None`` if its authors name no default task, so the user must.
+        query_format: how the instruction and the query are joined.
         pooling: how token vectors become one vector: ``"cls"``, ``"mean"``, ``"last token"``, or what else
             sentence-transformers names, several joined by ``+``.
-        pooling_stated: whether the authors or the model's files say so; else the mean is assumed.
+        pooling_stated: whether the authors or the model's files state it; otherwise the mean is assumed.
         revision: the commit that is loaded, or a fingerprint of a folder's weights.
         aliases: other names that users type for it.
-        folder: where the weights lie, for a model that is not on a hub.
-        weights: SHA-256 of the published files of weights, where known; a folder that holds others is another revision.
+        folder: where the weights are, for a model that is not on a hub.
+        weights: SHA-256 of the published weight files, if known; a folder with other weights is another revision.
         outputs: what it gives: ``"dense"``, and with the heads of bge-m3 ``"sparse"`` and ``"multivector"``.
-        vocabulary: number of its token ids; 0 where it gives no sparse output.
-        heads: fingerprint of a folder's heads; empty where they are the published ones of the revision.
+        vocabulary: number of token ids; 0 without sparse output.
+        heads: fingerprint of a folder's heads; empty if they are the revision's published ones.
         source: where these facts were read.
         checked: the date on which they were read.
     """
@@ -65,7 +65,7 @@ class ModelCard:
     checked: str = ""
 
     def instruction(self, query_instruction: str | None = None) -> str:
-        """Return the instruction that a query gets: the user's where given, else the card's.
+        """Return the instruction for a query: the user's if given, else the card's.
 
         Args:
             query_instruction: ``None`` for the card's own, ``""`` for none, any other string as it is.
@@ -82,7 +82,7 @@ class ModelCard:
         return chosen
 
     def format(self, text: str, role: Role, query_instruction: str | None = None) -> str:
-        """Return exactly what the model is to read for ``text`` in ``role``.
+        """Return exactly what the model reads for ``text`` in ``role``.
 
         Raises:
             ConfigError: the card names no default instruction and the user gave none.
@@ -108,7 +108,7 @@ class ModelCard:
         """Name the space of document vectors, which no query instruction changes.
 
         Args:
-            variant: what sets the vectors apart from the model's own, such as ``"int8"`` or ``"mean"``.
+            variant: what distinguishes the vectors from the model's own, such as ``"int8"`` or ``"mean"``.
         """
         revision = (self.revision or "unpinned")[:16]
         return "/".join(filter(None, [f"{self.id}@{revision}", self.pooling, str(self.dimensions), variant]))
@@ -122,7 +122,7 @@ class ModelCard:
         return "/".join(filter(None, [f"{self.id}@{revision}", name, str(size), self.heads, variant]))
 
     def space(self, query_instruction: str | None = None, variant: str = "") -> str:
-        """Name the vector space; two encoders with the same name may be compared."""
+        """Name the vector space; vectors of the same space are comparable."""
         chosen = self.query_instruction if query_instruction is None else query_instruction
         digest = hashlib.sha256(chosen.encode("utf-8", "surrogatepass")).hexdigest()[:8] if chosen else "none"
         return f"{self.document_space(variant)}/query:{digest}"
@@ -135,10 +135,10 @@ class RerankerCard(ModelCard):
     Attributes:
         dimensions: width of its hidden states.
         max_tokens: tokens of query and passage together, special tokens included.
-        recommended_tokens: tokens that its authors recommend, where it reads more.
-        query_template: what a host gets for a query, for models that want more than the query.
+        recommended_tokens: tokens that its authors recommend, if it reads more.
+        query_template: what is sent to a host for a query, if more than the query itself.
         passage_template: likewise for a passage.
-        hosts_only: why it is not computed on this machine.
+        hosts_only: why it cannot run locally.
     """
 
     recommended_tokens: int | None = None
@@ -149,14 +149,14 @@ class RerankerCard(ModelCard):
 
 @dataclass(frozen=True)
 class Offer:
-    """What a host calls a model, and on what terms.
+    """A provider's name for a model, and its terms.
 
     Attributes:
         model: id of the model's card.
-        wire: what the host wants as ``model``.
-        withdrawn: the date since which the host no longer answers for it.
-        usd_per_million_tokens: the price that the host states.
-        aliases: other spellings that the host accepts.
+        wire: what the provider expects as ``model``.
+        withdrawn: the date since which the provider no longer serves it.
+        usd_per_million_tokens: the price that the provider states.
+        aliases: other spellings that the provider accepts.
         note: what is not confirmed about it.
     """
 
@@ -170,24 +170,24 @@ class Offer:
 
 @dataclass(frozen=True)
 class Provider:
-    """One host, or one kind of server that people run themselves.
+    """One provider, or one kind of server that people run themselves.
 
     Attributes:
         name: what users type.
         base_url: without ``/embeddings``; ``{account_id}``-style holes are filled from ``url_env``;
-            ``None`` where the user has to say it.
-        key_env: variables that hold the key, the first one that is set wins.
+            ``None`` if the user has to pass it.
+        key_env: environment variables for the key; the first one that is set is used.
         base_url_env: variable that holds the base URL.
         url_env: (hole, variable) pairs of ``base_url``.
-        offers: the models it serves; empty for servers that run whatever they are given.
+        offers: the models it serves; empty for servers that can run any model.
         max_inputs: texts per request.
         needs_key: whether a call without a key cannot work.
-        base64: whether it answers ``encoding_format="base64"`` well; ``None`` where unknown.
-        pooling: what it pools by where that is not what the model wants.
+        base64: whether it supports ``encoding_format="base64"``; ``None`` if unknown.
+        pooling: its pooling, if that differs from the model's.
         output_dialect: how bge-m3's sparse and multivector output is asked for, one of
             ``remote.protocols.OUTPUT_PROTOCOLS``; ``""`` where dense vectors alone are given, None where the server is
             asked which one it is.
-        refused: why no BGE model can be had there, for a host that serves none.
+        refused: the reason, for a provider that serves no BGE model.
         quirks: what to know about it.
     """
 
@@ -210,5 +210,5 @@ class Provider:
     checked: str = ""
 
     def offer(self, model_id: str) -> Offer | None:
-        """Return what the host offers for a model, or None."""
+        """Return the provider's offer for a model, or None."""
         return next((offer for offer in self.offers if offer.model == model_id), None)

@@ -153,7 +153,7 @@ def find_rerank_host(name: str) -> RerankHost:
     found = hosts.get(name.lower())
     if found is None:
         near = get_close_matches(name.lower(), hosts, n=3, cutoff=0.4) or sorted(hosts)
-        raise UnknownProviderError(f"no host of rerankers {name!r} in the catalogue; did you mean: {', '.join(near)}?")
+        raise UnknownProviderError(f"no rerank provider {name!r} in the catalogue; did you mean: {', '.join(near)}?")
     return found
 
 

@@ -113,7 +113,7 @@ RERANKERS: tuple[RerankerCard, ...] = (
 _REFUSED = {
     "bge-reranker-v2-minicpm-layerwise": "it runs code of its own repository, and its score depends on the layer that "
     "is read",
-    "bge-reranker-v2.5-gemma2-lightweight": "it runs code of its own repository, has 9 billion parameters, and its "
+    "bge-reranker-v2.5-gemma2-lightweight": "it needs code from its repository, has 9 billion parameters, and its "
     "scores (8 to 26) stand on a scale of their own",
 }
 """Rerankers that are not served here, and why."""
@@ -160,10 +160,10 @@ def find_reranker(name: str | os.PathLike[str]) -> RerankerCard:
         return known
     for refused, reason in _REFUSED.items():
         if refused in typed.lower():
-            raise UnknownModelError(f"{typed!r} is not served here: {reason}; take bge-reranker-v2-m3")
+            raise UnknownModelError(f"{typed!r} is not supported: {reason}; use bge-reranker-v2-m3")
     close = get_close_matches(typed.lower(), _names(), n=4, cutoff=0.5)
     near = dict.fromkeys(_names()[match].id for match in close) or [card.id for card in RERANKERS]
     raise UnknownModelError(
         f"no reranker {typed!r} in the catalogue, and no folder of that name with a config.json; "
-        f"near matches: {', '.join(near)}. An embedding model belongs to load_encoder(...)"
+        f"near matches: {', '.join(near)}. For an embedding model, use load_encoder(...)"
     )

@@ -24,7 +24,7 @@ _COMMANDS = {
     "embed": "embed files into shards (resumable)",
     "search": "exact nearest-neighbour search over embedded shards",
     "dups": "find near-duplicate rows in shards",
-    "eval": "compare models, hosts, search methods and rerankers on labelled questions",
+    "eval": "compare models, providers, search methods and rerankers on labelled questions",
     "quantise": "quantise the vectors of shards to int8 or binary",
     "rerank": "rank passages by how well they answer a question",
     "upload": "upload shards into a vector store, and stamp it with their model",

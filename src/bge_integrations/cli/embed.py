@@ -132,9 +132,7 @@ def _place(parsed: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError("--address and --workers are for --on ray")
         return {}
     if parsed.api_key:
-        raise ConfigError(
-            "--api-key does not travel to Ray's workers: set the provider's variable in their environment"
-        )
+        raise ConfigError("--api-key is not sent to Ray's workers: set the provider's variable in their environment")
     from ..ray import RayShards
 
     return {"on": partial(RayShards, address=parsed.address, workers=parsed.workers)}
@@ -197,7 +195,7 @@ def _show_report(report: Report, encoder: Encoder, parsed: argparse.Namespace) -
         _print("embedded", f"{report.embedded:,}")
         _print("dropped", f"{report.dropped:,}")
     _print("bad rows", f"{report.errors:,}" + (f" (see {side_files(Path(parsed.out))[1]})" if report.errors else ""))
-    _print("shards", f"{report.shards:,}" + (f" ({report.resumed:,} were there)" if report.resumed else ""))
+    _print("shards", f"{report.shards:,}" + (f" ({report.resumed:,} were already there)" if report.resumed else ""))
     _print("truncated", f"{report.cut:,}" + (" (pass --chunk to split long texts)" if report.cut else ""))
     if report.repeated:
         _print("repeated", f"{report.repeated:,} rows have the id of another row; a store keeps the last of them")

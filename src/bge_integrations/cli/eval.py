@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cache of vectors and scores, from which an interrupted command resumes (default: the user's cache)",
     )
     parser.add_argument(
-        "--no-cache", action="store_true", help="compute everything anew, for instance if a host has changed"
+        "--no-cache", action="store_true", help="compute everything again, for instance if a host has changed"
     )
 
 

@@ -22,7 +22,7 @@ def run(parsed: argparse.Namespace) -> int:
         for name, value in vars(card).items():
             print(f"{name:20} {value!r}")
         hosts = who_reranks(card.id) if reranks else who_serves(card.id)
-        print(f"{'served by':20} {', '.join(hosts) or 'no host in the catalogue'}")
+        print(f"{'served by':20} {', '.join(hosts) or 'no provider in the catalogue'}")
         return 0
     for card in MODELS:
         print(f"{card.id:32} {card.dimensions:5} dimensions {card.max_tokens:6} tokens  {', '.join(card.languages)}")

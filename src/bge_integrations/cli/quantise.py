@@ -32,7 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
     from ..bulk import quantise_files
 
     done = quantise_files(parsed.folder, parsed.output, parsed.to, on_rows=tell_rate("quantised"))
-    print(f"{done.rows:,} rows; {done.bytes:,} bytes a vector before, {done.small_bytes:,} now")
+    print(f"{done.rows:,} rows; {done.bytes:,} bytes per vector before, {done.small_bytes:,} now")
     print(f"{done.folder_bytes:,} bytes of shards before, {done.small_folder_bytes:,} now, texts and all")
     print(f"space: {done.stamp['space']}")
     return 0

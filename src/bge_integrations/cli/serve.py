@@ -52,22 +52,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, help="processes, each with its own copy of the model (default: 1)"
     )
     parser.add_argument(
-        "--root-path", default="", metavar="PATH", help="prefix under which a proxy shows this server, such as /ml/bge"
+        "--root-path", default="", metavar="PATH", help="prefix under which a proxy serves this server, such as /ml/bge"
     )
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="lines or JSON (default: text)")
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
-        help="debug shows probes too, warning only what failed (default: info)",
+        help="debug also logs probes, warning only failures (default: info)",
     )
     parser.add_argument(
         "--cors-origin", action="append", default=[], help="origin of a web page that may call this server; repeatable"
     )
     parser.add_argument(
-        "--provider-key-env", metavar="VARIABLE", help="variable with the remote host's key, instead of --api-key"
+        "--provider-key-env", metavar="VARIABLE", help="variable with the provider's key, instead of --api-key"
     )
-    parser.add_argument("--provider-key-file", metavar="FILE", help="file with the remote host's key")
+    parser.add_argument("--provider-key-file", metavar="FILE", help="file with the provider's key")
     add_encoder_arguments(parser)
     _add_reranker_arguments(parser.add_argument_group("the reranker"))
 
@@ -76,8 +76,8 @@ def _add_reranker_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--reranker", metavar="MODEL", help="also serve a reranker at /rerank: a name or a folder")
     for name, about in _OF_THE_HOST.items():
         group.add_argument(f"--reranker-{name.replace('_', '-')}", metavar="TEXT", help=about)
-    group.add_argument("--reranker-key-env", metavar="VARIABLE", help="variable with the key of the reranker's host")
-    group.add_argument("--reranker-key-file", metavar="FILE", help="file with the key of the reranker's host")
+    group.add_argument("--reranker-key-env", metavar="VARIABLE", help="variable with the reranker provider's key")
+    group.add_argument("--reranker-key-file", metavar="FILE", help="file with the reranker provider's key")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def run(parsed: argparse.Namespace) -> int:
     require_packages_of(parsed, {"server": ("fastapi", "uvicorn", "prometheus_client")}, "bge serve")
     options = encoder_options(parsed)
     if parsed.api_key is not None:
-        advice = "set the host's variable, or use --provider-key-env or --provider-key-file"
+        advice = "set the provider's variable, or use --provider-key-env or --provider-key-file"
         print(f"bge: --api-key is visible in the list of processes: {advice}", file=sys.stderr)
     if provider_keys := _keys(parsed.provider_key_env, parsed.provider_key_file):
         options["api_key"] = provider_keys[0]
@@ -140,5 +140,5 @@ def _keys(variable: str | None, file: str | None) -> list[str]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"the keys in {file!r} cannot be read: {type(error).__name__}") from None
     if not keys:
-        raise MissingKeyError(f"{file!r} is empty: put the keys into it, one a line")
+        raise MissingKeyError(f"{file!r} is empty: put the keys into it, one per line")
     return keys

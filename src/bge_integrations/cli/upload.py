@@ -56,7 +56,7 @@ def run(parsed: argparse.Namespace) -> int:
         f"stamp {uploaded.stamp['space']}"
     )
     if uploaded.stayed:
-        print(f"bge: {uploaded.stayed} rows stay that another program has changed", file=sys.stderr)
+        print(f"bge: {uploaded.stayed} rows that another program changed were kept", file=sys.stderr)
     print(uploaded.opens)
     return 0
 

@@ -93,7 +93,7 @@ def _run_reranker(parsed: argparse.Namespace) -> int:
     from ..verify import table_of_scores, verify_reranker
 
     if parsed.pin or parsed.against:
-        raise ConfigError("--pin and --against are for embeddings: known scores of a reranker come with --golden")
+        raise ConfigError("--pin and --against are for embeddings: pass known scores of a reranker with --golden")
     with make_reranker(parsed) as reranker:
         report = verify_reranker(reranker, parsed.golden, behaviour=not parsed.no_behaviour)
     return _show(parsed, report, table_of_scores(report))

@@ -63,16 +63,16 @@ class Reranker(ABC):
 
     Attributes:
         card: the model.
-        usage: what was done so far; ``texts`` counts pairs.
+        usage: counters of the work done so far; ``texts`` counts pairs.
         blank: ``"error"`` refuses a blank query; blank passages are always scored.
         truncate: ``"warn"`` truncates over-long pairs and warns, ``"error"`` refuses them.
-        variant: what sets the scores apart from the model's own, such as ``"int8"``.
+        variant: what distinguishes the scores from the model's own, such as ``"int8"``.
         remote: whether texts go to a host.
         base_url: the host's address, or None.
-        price: USD per million tokens, where the host states it.
+        price: USD per million tokens, if the provider states it.
         max_concurrency: requests in flight; 1 on this machine.
-        longest: tokens of the longest pair so far, where they were counted.
-        logits: whether the model's numbers are logits; where not, they are similarities and are given as they are.
+        longest: tokens of the longest pair so far, if they were counted.
+        logits: whether the model's numbers are logits; otherwise they are similarities, returned as they are.
     """
 
     card: RerankerCard
@@ -90,7 +90,7 @@ class Reranker(ABC):
 
     @abstractmethod
     def batches(self, pairs: list[Pair], stream: Stream) -> None:
-        """Begin to score checked, unlike pairs (at least one) and return at once; logits go into ``stream``.
+        """Begin to score checked, distinct pairs (at least one) and return at once; logits go into ``stream``.
 
         Raises:
             BGEError: nothing was begun; the stream has not been touched.
@@ -98,7 +98,7 @@ class Reranker(ABC):
 
     @property
     def engine(self) -> Reranker:
-        """The reranker that computes or asks a host, under all wrappers."""
+        """The reranker that computes locally or calls a host, under all wrappers."""
         return self
 
     @property
@@ -140,19 +140,19 @@ class Reranker(ABC):
         return call
 
     def score(self, query: str, passages: Sequence[str], *, scale: Scale = "sigmoid") -> Scores:
-        """Score passages for a query and wait.
+        """Score passages for a query, and wait for the result.
 
         Args:
             query: the question, without any instruction.
             passages: the texts; blank ones are scored too.
-            scale: ``"sigmoid"`` for 0 to 1, ``"logit"`` for the model's own numbers.
+            scale: ``"sigmoid"`` for scores from 0 to 1, ``"logit"`` for the model's own numbers.
 
         Returns:
             float32, shape (n,), in the order of ``passages``; a pair's score never depends on the others.
 
         Raises:
             InputError: a text cannot be scored.
-            HostError: the host failed; says what was finished.
+            HostError: the host failed; the error says what was finished.
         """
         check_scale(scale)
         return self._scaled(self._logits(self._pairs(query, passages)), scale)
@@ -165,7 +165,7 @@ class Reranker(ABC):
     def rank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """Return positions and scores (0 to 1), best first; ties keep the order of ``passages``.
 
-        A blank passage has the model's score like any other, which can be a high one: that it ranks before others is a
+        A blank passage is scored like any other, and its score can be high: if it ranks above others, there is a
         warning, unless ``blank="keep"``.
 
         Args:
@@ -174,9 +174,9 @@ class Reranker(ABC):
             top_n: how many; all when None.
 
         Raises:
-            ConfigError: ``top_n`` is no whole number of at least 0.
+            ConfigError: ``top_n`` is not a whole number of at least 0.
             InputError: a text cannot be scored.
-            HostError: the host failed; says what was finished.
+            HostError: the host failed; the error says what was finished.
         """
         most = check_top_n(top_n)
         pairs = self._pairs(query, passages) if most != 0 else []
@@ -230,7 +230,7 @@ class Reranker(ABC):
         return logits
 
     def close(self) -> None:  # noqa: B027 - having nothing to close is the common case
-        """Release threads, connections and models; a later call makes them anew."""
+        """Release threads, connections and models; a later call creates them again."""
 
     def __enter__(self) -> Self:
         return self

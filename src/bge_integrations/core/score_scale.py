@@ -80,7 +80,7 @@ def _is_half_precision(found: Numbers, wanted: Numbers, logits: Numbers) -> bool
 
 def _cause(found: Numbers, wanted: Numbers, within: bool) -> str:
     if within and np.abs(found - _sigmoid(_sigmoid(wanted))).max() <= 0.01:
-        return "a sigmoid of a sigmoid: the host applies it twice"
+        return "the sigmoid is applied twice by the host"
     softmax = np.exp(wanted - wanted.max())
     if within and abs(found.sum() - 1) < 1e-3 and np.abs(found - softmax / softmax.sum()).max() <= 0.01:
         return "a softmax over the list: scores of one request depend on its other passages"

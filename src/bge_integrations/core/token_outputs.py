@@ -40,7 +40,7 @@ SparseVector: TypeAlias = dict[int, float]
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gave for some texts, in their order; what was not asked for is None.
+    """A model's outputs for some texts, in their order; outputs that were not requested are None.
 
     Attributes:
         dense: float32, shape (n, dimensions), rows of length 1.
@@ -54,7 +54,7 @@ class Outputs:
 
     @classmethod
     def of(cls, output: Output, rows: Rows) -> Outputs:
-        """Return rows of an output as what users hold."""
+        """Return rows of an output in the form that users get."""
         if not isinstance(output, Several):
             return cls(dense=rows)
         held: dict[str, Any] = {
@@ -292,7 +292,7 @@ def output_of(card: ModelCard, names: Iterable[str]) -> Output:
 def max_sim(query: Vectors, passage: Vectors) -> float:
     """Return bge-m3's score of two multivectors: the mean over the query's vectors of the largest dot product.
 
-    Qdrant's MaxSim and vLLM's late interaction are the sum: divide theirs by the number of the query's vectors.
+    Qdrant's MaxSim and vLLM's late interaction are sums: divide them by the number of the query's vectors.
 
     Args:
         query: shape (vectors, dimensions), rows of length 1.

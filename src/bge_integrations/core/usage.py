@@ -16,12 +16,12 @@ class Usage:
 
     Attributes:
         texts: texts embedded; those found in a cache count in ``cache_hits`` instead.
-        tokens: tokens as the host or the tokenizer counted them; 0 where nobody did.
+        tokens: tokens as counted by the host or the tokenizer; 0 if neither did.
         requests: requests sent to a host, retries included.
-        retries: requests that were sent again.
-        cache_hits: vectors that came out of a cache.
+        retries: requests that were retried.
+        cache_hits: vectors found in a cache.
         seconds: time in which at least one call waited, summed over calls.
-        usd: price of the tokens where the host states one, else None.
+        usd: price of the tokens if the provider states one, else None.
         truncated: texts that were longer than the model reads.
     """
 

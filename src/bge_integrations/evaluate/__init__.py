@@ -36,9 +36,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure how well one or several configurations find the right passages of questions.
 
-    All runs are checked with one question before the first one begins. Then passages are
+    Every run is tried with one question before the first one starts. Then passages are
     embedded block by block and searched exactly, so that memory does not grow with their vectors. At most 20 questions
-    of each run are asked once more, alone and past the cache, for the time.
+    of each run are asked again, one at a time and without the cache, to measure the time.
 
     Args:
         corpus: a folder in BEIR's layout (``corpus.jsonl``, ``queries.jsonl``, ``qrels/test.tsv``); its corpus, with
@@ -57,7 +57,7 @@ def evaluate(
         on_progress: called as parts are finished, from any thread.
 
     Raises:
-        ConfigError: a file or a run is not as it should be; says where.
+        ConfigError: a file or a run is invalid; the error says where.
         CacheError: a folder was passed as ``cache`` that cannot be written.
         MissingExtraError: the extra ``eval`` is not installed.
         HostError: a host failed; the same call again resumes.

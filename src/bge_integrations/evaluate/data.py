@@ -111,7 +111,7 @@ def _rows(file: str, text: str, *others: str) -> Iterator[tuple[str, dict[str, A
         ConfigError: the file cannot be read, or a row has no fields.
     """
     if file == STDIN:
-        raise ConfigError("files are read more than once: standard input is none of them")
+        raise ConfigError("files are read more than once, so standard input cannot be used")
     if not Path(file).is_file():
         raise ConfigError(f"no file {file!r}")
     columns = Columns(text)
@@ -175,7 +175,7 @@ def _scan(files: list[str], ids: list[str], look: Callable[[str, str], None]) ->
     seen, blank = set[str](), 0
     for place, key, text in _passages(files):
         if key in seen:
-            raise ConfigError(f"{place}: the id {key!r} is that of an earlier passage")
+            raise ConfigError(f"{place}: the id {key!r} was already used by an earlier passage")
         seen.add(key)
         blank += not text
         if text:
@@ -184,7 +184,7 @@ def _scan(files: list[str], ids: list[str], look: Callable[[str, str], None]) ->
     if not ids:
         raise ConfigError(f"{files[0]!r} has no passages")
     if blank:
-        warn(f"{blank} passage(s) of {files[0]!r} are blank: left out")
+        warn(f"{blank} passage(s) of {files[0]!r} are blank and were skipped")
 
 
 def _texts(files: list[str]) -> Iterator[str]:
@@ -197,7 +197,7 @@ def _queries(file: str) -> Iterator[tuple[str, str, str]]:
     for place, fields in _rows(file, "text", *_IDS):
         key, text = _string(place, fields, *_IDS), _string(place, fields, "text")
         if key in seen:
-            raise ConfigError(f"{place}: the id {key!r} is that of an earlier question")
+            raise ConfigError(f"{place}: the id {key!r} was already used by an earlier question")
         seen.add(key)
         yield place, key, text
 
@@ -214,7 +214,7 @@ def _grades(file: str, asked: dict[str, str]) -> dict[str, dict[str, int]]:
     if len(unknown) == len(found):
         raise ConfigError(f"{file!r} judges none of the questions{''.join(f': no {each!r}' for each in unknown[:1])}")
     if unknown:
-        warn(f"{len(unknown)} question(s) that {file!r} judges are not there (such as {unknown[0]!r}): left out")
+        warn(f"{len(unknown)} question(s) that {file!r} judges are not there (such as {unknown[0]!r}) and were skipped")
     return {query: found[query] for query in asked if query in found}
 
 

@@ -41,7 +41,7 @@ def check_measures(names: Sequence[str], top: int | None = None) -> list[str]:
     parsed = [_parsed(ir_measures, name) for name in names]
     for one in parsed:
         if top is not None and one.params.get("cutoff", 0) > top:
-            raise ConfigError(f"{one} looks at more passages than the {top} that are kept: raise top (--top)")
+            raise ConfigError(f"{one} needs more passages than the {top} that are kept: raise top (--top)")
     spelled = [str(one) for one in parsed]
     for name in spelled:  # some want a parameter, or a program that is not here: not said after hours of work
         measure([name], {"1": {"1": 1}}, [["1"]])

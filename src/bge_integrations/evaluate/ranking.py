@@ -34,14 +34,14 @@ _SAMPLE = 1000
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         run: its name.
-        stage: what is done: ``"questions"``, ``"passages"``, ``"pairs"``.
-        done: how many of them.
-        total: of so many.
-        usd: price of the tokens so far, where a host states one.
+        stage: what is being done: ``"questions"``, ``"passages"``, ``"pairs"``.
+        done: how many are finished.
+        total: how many there are.
+        usd: price of the tokens so far, if a provider states one.
     """
 
     run: str
@@ -56,16 +56,16 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a run found, and what that takes.
+    """What a run found, and what it costs.
 
     Attributes:
         found: for each question ids of passages, best first.
         truncated: passages, or pairs of question and passage, that were longer than a model reads.
         usd_corpus: price of embedding the passages once; None on this machine, or where it is not known.
         usd_per_1000_questions: price of embedding questions and of reranking their candidates; likewise.
-        milliseconds: median time of one question asked alone, from this machine: embedding and reranking, without the
+        milliseconds: median time of a single question, from this machine: embedding and reranking, without the
             search, which is a store's.
-        timed: how many questions that is from.
+        timed: how many questions were timed.
     """
 
     found: list[list[str]]

@@ -51,7 +51,7 @@ class Result:
     how: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, without what was found for each question."""
+        """Return it as plain data, without the passages found for each question."""
         ranking = self.ranking
         return {
             "name": self.name,
@@ -83,7 +83,7 @@ class Evaluation:
     results: list[Result]
 
     def table(self) -> list[tuple[str, ...]]:
-        """Return the head and a row for each run."""
+        """Return the header and a row for each run."""
         compared, priced = len(self.results) > 1, any(_prices(result.ranking) for result in self.results)
         head = ["", *self.measures, *["p"] * compared, "ms", *["$ passages", "$ 1000 questions"] * priced]
         rows = [tuple(head)]

@@ -25,7 +25,7 @@ _SWITCHES = {"on": True, "true": True, "yes": True, "off": False, "false": False
 
 _OWN = (
     Option("model", Any, "of the embeddings"),
-    Option("name", str, "what the table calls the run"),
+    Option("name", str, "name of the run in the table"),
     Option("dense", bool, "search by dense vectors (default)"),
     Option("sparse", bool, "search by sparse vectors"),
     Option("hybrid", Any, "search by both; rrf for reciprocal rank fusion, 0.4:0.2 for other weights"),
@@ -45,10 +45,10 @@ class Run:
     """One configuration.
 
     Attributes:
-        name: what the table calls it.
+        name: its name in the table.
         model: of the embeddings.
-        search: by which output.
-        hybrid: how dense and sparse scores become one.
+        search: the output to search by.
+        hybrid: how dense and sparse scores are combined.
         options: of ``load_encoder``.
         reranker: model of the second stage, or None.
         reranker_options: of ``load_reranker``.
@@ -98,7 +98,7 @@ def parse_run(spec: str | Mapping[str, Any]) -> Run:
     given = {key: _typed(key, value) for key, value in given.items()}
     alone = [key for key in given if key.startswith(_PREFIX) or key == "candidates"]
     if alone and given.get("reranker") is None:
-        raise ConfigError(f"{alone[0]} is for reranker=: name one")
+        raise ConfigError(f"{alone[0]} is for reranker=: pass one")
     search, hybrid = _search(given)
     options = {key: value for key, value in given.items() if key in OPTIONS}
     model = given.get("model") or variable("BGE_MODEL") or DEFAULT_MODEL

@@ -24,15 +24,15 @@ __all__ = ["BGEEmbeddings"]
 
 
 class BGEEmbeddings(Embeddings):
-    """BGE embeddings for LangChain: queries get the model's instruction, documents never do.
+    """BGE embeddings for LangChain: queries are prefixed with the model's instruction, documents are not.
 
-    Takes the keywords of ``load_encoder``, and those of ``HuggingFaceBgeEmbeddings`` that have a meaning here.
+    Takes the keywords of ``load_encoder``, and those of ``HuggingFaceBgeEmbeddings`` that apply here.
 
     Args:
-        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-small-en-v1.5`` when None.
-        encoder: an encoder made elsewhere, instead of all other arguments.
+        model: a name in the catalogue in any spelling, or a local folder; ``BAAI/bge-small-en-v1.5`` when None.
+        encoder: an existing encoder, instead of all other arguments.
         encode_kwargs: as ``HuggingFaceBgeEmbeddings`` takes it; ``normalize_embeddings`` may only be True.
-        model_kwargs: likewise; ``device`` and ``trust_remote_code`` are taken.
+        model_kwargs: likewise; ``device`` and ``trust_remote_code`` are used.
         **options: see ``bge_integrations.Options``.
 
     Raises:
@@ -77,7 +77,7 @@ class BGEEmbeddings(Embeddings):
 
     @property
     def space(self) -> str:
-        """Name of the vector space: same string, comparable vectors."""
+        """Name of the vector space: vectors with the same name are comparable."""
         return self.encoder.space
 
     @property
@@ -93,12 +93,12 @@ class BGEEmbeddings(Embeddings):
 
         Raises:
             InputError: a text cannot be embedded; ``positions`` says which.
-            HostError: the host failed; says what was finished.
+            HostError: the host failed; the error says what was finished.
         """
         return cast("list[list[float]]", self.encoder.encode(texts, role=self._fixed_role or "document").tolist())
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a query with the model's instruction in front.
+        """Embed a query, prefixed with the model's instruction.
 
         Raises:
             InputError: the text cannot be embedded.
@@ -177,4 +177,4 @@ def _check_kwargs(name: str, given: Mapping[str, Any], known: set[str]) -> None:
         raise ConfigError("encode_kwargs: vectors here always have length 1; leave normalize_embeddings=False out")
     unknown = sorted(set(given) - known)
     if unknown:
-        raise ConfigError(f"{name}: {unknown} have no meaning here; see bge_integrations.Options")
+        raise ConfigError(f"{name}: {unknown} are not supported; see bge_integrations.Options")

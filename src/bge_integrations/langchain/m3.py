@@ -21,7 +21,7 @@ _STORES = ("qdrant", "milvus", "pinecone", "chroma", "pgvector")
 
 
 class BGEM3:
-    """The adapters of one bge-m3; what several of them ask for is computed once.
+    """The adapters of one bge-m3 model; what several of them need is computed once.
 
     Args:
         model: ``BAAI/bge-m3`` when None; ``"demo"`` for the bundled model, or a folder with bge-m3's heads.
@@ -56,7 +56,7 @@ class BGEM3:
         return BGEEmbeddings(encoder=self.encoder)
 
     def sparse(self, store: str) -> Any:
-        """Return the sparse vectors in the shape that a store wants.
+        """Return the sparse vectors in the form that a store expects.
 
         Args:
             store: ``"qdrant"`` for ``langchain_qdrant``'s ``SparseEmbeddings``, ``"milvus"`` for
@@ -79,10 +79,10 @@ class BGEM3:
 
         Args:
             weights: of the three scores; ``(0.4, 0.2, 0.4)`` are those of the model's card.
-            top_n: how many documents come back; all when None.
+            top_n: how many documents to return; all when None.
 
         Raises:
-            ConfigError: the model or host gives no multivectors, or the weights are no three numbers.
+            ConfigError: the model or host has no multivector output, or the weights are not three numbers.
         """
         return BGEReranker(reranker=MultivectorReranker(self.encoder, weights=weights), top_n=top_n)
 

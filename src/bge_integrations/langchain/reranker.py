@@ -24,17 +24,17 @@ __all__ = ["BGEReranker", "RerankingRetriever"]
 class BGEReranker(BaseDocumentCompressor, BaseCrossEncoder):
     """BGE rerankers for LangChain: a document compressor, a cross encoder, and ``wrap`` for any retriever.
 
-    Documents that come back are copies in the order of their scores, with ``metadata["relevance_score"]``, a Python
+    Returned documents are copies in the order of their scores, with ``metadata["relevance_score"]``, a Python
     float from 0 to 1. Nothing but the query and ``page_content`` is read or sent.
 
     Args:
-        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-reranker-v2-m3`` when None.
-        reranker: a reranker made elsewhere, instead of all options of ``load_reranker``.
-        top_n: how many documents come back; all when None.
+        model: a name in the catalogue in any spelling, or a local folder; ``BAAI/bge-reranker-v2-m3`` when None.
+        reranker: an existing reranker, instead of all options of ``load_reranker``.
+        top_n: how many documents to return; all when None.
         **options: see ``bge_integrations.RerankerOptions``.
 
     Raises:
-        ConfigError: an unknown model, host or option, or a host that does not serve the model.
+        ConfigError: an unknown model, provider or option, or a provider that does not serve the model.
 
     Example:
         >>> from bge_integrations.langchain import BGEReranker
@@ -80,7 +80,7 @@ class BGEReranker(BaseDocumentCompressor, BaseCrossEncoder):
         """Return the best documents, best first.
 
         Args:
-            documents: stay as they are.
+            documents: the candidates; they are not changed.
             query: the question.
             callbacks: notified of the run, its documents and its errors.
 
@@ -120,10 +120,10 @@ class BGEReranker(BaseDocumentCompressor, BaseCrossEncoder):
         return cast("list[float]", (await self._reranker.ascore_pairs(text_pairs)).tolist())
 
     def wrap(self, retriever: Runnable[str, list[Document]]) -> RerankingRetriever:
-        """Return a retriever that reranks what another one finds; it needs langchain-core alone.
+        """Return a retriever that reranks what another one finds; it needs only langchain-core.
 
         Args:
-            retriever: finds the candidates; ask it for several times ``top_n``.
+            retriever: finds the candidates; it should return several times ``top_n``.
         """
         return RerankingRetriever(retriever=retriever, reranker=self, top_n=self.top_n)
 

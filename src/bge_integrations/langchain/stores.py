@@ -25,16 +25,16 @@ def open_store(store: str | VectorStore, embeddings: BGEEmbeddings, **options: A
         store: ``"chroma:PATH_OR_URL/COLLECTION"``, ``"qdrant:PATH_OR_URL/COLLECTION"``,
             ``"lancedb:PATH_OR_URL/TABLE"``, ``"faiss:FOLDER/INDEX"`` or
             ``"pgvector:postgresql://USER@HOST/DATABASE/TABLE"``, which has to exist; or a store of LangChain that was
-            opened already, of any kind that ``stamp_store`` takes.
+            already opened, of any kind that ``stamp_store`` takes.
         embeddings: what queries the store.
-        **options: of the store's class, such as ``vector_name="dense"`` of ``QdrantVectorStore``.
+        **options: arguments of the store's class, such as ``vector_name="dense"`` of ``QdrantVectorStore``.
 
     Returns:
-        The store. One that holds nothing yet gets the stamp of ``embeddings``.
+        The store. An empty one gets the stamp of ``embeddings``.
 
     Raises:
         SpaceMismatchError: its vectors are of another space.
-        ConfigError: there is no such store, or it holds rows and no stamp: ``verify_store`` finds out
+        ConfigError: there is no such store, or it holds rows but no stamp: ``verify_store`` finds out
             which model made them, and ``stamp_store`` records it.
         MissingExtraError: the store's packages are not installed.
 

@@ -49,21 +49,21 @@ else:
 
 
 class BGEEmbedding(_Fields):
-    """BGE embeddings for LlamaIndex: queries get the model's instruction, documents never do.
+    """BGE embeddings for LlamaIndex: queries are prefixed with the model's instruction, documents are not.
 
     Takes the keywords of ``load_encoder`` and all fields of ``BaseEmbedding``. ``embeddings_cache`` is used with the
-    role and the model in its keys. ``to_dict`` holds what decides the vectors and where they come from, so that an
+    role and the model in its keys. ``to_dict`` contains what determines the vectors and their origin, so that an
     ingestion pipeline's cache is missed when vectors may differ and hit when only keys, batches or timeouts do;
-    ``from_dict`` refuses to make another space of them. No key is ever in it.
+    ``from_dict`` refuses to change the space. It never contains a key.
 
     Args:
-        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-small-en-v1.5`` when None.
-        encoder: an encoder made elsewhere, instead of all options of ``load_encoder``.
+        model: a name in the catalogue in any spelling, or a local folder; ``BAAI/bge-small-en-v1.5`` when None.
+        encoder: an existing encoder, instead of all options of ``load_encoder``.
         **fields: see ``bge_integrations.Options`` and ``BaseEmbedding``.
 
     Raises:
         ConfigError: an unknown model, provider or option, or a host that does not serve the model.
-        SpaceMismatchError: ``from_dict`` of vectors that this machine would make differently.
+        SpaceMismatchError: ``from_dict`` describes vectors that this machine would compute differently.
 
     Example:
         >>> from bge_integrations.llama_index import BGEEmbedding
@@ -103,7 +103,7 @@ class BGEEmbedding(_Fields):
         expected, card = self.space, self._encoder.card
         self.__dict__.update(model_name=self.model_name or _name(card), space=self._encoder.space)
         if expected and expected != self.space:
-            raise SpaceMismatchError(f"saved for space {expected!r}, but this machine makes {self.space!r}")
+            raise SpaceMismatchError(f"saved for space {expected!r}, but this machine's space is {self.space!r}")
         self._remember(store)
 
     def _remember(self, store: Any) -> None:
@@ -125,7 +125,7 @@ class BGEEmbedding(_Fields):
         super().__setattr__(name, value)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; what decides the vectors cannot be updated.
+        """Return a copy; fields that determine the vectors cannot be updated.
 
         Raises:
             ReadOnlyError: ``update`` names such a field.
@@ -136,7 +136,7 @@ class BGEEmbedding(_Fields):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name under which LlamaIndex saves it."""
+        """Name under which LlamaIndex saves this class."""
         return "BGEEmbedding"
 
     @property
@@ -228,11 +228,11 @@ class BGEEmbedding(_Fields):
 
     @_DISPATCHER.span
     def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **_: Any) -> list[Embedding]:
-        """Embed documents; all of them are checked before the first is sent, and one bar moves as they are finished.
+        """Embed documents; all are checked before the first is sent, and one progress bar shows those finished.
 
         Raises:
             InputError: a text cannot be embedded; ``positions`` says which.
-            HostError: the host failed; says what was finished.
+            HostError: the host failed; the error says what was finished.
         """
         encoder, rows = self._with_bar(show_progress), list[Embedding]()
         for part in self._parts(texts):

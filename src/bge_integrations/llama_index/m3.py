@@ -22,7 +22,7 @@ __all__ = ["BGEM3"]
 
 
 class BGEM3:
-    """The adapters of one bge-m3; what several of them ask for is computed once.
+    """The adapters of one bge-m3 model; what several of them need is computed once.
 
     Args:
         model: ``BAAI/bge-m3`` when None; ``"demo"`` for the bundled model, or a folder with bge-m3's heads.
@@ -64,12 +64,12 @@ class BGEM3:
     def sparse_queries(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         """Return ids and weights of queries, for ``QdrantVectorStore(sparse_query_fn=...)``.
 
-        The store calls this on the event loop's thread; after the dense vector of the same query it is a look-up.
+        The store calls this on the event loop's thread; after the same query's dense vector it only looks it up.
         """
         return _lists(self.encoder, texts, "query")
 
     def sparse(self, store: str | None = None) -> Any:
-        """Return the sparse vectors as LlamaIndex's ``BaseSparseEmbedding``, or in the shape that a store wants.
+        """Return the sparse vectors as LlamaIndex's ``BaseSparseEmbedding``, or in the form that a store expects.
 
         Args:
             store: ``"milvus"`` for ``MilvusVectorStore(sparse_embedding_function=...)``.
@@ -89,10 +89,10 @@ class BGEM3:
 
         Args:
             weights: of the three scores; ``(0.4, 0.2, 0.4)`` are those of the model's card.
-            top_n: how many nodes come back; all when None.
+            top_n: how many nodes to return; all when None.
 
         Raises:
-            ConfigError: the model or host gives no multivectors, or the weights are no three numbers.
+            ConfigError: the model or host has no multivector output, or the weights are not three numbers.
         """
         return BGEReranker(reranker=MultivectorReranker(self.encoder, weights=weights), top_n=top_n)
 

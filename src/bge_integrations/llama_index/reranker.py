@@ -29,21 +29,21 @@ Finish = Callable[[Sequence[Ranked]], list[NodeWithScore]]
 class BGEReranker(BaseNodePostprocessor):
     """BGE rerankers for LlamaIndex: a node postprocessor whose scores are Python floats from 0 to 1.
 
-    The nodes that are passed stay as they are; what comes back are others around the same content. What is read is the
+    The nodes that are passed are not changed; new nodes around the same content are returned. The model reads the
     text with the metadata that is meant for embedding.
 
     Args:
-        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-reranker-v2-m3`` when None.
-        reranker: a reranker made elsewhere, instead of all options of ``load_reranker``.
-        top_n: how many nodes come back; all when None.
+        model: a name in the catalogue in any spelling, or a local folder; ``BAAI/bge-reranker-v2-m3`` when None.
+        reranker: an existing reranker, instead of all options of ``load_reranker``.
+        top_n: how many nodes to return; all when None.
         keep_retrieval_score: keep each node's score before reranking in ``metadata["retrieval_score"]``.
-        metadata_mode: what of a node's metadata is read with its text.
+        metadata_mode: which part of a node's metadata is read with its text.
         callback_manager: LlamaIndex's.
         options: of ``load_reranker``, as ``to_dict`` has them.
         **more: options of ``load_reranker``; see ``bge_integrations.RerankerOptions``.
 
     Raises:
-        ConfigError: an unknown model, host or option, or a host that does not serve the model.
+        ConfigError: an unknown model, provider or option, or a provider that does not serve the model.
 
     Example:
         >>> from bge_integrations.llama_index import BGEReranker
@@ -54,9 +54,9 @@ class BGEReranker(BaseNodePostprocessor):
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str = Field(description="Id of the model.")
-    top_n: int | None = Field(default=None, description="How many nodes come back; all when None.")
+    top_n: int | None = Field(default=None, description="How many nodes to return; all when None.")
     keep_retrieval_score: bool = Field(default=False, description="Keep the score before reranking in the metadata.")
-    metadata_mode: MetadataMode = Field(default=MetadataMode.EMBED, description="What is read with a node's text.")
+    metadata_mode: MetadataMode = Field(default=MetadataMode.EMBED, description="Metadata read with a node's text.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of load_reranker, without secrets.")
 
     _reranker: Reranker = PrivateAttr()

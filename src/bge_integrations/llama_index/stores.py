@@ -36,15 +36,15 @@ def open_store(store: Any, embed_model: BGEEmbedding, **options: Any) -> Any:
             ``"pgvector:postgresql://USER@HOST/DATABASE/TABLE"``, which has to exist; or a vector store or index of
             LlamaIndex that was opened already, of any kind that ``stamp_store`` takes.
         embed_model: what queries the store.
-        **options: of the store's class, such as ``text_key="page_content"`` of ``QdrantVectorStore``.
+        **options: arguments of the store's class, such as ``text_key="page_content"`` of ``QdrantVectorStore``.
 
     Returns:
         The vector store, for ``VectorStoreIndex.from_vector_store(store, embed_model=embed_model)``; what was opened
-        already as it is. One that holds nothing yet gets the stamp of ``embed_model``.
+        already as it is. An empty store gets the stamp of ``embed_model``.
 
     Raises:
         SpaceMismatchError: its vectors are of another space.
-        ConfigError: there is no such store, or it holds rows and no stamp: ``verify_store`` finds out
+        ConfigError: there is no such store, or it holds rows but no stamp: ``verify_store`` finds out
             which model made them, and ``stamp_store`` records it.
         MissingExtraError: the store's packages are not installed.
 
@@ -80,7 +80,7 @@ def _faiss(where: StorePlace, _: Any, __: BGEEmbedding, options: dict[str, Any])
     module = require("llama_index.vector_stores.faiss", install="llama-index-vector-stores-faiss")
     path = find_index(Path(where.place), where.name)
     if path.suffix == ".faiss":
-        raise ConfigError(f"{str(path)!r} was saved by LangChain, whose texts LlamaIndex does not find: open it there")
+        raise ConfigError(f"{str(path)!r} was saved by LangChain, whose texts LlamaIndex cannot find: open it there")
     return module.FaissVectorStore.from_persist_path(str(path), **options)
 
 

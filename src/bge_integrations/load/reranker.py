@@ -179,7 +179,7 @@ def _check_reranks(host: RerankHost | None, card: RerankerCard, options: Reranke
     others = who_reranks(card.id)
     raise NotServedError(
         f"{host.name} does not serve {card.id!r} (it serves {', '.join(o.model for o in host.offers)}); served by: "
-        f"{', '.join(others) or 'no host in the catalogue: run a server, or compute it here'}"
+        f"{', '.join(others) or 'no provider in the catalogue: run a server, or compute it here'}"
     )
 
 

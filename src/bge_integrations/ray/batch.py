@@ -24,24 +24,24 @@ _KEPT = 2
 
 
 class BGEBatchEncoder:
-    """Adds a column of vectors to a batch, on whatever worker it is called.
+    """Adds a column of vectors to a batch, on the worker that calls it.
 
-    Made on the driver, where every mistake in the configuration shows at once; pickled without model, connections and
+    Created on the driver, where configuration mistakes show at once; pickled without the model, connections and
     keys; the model is loaded on the worker at the first batch, and once per process however many copies arrive there.
     A host's key is read from the worker's own environment.
 
     Args:
         model: as ``load_encoder`` takes it.
-        role: ``"document"`` for the rows of a corpus; ``"query"`` puts the model's instruction in front.
+        role: ``"document"`` for the rows of a corpus; ``"query"`` prepends the model's instruction.
         text: the column to embed.
         embedding: the column to add.
         errors: a column to add that says why a row could not be embedded, ``""`` where it could. Such a row's vector
-            is NaN, since an array has no room for nothing. Without the column, such a row is an error.
+            is NaN, because an array cannot hold None. Without the column, such a row is an error.
         encoder: a ready encoder instead of ``model`` and options.
         **options: as ``load_encoder`` takes them, without ``api_key``.
 
     Raises:
-        ConfigError: an unknown model, provider or option; a key, which must not travel; one column named twice.
+        ConfigError: an unknown model, provider or option; a key, which is never sent; one column named twice.
 
     Example:
         >>> import numpy as np
@@ -63,7 +63,7 @@ class BGEBatchEncoder:
         **options: Unpack[Options],
     ) -> None:
         if options.get("api_key") is not None:
-            raise ConfigError("keys do not travel to workers: set the host's variable in each worker's environment")
+            raise ConfigError("keys are not sent to workers: set the provider's variable in each worker's environment")
         if len({text, embedding, errors}) < 3:
             raise ConfigError(
                 f"text, embedding and errors must be three columns, not {text!r}, {embedding!r}, {errors!r}"
@@ -91,10 +91,10 @@ class BGEBatchEncoder:
         return {**batch, self.embedding: vectors, self.errors: np.array(reasons, np.str_)}
 
     def encode(self, texts: Sequence[Any]) -> Vectors:
-        """Return the vectors of texts, with the model of this process.
+        """Return the vectors of texts, computed by this process's model.
 
         Raises:
-            InputError: something is not a text, or blank.
+            InputError: something is not a text, or is blank.
             HostError: the host failed.
         """
         return self.loaded().encode(texts, role=self.role)
@@ -113,7 +113,7 @@ class BGEBatchEncoder:
             raise ConfigError(f"no column {self.text!r} to embed; there are {', '.join(map(repr, batch))}")
         taken = [name for name in (self.embedding, self.errors) if name in batch]
         if taken:
-            raise ConfigError(f"the batch has a column {taken[0]!r} already: name another one")
+            raise ConfigError(f"the batch already has a column {taken[0]!r}: choose another name")
 
     def _try(self, texts: list[Any]) -> tuple[Vectors, list[str]]:
         vectors = np.full((len(texts), self.encoder.card.dimensions), np.nan, np.float32)
@@ -180,14 +180,14 @@ def _respect_grant() -> None:
 def make_predict_fn(
     model: str | None = None, *, role: Role, **options: Unpack[Options]
 ) -> Callable[[NDArray[Any]], Vectors]:
-    """Return a function from a batch of texts to their vectors, as Spark's ``predict_batch_udf`` wants it.
+    """Return a function from a batch of texts to their vectors, for Spark's ``predict_batch_udf``.
 
     Spark calls this once per Python worker and the result for each batch. Texts must not be null or blank: filter them
     before, since a batch holds nothing by which a row could be named.
 
     Args:
         model: as ``load_encoder`` takes it.
-        role: ``"document"``, or ``"query"`` to put the model's instruction in front.
+        role: ``"document"``, or ``"query"`` to prepend the model's instruction.
         **options: as ``load_encoder`` takes them, without ``api_key``: keys are read on the executor.
 
     Raises:

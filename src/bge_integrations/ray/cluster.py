@@ -32,7 +32,7 @@ def need_ray() -> None:
 
 
 def connect(address: str | None = None) -> None:
-    """Join a cluster, or start one on this machine where none is named here or in ``RAY_ADDRESS``.
+    """Join a cluster, or start one on this machine if none is given here or in ``RAY_ADDRESS``.
 
     Args:
         address: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``.
@@ -65,23 +65,23 @@ def nodes() -> list[dict[str, float]]:
 
 
 class RayShards(ShardEmbedder):
-    """Embeds the shards of a bulk job on a Ray cluster, each by whatever worker is free.
+    """Embeds the shards of a bulk job on a Ray cluster, each on a free worker.
 
     Rows are read and written on this machine, so nothing but the cluster has to be shared; ``embed_dataset`` is for
-    what is too large for one machine to read or write. A shard whose worker or machine is lost is computed anew
-    elsewhere. Each worker keeps to the bounds of requests and tokens per minute by itself.
+    data too large for one machine to read or write. A shard whose worker or machine is lost is recomputed
+    elsewhere. Each worker applies the limits of requests and tokens per minute on its own.
 
     Args:
-        encoder: pickled without model and keys; a cache lies on each worker's machine.
+        encoder: pickled without model and keys; a cache is kept on each worker's machine.
         address: as ``connect`` takes it.
-        sparse: whether sparse vectors are wanted as well.
-        workers: shards at a time; by default as many as there is room for.
+        sparse: whether to compute sparse vectors as well.
+        workers: shards at a time; by default as many as fit.
         num_cpus: CPUs of each, and its threads; by default 1.
         num_gpus: GPUs of each; by default 1 where the cluster has any and the model runs on the workers.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        ConfigError: no cluster answers there, or it has no room.
+        ConfigError: no cluster answers there, or the workers do not fit.
 
     Example:
         >>> from functools import partial
@@ -108,11 +108,11 @@ class RayShards(ShardEmbedder):
         self._running: set[Any] = set()
 
     def embed(self, rows: list[Row], on_error: OnError, on_rows: OnRows) -> Embedded:
-        """Have a worker embed a shard, and wait for it.
+        """Let a worker embed a shard, and wait for it.
 
         Raises:
             BGEError: as it was raised on the worker.
-            HostUnavailableError: the worker was lost again and again.
+            HostUnavailableError: the worker was lost repeatedly.
         """
         import ray
 
@@ -140,7 +140,7 @@ class RayShards(ShardEmbedder):
         )
 
     def stop(self) -> None:
-        """Cancel the tasks under way."""
+        """Cancel the running tasks."""
         import ray
 
         for reference in tuple(self._running):

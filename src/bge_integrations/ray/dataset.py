@@ -17,11 +17,11 @@ __all__ = ["Written", "embed_dataset"]
 
 
 class Written(NamedTuple):
-    """What a job has come to.
+    """The result of a job.
 
     Attributes:
         rows: rows that this call has embedded and written.
-        finished: rows that the folder held already.
+        finished: rows that were already in the folder.
         files: files in the folder now.
     """
 
@@ -84,10 +84,10 @@ def embed_dataset(
     num_gpus: float | None = None,
     **options: Unpack[Options],
 ) -> Any:
-    """Embed the rows of a Ray dataset on all workers of the cluster, and write them where a folder is named.
+    """Embed the rows of a Ray dataset on all workers of the cluster, and write them if a folder is given.
 
-    The folder's finished files are the checkpoint: each is there whole or not at all, and the same call again embeds
-    only the rows whose ids are in none of them. What a kill loses is what each worker was at, ``block_rows`` rows.
+    The folder's finished files are the checkpoint: each is written atomically, and repeating the call embeds
+    only the rows whose ids are in none of them. A kill loses at most ``block_rows`` rows per worker.
 
     Args:
         ds: a ``ray.data.Dataset``.
@@ -101,14 +101,14 @@ def embed_dataset(
         errors: a column to add that says why a row could not be embedded (its vector is NaN); without it, such a row
             ends the job.
         encoder: a ready encoder instead of ``model`` and options.
-        block_rows: rows that are embedded and written as one.
-        workers: how many; by default what the cluster has room for, see ``plan_workers``.
+        block_rows: rows that are embedded and written together.
+        workers: how many; by default as many as fit, see ``plan_workers``.
         num_cpus: CPUs that each reserves and computes with.
         num_gpus: GPUs of each; by default one where the cluster has any and the model runs on the workers.
         **options: as ``load_encoder`` takes them, without ``api_key``: keys are read on the workers.
 
     Returns:
-        ``Written`` where there is a folder, else a ``ray.data.Dataset``.
+        ``Written`` if there is a folder, else a ``ray.data.Dataset``.
 
     Raises:
         ConfigError: an unknown model or option, no room in the cluster, or a folder of another job.

@@ -45,7 +45,7 @@ class Folder:
         foreign = [name for name in self._names(system, path) if not _is_ours(name)]
         if foreign:
             raise ConfigError(
-                f"{self.path!r} holds {foreign[0]!r}, which embed_dataset did not write: name a new or empty folder"
+                f"{self.path!r} holds {foreign[0]!r}, which embed_dataset did not write: choose a new or empty folder"
             )
         system.create_dir(path, recursive=True)
         with system.open_output_stream(f"{path}/{_OWNER}") as file:
@@ -228,12 +228,12 @@ def _ids_in(name: str, system: Any, folder: Folder) -> NDArray[Any]:
 def _check_stamp(metadata: dict[bytes, bytes], name: str, stamp: dict[str, Any]) -> None:
     line = metadata.get(KEY.encode())
     if line is None:
-        raise ConfigError(f"{name!r} is not of an embedding job: name another folder")
+        raise ConfigError(f"{name!r} was not written by an embedding job: choose another folder")
     written = json.loads(line)
     if written["space"] != stamp["space"]:
         differences = {key: (written.get(key), value) for key, value in stamp.items() if written.get(key) != value}
         raise SpaceMismatchError(
-            f"{name!r} holds vectors of {written['space']!r}, not {stamp['space']!r}: name another folder",
+            f"{name!r} holds vectors of {written['space']!r}, not {stamp['space']!r}: choose another folder",
             differences=differences,
             reembed=True,
         )

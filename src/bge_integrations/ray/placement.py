@@ -11,7 +11,7 @@ __all__ = ["Workers", "plan_tasks", "plan_workers"]
 
 
 class Workers(NamedTuple):
-    """How many, and what the scheduler sets aside for each."""
+    """How many workers, and what the scheduler reserves for each."""
 
     size: int
     cpus: float
@@ -26,7 +26,7 @@ def plan_workers(
     num_cpus: float | None = None,
     num_gpus: float | None = None,
 ) -> Workers:
-    """Place workers so that reading and writing always find a CPU.
+    """Plan workers so that a CPU is always left for reading and writing.
 
     A worker holds what it reserves for as long as the job lasts. Reading needs a whole CPU; where workers held all of
     them, nothing would ever be read and the job would wait for itself. So one CPU in eight, and one of each machine,

@@ -47,7 +47,7 @@ def create_app(
 
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
-        ConfigError: a key is empty, a string stands where a list belongs, or the prefix is not a path.
+        ConfigError: a key is empty, a string was passed instead of a list, or the prefix is not a path.
     """
     _check_extra()
     from .app import build_app
@@ -90,8 +90,8 @@ def serve(
             key gets there, which an encoder's pickle does not hold.
         host: address to listen on.
         port: 0 for any free one.
-        api_keys: as for ``create_app``, or a function that returns them, which is asked again at SIGHUP: if that
-            fails, the keys of before stay.
+        api_keys: as for ``create_app``, or a function that returns them, which is called again at SIGHUP: if that
+            fails, the previous keys stay valid.
         workers: number of processes.
         limits: as for ``create_app``; of each worker.
         model_names: as for ``create_app``.
@@ -138,7 +138,7 @@ def background(
     cors_origins: Sequence[str] = (),
     reranker: Reranker | Callable[[], Reranker] | None = None,
 ) -> AbstractContextManager[str]:
-    """Serve an encoder on a thread for the length of a ``with`` block, which gets the base URL (without ``/v1``).
+    """Serve an encoder on a thread during a ``with`` block, which gets the base URL (without ``/v1``).
 
     Args:
         encoder: what embeds; the caller closes it.

@@ -38,7 +38,7 @@ class Keys:
         keys = self._asked(self._source) if callable(self._source) else self._source
         check_list("api_keys", keys)
         if not all(key.strip() for key in keys):
-            raise ConfigError("an empty key would let everybody in: leave it out, or give a real one")
+            raise ConfigError("an empty key would let everybody in: remove it, or set a real one")
         if callable(self._source) and not keys:  # it would let everybody in after a reload
             raise ConfigError("the function that was passed as api_keys returned no keys")
         return [key.strip().encode() for key in keys]
@@ -63,7 +63,7 @@ class Keys:
             self._keys = self._read()
             log.info("read the keys again: %d", len(self._keys))
         except BGEError as error:
-            log.error("the keys of before stay: %s", error)
+            log.error("the previous keys stay valid: %s", error)
 
     def reload_soon(self, *_: Any) -> None:
         """Reload on a thread: in a signal handler, a log line could interrupt another."""
@@ -107,7 +107,7 @@ class LocalHosts:
         hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
         if scope["type"] != "http" or all(map(self.allows, hosts)):
             return await self.app(scope, receive, send)
-        advice = "without keys, this server answers to local names only: give it a key, or allow the name's origin"
+        advice = "without keys, this server accepts only local host names: give it a key, or allow this name's origin"
         return await respond(scope, send, APIError(421, advice), close=True)
 
     def allows(self, host: str) -> bool:

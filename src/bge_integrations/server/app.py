@@ -151,7 +151,7 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
         "/embed_sparse",
         response_model=list[list[schemas.SparseValue]],
         responses=errors,
-        summary="Embed into token weights, TEI's way",
+        summary="Embed into token weights, in TEI's format",
         include_in_schema="sparse" in card.outputs,
     )
     async def embed_sparse(body: schemas.EmbedSparseRequest, request: Request) -> Response:

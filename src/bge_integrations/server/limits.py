@@ -11,23 +11,23 @@ from time import monotonic
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on one request and on everything that waits.
+    """Limits on a request and on everything that waits.
 
     Attributes:
         body_bytes: size of a request's body.
         items: texts in one request.
-        characters: characters of all texts of a request together.
+        characters: characters in all texts of a request together.
         tokens: tokens of all texts of a request together, counted before truncation.
-        multivector_tokens: tokens of all texts of a request that asks for token vectors, some 12 kB of JSON each.
-        queued_texts: texts that may wait for the encoder; a request that finds more waiting gets a 429.
+        multivector_tokens: tokens in all texts of a request for token vectors, each about 12 kB of JSON.
+        queued_texts: texts that may wait for the encoder; beyond it, 429.
         queued_bytes: bytes of bodies held in memory, over all requests; beyond it, 429.
         connections: open connections; beyond it, idle ones are closed, and requests beyond it get a 503.
-        header_seconds: time for the head of a request to arrive.
+        header_seconds: time for a request's header to arrive.
         body_seconds: time for its body to arrive.
         answer_seconds: time for the encoder to answer; beyond it, 504.
         idle_seconds: time between two requests of a connection; longer than clients keep theirs, so that it is they
             who hang up.
-        send_seconds: time in which the client takes nothing of its answer.
+        send_seconds: time for which the client may not read its response.
         drain_seconds: time that requests in flight get after SIGTERM.
     """
 
@@ -47,7 +47,7 @@ class Limits:
     drain_seconds: int = 30
 
     def check_size(self, texts: Sequence[str]) -> None:
-        """Refuse what is too much for one request.
+        """Refuse a request with too many or too long texts.
 
         Raises:
             APIError: 422, with the limit.
@@ -59,7 +59,7 @@ class Limits:
             raise too_much(characters, "characters", self.characters)
 
     def check_tokens(self, counts: Sequence[int], *, multivector: bool = False) -> None:
-        """Refuse texts of too many tokens for one request.
+        """Refuse a request with too many tokens.
 
         Raises:
             APIError: 422, with the limit.
@@ -132,7 +132,7 @@ class Queue:
         """
         if self._waiting and self._waiting + texts > self._limits.queued_texts:
             wait = retry_after(self._waiting, self._pace, monotonic())
-            raise APIError(429, f"{self._waiting} texts are waiting already", headers={"retry-after": str(wait)})
+            raise APIError(429, f"{self._waiting} texts are already waiting", headers={"retry-after": str(wait)})
         self._add(texts)
         try:
             yield

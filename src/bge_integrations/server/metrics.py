@@ -30,11 +30,11 @@ class Metrics:
         self.texts = Counter("bge_texts", "Texts embedded", ["role"], registry=registry)
         self.tokens = Counter("bge_tokens", "Tokens that the model read", ["role"], registry=registry)
         self.truncated = Counter("bge_truncated_texts", "Texts longer than the model reads", registry=registry)
-        self.waiting = _gauge("bge_queue_texts", "Texts that wait for the encoder or are in it", registry)
+        self.waiting = _gauge("bge_queue_texts", "Texts waiting or being embedded", registry)
         self.held = _gauge("bge_queue_bytes", "Bytes of request bodies in memory", registry)
         self.request_texts = Histogram("bge_request_texts", "Texts per request", buckets=_SIZES, registry=registry)
         self.batch_texts = Histogram(
-            "bge_batch_texts", "A request's texts per part that the encoder finished", buckets=_SIZES, registry=registry
+            "bge_batch_texts", "Texts per batch that the encoder finished", buckets=_SIZES, registry=registry
         )
 
     def text(self) -> bytes:

@@ -167,7 +167,7 @@ class BodyLimits:
         return None
 
     def _too_large(self) -> APIError:
-        return APIError(413, f"the body is over {self.limits.body_bytes} bytes: send less text in one request")
+        return APIError(413, f"the body is larger than {self.limits.body_bytes} bytes: send less text in one request")
 
     def _hold(self, size: int) -> None:
         self._held += size

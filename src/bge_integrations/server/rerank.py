@@ -37,11 +37,11 @@ class JinaRequest(schemas.Strict):
     model: str | None = Field(default=None, description="The reranker that is served, if any.")
     top_n: int | None = Field(default=None, ge=0)
     return_documents: StrictBool = False
-    raw_scores: StrictBool = Field(default=False, description="Logits instead of 0 to 1, as Infinity has it.")
+    raw_scores: StrictBool = Field(default=False, description="Logits instead of scores from 0 to 1, as in Infinity.")
     rank_fields: list[str] | None = Field(default=None, description='Accepted where it is ["text"].')
     max_tokens_per_doc: int | None = Field(default=None, description="Accepted and ignored.")
     max_chunks_per_doc: int | None = Field(
-        default=None, description="Accepted and ignored: nothing is cut into chunks."
+        default=None, description="Accepted and ignored: passages are not split into chunks."
     )
     truncation: StrictBool | None = Field(default=None, description="false refuses pairs that are too long.")
 
@@ -71,7 +71,7 @@ def add_reranking(app: FastAPI, service: Service, reranker: Reranker) -> None:
     """Add the routes."""
     errors = schemas.errors(schemas.Detail)
 
-    @app.post("/rerank", responses=errors, summary="Rerank, TEI's way or Jina's")
+    @app.post("/rerank", responses=errors, summary="Rerank, in TEI's or Jina's format")
     async def rerank(body: RerankRequest, request: Request) -> Response:
         if body.documents is not None:
             jina = JinaRequest(

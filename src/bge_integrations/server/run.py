@@ -148,7 +148,7 @@ def _check_travels(encoder: Encoder, make: Callable[[], Encoder], keys: Keys) ->
         raise ConfigError("several workers need an api_keys function that can be pickled: one of a module") from error
     if travelled.key != encoder.key:
         raise ConfigError(
-            f"the host's key does not travel to workers: set its variable in the environment, or {advice}"
+            f"the provider's key is not sent to workers: set its variable in the environment, or {advice}"
         )
 
 

@@ -24,7 +24,7 @@ def whole(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PydanticCustomError("surrogate", "the text holds a lone surrogate, which is not a character") from error
+        raise PydanticCustomError("surrogate", "the text has a lone surrogate, which is not a character") from error
     return text
 
 
@@ -41,7 +41,7 @@ def _as_list(value: Any) -> Any:
 
 
 _TOKEN_IDS = (
-    "token ids are refused, since they are another tokenizer's: send strings "
+    "token ids are refused, because they come from another tokenizer: send strings "
     "(LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
 )
 # Python counts four separators and NEL as blank, ECMA-262 does not.
@@ -77,16 +77,16 @@ class EmbedRequest(Strict):
         description="Accepted either way. A BGE model ends in a normalisation layer, so its vectors have length 1 "
         "whether or not the caller asks for it, here as in sentence-transformers.",
     )
-    is_query: StrictBool = Field(default=False, description="Puts the model's query instruction in front of each text.")
+    is_query: StrictBool = Field(default=False, description="Prepends the model's query instruction to each text.")
     outputs: list[Literal["dense", "sparse", "multivector"]] | None = Field(
-        default=None, min_length=1, description="What is wanted of the model's outputs; dense alone by default."
+        default=None, min_length=1, description="Which of the model's outputs to return; only dense by default."
     )
 
 
 class EmbedResponse(BaseModel):
     """One row per text, in order, of each output that was asked for."""
 
-    embeddings: list[list[float]] | None = Field(default=None, description="Vectors of length 1, unless not asked for.")
+    embeddings: list[list[float]] | None = Field(default=None, description="Vectors of length 1, if requested.")
     sparse: list[dict[str, float]] | None = Field(default=None, description="Token ids and their weights.")
     multivector: list[list[list[float]]] | None = Field(default=None, description="A vector of length 1 per token.")
     model: str
@@ -100,7 +100,7 @@ class EmbedSparseRequest(Strict):
     truncate: StrictBool | None = Field(default=None, description="false refuses texts that are too long.")
     truncation_direction: Literal["Right", "right"] | None = Field(default=None, description="Texts lose their end.")
     prompt_name: Literal["query", "document"] | None = Field(
-        default=None, description="query puts the model's instruction in front."
+        default=None, description="query prepends the model's instruction."
     )
 
 
@@ -123,7 +123,7 @@ class EmbeddingsRequest(Strict):
     user: str | None = Field(default=None, description="Accepted and ignored.")
     input_type: Literal["query", "document"] | None = Field(
         default=None,
-        description="query puts the model's instruction in front; document is the default, as plain OpenAI clients "
+        description="query prepends the model's instruction; document is the default, because plain OpenAI clients "
         "put instructions in themselves.",
     )
 

@@ -97,7 +97,7 @@ def find_index(folder: Path, name: str | None = None) -> Path:
         return found[0]
     if found:
         names = ", ".join(path.name.removesuffix(endings[0]).removesuffix(endings[1]) for path in found)
-        raise ConfigError(f"{str(folder)!r} holds several FAISS indexes, name one: {names}")
+        raise ConfigError(f"{str(folder)!r} holds several FAISS indexes, choose one: {names}")
     wanted = "" if name is None else f" {name!r}"
     raise ConfigError(f"{str(folder)!r} holds no FAISS index{wanted} that LangChain or LlamaIndex saved")
 

@@ -33,7 +33,7 @@ def stamp_store(store: Any, encoder: Stamped, *, replace: bool = False) -> dict[
             a connection of DuckDB or sqlite3); or the folder in which a FAISS index was saved (the stamp becomes a file
             beside it). Collection and table have to exist: LlamaIndex makes some at the first ``add``.
         encoder: an encoder, an adapter of LangChain or LlamaIndex that holds one, or a stamp.
-        replace: overwrite the stamp of another space, once the documents are embedded anew.
+        replace: overwrite the stamp of another space, once the documents have been re-embedded.
 
     Returns:
         The stamp.
@@ -68,7 +68,7 @@ def stamp_store(store: Any, encoder: Stamped, *, replace: bool = False) -> dict[
 
 
 def check_store(store: Any, encoder: Stamped) -> dict[str, Any]:
-    """Refuse an encoder whose vectors do not belong into a store.
+    """Refuse an encoder whose vectors do not belong in a store.
 
     Args:
         store: as ``stamp_store`` takes it.
@@ -78,7 +78,7 @@ def check_store(store: Any, encoder: Stamped) -> dict[str, Any]:
         The store's stamp.
 
     Raises:
-        SpaceMismatchError: says what differs and whether the documents have to be embedded again
+        SpaceMismatchError: the error says what differs and whether the documents have to be embedded again
             (``differences`` and ``reembed`` say it as data).
         ConfigError: the store has no stamp.
     """
@@ -158,11 +158,11 @@ def _mismatch(written: Mapping[str, Any], stamp: Mapping[str, Any]) -> SpaceMism
         "the vectors cannot be compared: use the store's model, or embed its documents again and "
         "stamp_store(..., replace=True)"
         if reembed
-        else "its documents need not be embedded again, since no instruction goes into their vectors: pass the store's "
-        "query_instruction=, or take up this one with stamp_store(store, encoder)"
+        else "its documents need not be re-embedded, because their vectors do not depend on the instruction: pass the "
+        "store's query_instruction=, or switch to this one with stamp_store(store, encoder)"
     )
     return SpaceMismatchError(
-        f"the store was made otherwise ({listed}): {remedy}", differences=differences, reembed=reembed
+        f"the store was made differently ({listed}): {remedy}", differences=differences, reembed=reembed
     )
 
 

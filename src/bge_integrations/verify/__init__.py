@@ -72,20 +72,20 @@ def verify(
 ) -> Report:
     """Find out whether an encoder's vectors are those of its model.
 
-    Caches are passed by: the host itself is asked.
+    Caches are bypassed: the host itself is called.
 
     Args:
         encoder: an encoder, or a LangChain or LlamaIndex adapter that holds one.
-        reference: another encoder that is known to be right, best a local one: it also computes wrong vectors on
+        reference: another encoder that is known to be right, preferably local: it also computes wrong vectors on
             purpose, so that the fault can be named.
         golden: a file of known values, published or written by ``pin``; the package's own when None.
         others: encoders that the host might be instead; the catalogue's models of the same dimension on this machine
             when None.
-        behaviour: whether to look at how the host treats requests (about forty small ones).
+        behaviour: whether to check how the host handles requests (about forty small ones).
         on_step: called with the steps done, their total, and what is done next.
 
     Returns:
-        The report; ``report.ok`` says whether all is right.
+        The report; ``report.ok`` says whether everything is right.
 
     Raises:
         ConfigError: the golden file cannot be read or holds nothing of this model, or the reference has other
@@ -175,7 +175,7 @@ def _with_golden(report: Report, encoder: Encoder, results: Sequence[GoldenResul
         notes = (*notes, f"these are the published values of {other}")
     cosine = min(result.cosine for result in results)
     if alone and verdict == "same model at lower precision" and cosine < ACCEPTED:
-        notes = (*notes, "an int8 copy comes as near, and so may another pooling: a reference tells them apart")
+        notes = (*notes, "an int8 copy comes equally close, and another pooling may too: compare with a reference")
     return replace(report, verdict=verdict, cosine=cosine, golden=tuple(results), notes=notes)
 
 
@@ -190,7 +190,7 @@ def _with_reference(
     if mine.dimensions != theirs.dimensions:
         raise ConfigError(
             f"{mine.id!r} has {mine.dimensions} dimensions and the reference, {theirs.id!r}, has {theirs.dimensions}: "
-            "take the same model as the reference"
+            "use the same model as the reference"
         )
     probes = make_probes(mine.max_tokens, _counter(reference))
     steps.begin(HOST)
@@ -242,6 +242,6 @@ def _answers(encoder: Encoder, probes: Sequence[Probe]) -> tuple[Vectors, list[s
         try:
             vectors[rows] = encoder.encode(texts, role=role)
         except BadAnswerError as error:
-            notes.append(f"asked for one text at a time, since for several: {error}")
+            notes.append(f"queried one text at a time, because with several: {error}")
             vectors[rows] = [encoder.encode([text], role=role)[0] for text in texts]
     return vectors, notes

@@ -51,7 +51,7 @@ def order(host: Host) -> Finding:
     """See whether vectors come back in the order of the texts."""
     batch = _largest(host, _TEXTS)
     if batch is None:
-        return Finding("order", None, "could not be checked: a request may have one text only", {})
+        return Finding("order", None, "could not be checked (one text per request)", {})
     together = batch.vectors
     alone = _stack([host.post([text]) for text in _TEXTS[: len(batch.rows)]])
     if together is None or alone is None or together.shape != alone.shape:
@@ -59,7 +59,7 @@ def order(host: Host) -> Finding:
     nearest = (_unit(together) @ _unit(alone).T).argmax(axis=1).tolist()
     data = {"order": nearest, "rows_sorted": batch.in_order}
     if nearest != list(range(len(alone))):
-        return Finding("order", False, f"vectors come back for other texts: {nearest}", data)
+        return Finding("order", False, f"vectors belong to other texts: {nearest}", data)
     return Finding("order", True, "kept" if batch.in_order else "rows are shuffled, with right indexes", data)
 
 
@@ -73,7 +73,7 @@ def duplicates(host: Host) -> Finding:
         return Finding("duplicates", False, f"{rows} vectors for 4 texts, 3 of them alike", {"rows": rows})
     cosines = _unit(vectors) @ _unit(vectors)[0]
     alike = bool(min(cosines[2], cosines[3]) > _SAME > cosines[1])
-    says = "a vector each" if alike else "the same text gets different vectors within a request"
+    says = "a vector each" if alike else "the same text gets different vectors within one request"
     return Finding("duplicates", alike, says, {"cosines": [round(float(c), 6) for c in cosines]})
 
 
@@ -124,7 +124,7 @@ def cap(host: Host) -> Finding:
             return Finding("batch cap", False, f"{len(answer.rows)} vectors came back for {size} texts", data)
         if answer.status == 200:
             more = f"; refuses {refused}" if refused else ", perhaps more"
-            return Finding("batch cap", None, f"takes {size} texts in a request{more}", data)
+            return Finding("batch cap", None, f"accepts {size} texts in a request{more}", data)
         refused = size
     return Finding("batch cap", False, "refuses even a single text", {"taken": 0, "refused": refused})
 

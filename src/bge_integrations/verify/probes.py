@@ -15,7 +15,7 @@ class Probe:
     """A text in a role.
 
     Attributes:
-        kind: what the text is there to show.
+        kind: what the text is meant to reveal.
     """
 
     kind: str

@@ -15,7 +15,7 @@ Outcome = Verdict | Literal["same model in another space", "not checked"]
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One known value and how near the answer came to it."""
+    """One known value, and how close the host's vector came to it."""
 
     text: str
     role: str
@@ -38,7 +38,7 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Cause:
-    """A way in which vectors come to be as they are.
+    """An explanation of why vectors differ.
 
     Attributes:
         name: short name, such as ``"mean pooling"``.
@@ -55,12 +55,12 @@ class Cause:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing seen of the host's behaviour.
+    """One observation about the host's behaviour.
 
     Attributes:
-        name: what was looked at.
-        ok: whether it is as it should be; ``None`` for a mere fact.
-        says: what was seen.
+        name: what was checked.
+        ok: whether it is as it should be; ``None`` if it is neither good nor bad.
+        says: what was observed.
         data: the same as numbers.
     """
 
@@ -72,12 +72,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found out about an encoder.
+    """The result of verifying an encoder.
 
     Attributes:
         verdict: the worst that golden values and reference say; ``"not checked"`` where there were neither.
         cosine: to the golden values or the reference, whichever is lower; ``None`` where there were neither.
-        cause: what explains the answers where they are of another space, or None.
+        cause: what explains the vectors if they are in another space, or None.
         runner_up: the next best explanation.
         indistinct: causes that give this model the very same vectors, so that they neither matter nor show.
         int8: whether the encoder says of itself that it is an int8 copy.
@@ -110,10 +110,10 @@ class Report:
         return tuple(finding for finding in self.behaviour if finding.ok is False)
 
     def finding(self, name: str) -> Finding:
-        """Return what was seen of one thing.
+        """Return one observation by name.
 
         Raises:
-            KeyError: it was not looked at.
+            KeyError: it was not checked.
         """
         return {finding.name: finding for finding in self.behaviour}[name]
 
@@ -135,7 +135,7 @@ class Report:
 
 
 def table(report: Report) -> list[tuple[str, str, str]]:
-    """Return the report as rows of (mark, what, what was seen); the mark is ``"ok"``, ``"!!"`` or ``""``."""
+    """Return the report as rows of (mark, check, observation); the mark is ``"ok"``, ``"!!"`` or ``""``."""
     return list(_rows(report))
 
 

@@ -73,12 +73,12 @@ def verify_reranker(
 ) -> ScoreReport:
     """Find out whether a reranker's scores are those of its model, and what explains it if not.
 
-    Caches are passed by: the host itself is asked.
+    Caches are bypassed: the host itself is called.
 
     Args:
-        reranker: at a host or on this machine.
+        reranker: remote or local.
         golden: a file of known scores (its ``rerank`` entries); the package's own when None.
-        behaviour: whether to look at where passages are truncated (about a dozen requests).
+        behaviour: whether to check where passages are truncated (about a dozen requests).
 
     Raises:
         ConfigError: the golden file cannot be read or holds nothing of this model.
@@ -104,7 +104,7 @@ def verify_reranker(
 
 
 def table_of_scores(report: ScoreReport) -> list[tuple[str, str, str]]:
-    """Return the report as rows of (mark, what, what was seen)."""
+    """Return the report as rows of (mark, check, observation)."""
     rows = [("ok" if report.ok else "!!", "verdict", report.summary())]
     marks = {None: "", True: "ok", False: "!!"}
     return rows + [(marks[one.ok], one.name, one.says) for one in report.behaviour]

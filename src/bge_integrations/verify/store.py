@@ -75,17 +75,17 @@ class StoreReport:
 
 
 def verify_store(store: Any, encoder: Encoder | HoldsEncoder, *, sample: int = 32) -> StoreReport:
-    """Embed some of a store's texts again and compare with the vectors that it holds.
+    """Re-embed some of a store's texts and compare the results with its vectors.
 
     Args:
         store: of LangChain or LlamaIndex over Chroma, Qdrant, LanceDB, pgvector or FAISS (LangChain's); a Chroma
             collection, a LanceDB table, the folder of a saved FAISS index (a ``Path``, or that of one index in it),
             ``(QdrantClient, collection)`` or ``(sqlalchemy.Engine, table)``.
         encoder: of the model whose vectors they should be, or an adapter that holds one.
-        sample: rows to look at, spread over the store.
+        sample: rows to check, spread over the store.
 
     Returns:
-        The report; ``report.ok`` says whether this model may search the store, ``report.cause`` why not.
+        The report; ``report.ok`` says whether this model can search the store, ``report.cause`` why not.
 
     Raises:
         ConfigError: the rows of such a store cannot be read, or it is empty.
@@ -191,7 +191,7 @@ def _first_words(count: int, text: str) -> str:
 
 
 def table_of_store(report: StoreReport) -> list[tuple[str, str, str]]:
-    """Return the report as rows of (mark, what, what was seen); the mark is ``"ok"``, ``"!!"`` or ``""``."""
+    """Return the report as rows of (mark, check, observation); the mark is ``"ok"``, ``"!!"`` or ``""``."""
     mark = "ok" if report.ok else "!!"
     rows = [
         (mark, "vectors", f"{report.verdict}: {report.agreeing} of {report.sampled} sampled rows agree"),
