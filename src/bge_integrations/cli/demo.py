@@ -21,7 +21,7 @@ _QUESTIONS = (
     "how long does a call wait?",
     "does the cache keep queries and documents apart?",
     "why is the similarity of unrelated texts so high?",
-    "do documents get an instruction?",
+    "what is put in front of a query?",
 )
 _NEEDS = {
     "langchain": ("langchain_core", "langchain_text_splitters"),
