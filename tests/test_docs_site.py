@@ -41,7 +41,7 @@ SEARCHED = {
     "pgvector": "how-to/vector-stores", "retry": "how-to/rate-limits", "429": "how-to/rate-limits",
     "API key": "how-to/hosts", "CUDA": "how-to/speed", "threads": "how-to/speed", "license": "index",
     "multilingual": "how-to/choose-model",
-    "chunk size": "how-to/bulk", "streaming": "how-to/speed", "pickle": "how-to/ray",
+    "chunk size": "how-to/bulk", "streaming": "how-to/speed", "pickle": "how-to/vector-stores",
 }  # fmt: skip
 
 FIRST_THREE = """
