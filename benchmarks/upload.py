@@ -2,7 +2,7 @@
 
     python benchmarks/upload.py                          20,000 rows of 384 dimensions, and results/upload.json
     python benchmarks/upload.py --rows 2000 --dry        a smoke run
-    python benchmarks/upload.py --only chroma pgvector
+    python benchmarks/upload.py --only chroma pgvector   beside what the file holds already
 
 In each round both ways write the same batches into an empty store of their own, one after the other, in an order that
 turns; the medians of the rounds' ratios count. Opening is not timed, saving FAISS's index is. The generic way hands
@@ -215,6 +215,9 @@ def compare(into: str, rows: int, dimensions: int, rounds: int, socket: str | No
     ratios = [a / b for a, b in zip(seconds[generic], seconds[own_way], strict=True)]
     return {
         "store": into,
+        "rows": rows,
+        "dimensions": dimensions,
+        "rounds": rounds,
         "rows a batch": size,
         "add_texts, of its own way's time": round(statistics.median(ratios), 2),
         "least": round(min(ratios), 2),
@@ -248,18 +251,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=STORES, default=STORES)
     parser.add_argument("--dry", action="store_true", help="do not write the results file")
     given = parser.parse_args()
-    found = []
+    before = json.loads(RESULTS.read_text("utf-8"))["stores"] if RESULTS.exists() else []
+    found = {each["store"]: each for each in before}
     for into in given.only:
         if into == "pgvector" and find_postgres() is None:
             print("pgvector: no PostgreSQL with pgvector is installed")
             continue
         with postgres() if into == "pgvector" else contextlib.nullcontext(None) as socket:
-            found.append(compare(into, given.rows, given.dimensions, given.rounds, socket))
-        print(json.dumps(found[-1]), flush=True)
-    if not given.dry:
-        about = {"python": platform.python_version(), "machine": platform.machine()}
-        result = {"rows": given.rows, "dimensions": given.dimensions, "rounds": given.rounds, "stores": found}
-        RESULTS.write_text(json.dumps({**result, "machine": about}, indent=1) + "\n", "utf-8")
+            found[into] = compare(into, given.rows, given.dimensions, given.rounds, socket)
+        print(json.dumps(found[into]), flush=True)
+        if not given.dry:
+            about = {"python": platform.python_version(), "machine": platform.machine()}
+            result = {"stores": [found[name] for name in STORES if name in found], "machine": about}
+            RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

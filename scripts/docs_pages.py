@@ -50,6 +50,11 @@ BENCHMARKS = (
     ("bulk", "Bulk embedding", "Rows per second into shards, memory, and Ray."),
     ("update", "Updates of shards", "Reading, comparing and writing alone, with synthetic vectors; peak memory."),
     (
+        "upload",
+        "Uploads into vector stores",
+        "The time of LangChain's `add_texts` with the same stored vectors, in multiples of `bge upload`'s own way.",
+    ),
+    (
         "dups",
         "Near-duplicates",
         "Time and memory, exact and approximate, compared with the product of all vectors in memory.",

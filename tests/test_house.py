@@ -137,8 +137,9 @@ def test_library_calls_never_run_a_loop_of_their_own():
         and node.func.attr in ("run_until_complete",)
     }
     runs = {name_of(path) for path, tree in trees().items() if "run" in used(tree, "asyncio")}
-    # The background loop empties itself as it stops, on its own thread.
-    assert calls <= {("core/event_loop.py", "run_until_complete")}
+    # The background loop empties itself as it stops, on its own thread. LlamaIndex's Elasticsearch store waits so,
+    # and its connections belong to the loop on which it does.
+    assert calls <= {("core/event_loop.py", "run_until_complete"), ("stamps/servers.py", "run_until_complete")}
     assert runs == set()
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from ...errors import ConfigError
 from ...extras import require
 from ...stamps.places import chroma_address
-from ..part import Part
-from .target import Batch, Key, Place, check_dimensions, pages, string_keys
+from .target import Batch, Key, Place, Target, check_dimensions, pages
 
 BATCH_ROWS = 1000
 TAKES = ("url", "path", "client")
@@ -22,7 +21,7 @@ LASTS = True
 _PAGE = 5000
 
 
-class _Target:
+class _Target(Target):
     def __init__(self, client: Any, collection: Any) -> None:
         self.stamped = self.collection = collection
         self.most = min(BATCH_ROWS, client.get_max_batch_size())
@@ -39,9 +38,6 @@ class _Target:
                 documents=batch.texts[part],
                 metadatas=[_flat(metadata) for metadata in batch.metadata[part]],
             )
-
-    def keys(self, part: Part) -> Sequence[Key]:
-        return string_keys(part)
 
     def held(self) -> Iterator[list[tuple[Key, str | None]]]:
         first = 0

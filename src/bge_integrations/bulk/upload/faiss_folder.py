@@ -16,8 +16,7 @@ from ...errors import ConfigError
 from ...extras import require
 from ...stamps.faiss_folder import langchain_texts
 from ...stamps.slots import KEY
-from ..part import Part
-from .target import Batch, Key, Place, check_dimensions, string_keys
+from .target import Batch, Key, Place, Target, check_dimensions
 
 BATCH_ROWS = 10_000
 TAKES = ("path",)
@@ -27,7 +26,7 @@ SPARSE = False
 LASTS = False
 
 
-class _Target:
+class _Target(Target):
     def __init__(self, folder: Path, index: Any, documents: dict[str, Any], ids: list[str]) -> None:
         self.stamped, self.index, self.documents, self.ids = folder, index, documents, ids
 
@@ -42,9 +41,6 @@ class _Target:
         self.ids += batch.ids
         for key, text, metadata in zip(batch.ids, batch.texts, batch.metadata, strict=True):
             self.documents[key] = Document(id=key, page_content=text, metadata=metadata)
-
-    def keys(self, part: Part) -> Sequence[Key]:
-        return string_keys(part)
 
     def held(self) -> Iterator[list[tuple[Key, str | None]]]:
         yield [(key, self.documents[key].page_content) for key in self.ids]

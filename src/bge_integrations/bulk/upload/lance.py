@@ -12,7 +12,7 @@ from ...errors import ConfigError
 from ...extras import require
 from ..formats import column_types
 from ..part import Part
-from .target import Batch, Key, Place, check_dimensions, pages, string_keys
+from .target import Batch, Key, Place, Target, check_dimensions, pages
 
 # A commit is a version and some files of its own, so few and large ones.
 BATCH_ROWS = 10_000
@@ -23,7 +23,7 @@ SPARSE = False
 LASTS = True
 
 
-class _Target:
+class _Target(Target):
     def __init__(self, table: Any) -> None:
         self.stamped = self.table = table
         self.kinds = {field.name: field.type for field in table.schema.field("metadata").type}
@@ -34,9 +34,6 @@ class _Target:
     def put(self, batch: Batch) -> None:
         rows = _layout(batch, self.kinds)
         self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-
-    def keys(self, part: Part) -> Sequence[Key]:
-        return string_keys(part)
 
     def held(self) -> Iterator[list[tuple[Key, str | None]]]:
         for batch in self.table.search().select(["id", "text"]).to_batches():

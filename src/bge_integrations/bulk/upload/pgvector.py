@@ -14,8 +14,7 @@ import orjson
 from ...errors import BGEWarning, warn
 from ...extras import require
 from ...stamps.slots import comment_slot
-from ..part import Part
-from .target import Batch, Key, Place, check_dimensions, pages, string_keys
+from .target import Batch, Key, Place, Target, check_dimensions, pages
 
 BATCH_ROWS = 2000
 TAKES = ("url", "client")
@@ -32,7 +31,7 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""').replace("%", "%%") + '"'
 
 
-class _Target:
+class _Target(Target):
     def __init__(self, engine: Any, place: Place) -> None:
         self.engine, self.table = engine, f"{_SCHEMA}.{_quoted(place.collection)}"
         self.stamped = comment_slot(self._run, place.collection, _SCHEMA)
@@ -64,9 +63,6 @@ class _Target:
                 f"INSERT INTO {self.table} ({columns}) SELECT {columns} FROM bge_rows "
                 f'ON CONFLICT ("langchain_id") DO UPDATE SET {changed}'
             )
-
-    def keys(self, part: Part) -> Sequence[Key]:
-        return string_keys(part)
 
     def held(self) -> Iterator[list[tuple[Key, str | None]]]:
         with self.engine.connect().execution_options(stream_results=True) as connection:

@@ -14,7 +14,7 @@ from ...errors import ConfigError
 from ...extras import require
 from ...stamps.slots import qdrant_slot
 from ..part import Part
-from .target import Batch, Key, Place, check_dimensions, pages
+from .target import Batch, Key, Place, Target, check_dimensions, pages
 
 BATCH_ROWS = 256
 TAKES = ("url", "path", "client")
@@ -41,7 +41,7 @@ def point_id(value: str | int) -> str | int:
         return str(uuid5(NAMESPACE_URL, f"bge:{value}"))
 
 
-class _Target:
+class _Target(Target):
     def __init__(self, client: Any, place: Place) -> None:
         self.client, self.place = client, place
         self.stamped = qdrant_slot(client, place.collection)
