@@ -30,6 +30,7 @@ _WIDTH = 84  # columns of code that fit on a page
 
 BENCHMARKS = (
     ("local", "Local models", "The local back-ends and other libraries, side by side in one run."),
+    ("start", "Start", "From `python` to the first vector, each engine in a new process, in turn in one run."),
     ("precision", "What a precision costs", "Vectors of trained weights in each precision, compared with float32."),
     (
         "rerank",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import models
 from bge_integrations.catalog import find_model
 from bge_integrations.errors import BGEWarning, ModelLoadError
 from bge_integrations.local.architecture import read_architecture
-from bge_integrations.local.backends.attention import choose_attention
+from bge_integrations.local.backends.attention import Batch, choose_attention
 from bge_integrations.local.backends.packed import rows as matrix_rows
 from bge_integrations.local.engine import LocalEngine
 from bge_integrations.local.jobs import cut_batches, slice_end
@@ -363,3 +365,46 @@ def test_threads_follow_the_affinity_and_the_quota(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("20000 100000\n")
     assert usable_cores(tmp_path, tmp_path) == 1
     assert usable_cores(tmp_path / "none", tmp_path / "none") == 6
+
+
+@pytest.fixture
+def advice(monkeypatch):
+    from bge_integrations.local.backends import advice
+
+    monkeypatch.setattr(advice, "_said", set())
+    monkeypatch.setattr(advice, "_AFTER_SECONDS", 0.0)
+    return advice
+
+
+def test_a_long_job_in_float32_is_told_once_what_bfloat16_would_give(advice, caplog):
+    import torch
+
+    from bge_integrations.local.heads import Run
+
+    def slow(*_):
+        time.sleep(0.04)
+
+    def fast(*_):
+        time.sleep(0.02)
+
+    none = torch.empty(0)
+    batch = Batch(none, none, none, [Run(0, 4, 0, 8)])
+    shape, _ = read_architecture(models.folder("bge-small"), find_model(str(models.folder("bge-small"))))
+    caplog.set_level("INFO", "bge_integrations")
+    for _ in range(2):
+        advice.PrecisionAdvice("a model", shape, lambda: fast).computed(10.0, batch, slow)
+    (record,) = caplog.records
+    assert re.search(r"a model: .* precision='bfloat16' computes .* (1|2|3)\.\d times as fast", record.getMessage())
+
+
+def test_bfloat16_is_measured_for_a_model_whose_precision_nobody_set(advice):
+    from bge_integrations.local.select import is_native
+
+    card = find_model(str(models.folder("bge-small")))
+    with LocalEngine(card, backend="torch", precision="float32") as engine:
+        asked = engine.encode(models.TEXTS, role="document")
+    assert not advice._said
+    with LocalEngine(card, backend="torch") as engine:
+        rows = engine.encode(models.TEXTS, role="document")
+    assert advice._said == ({"bfloat16"} if is_native("bfloat16") else set())
+    assert (asked == rows).all()

@@ -6,7 +6,6 @@ users call (``encode``, ``aencode``, ``submit``) is derived here, once, from the
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -295,6 +294,8 @@ class Encoder(ABC):
         return rows
 
     async def _arows(self, texts: Sequence[str], role: Role, on_batch: OnBatch | None, output: Output) -> Rows:
+        import asyncio
+
         try:
             asyncio.get_running_loop()
         except RuntimeError:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelLoadError, TextError
-from .reranker import Pair
 from .tokenizer import TextTokenizer, Tokens
+
+if TYPE_CHECKING:
+    from .reranker import Pair
 
 __all__ = ["SECOND", "PairTokenizer", "longest_first"]
 
@@ -174,7 +177,7 @@ class PairTokenizer(TextTokenizer):
             kept = longest_first(queries[pair.query], passage, room)
             if kept != (queries[pair.query], passage):
                 long.append(i)
-                cut[i] = Pair(self._text(pair.query, kept[0]), self._text(pair.passage, kept[1]))
+                cut[i] = replace(pair, query=self._text(pair.query, kept[0]), passage=self._text(pair.passage, kept[1]))
             counts.append(sum(kept) + self.pair_special)
         return cut, long, counts
 

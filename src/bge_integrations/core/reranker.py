@@ -6,7 +6,6 @@ that order and ties never depend on where float32's sigmoid reaches 1.
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -219,6 +218,8 @@ class Reranker(ABC):
         return logits
 
     async def _alogits(self, pairs: list[Pair]) -> Scores:
+        import asyncio
+
         try:
             asyncio.get_running_loop()
         except RuntimeError:

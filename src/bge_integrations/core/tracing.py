@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from importlib.metadata import version
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -89,6 +88,8 @@ def _tracer() -> Any:
 
 @lru_cache(maxsize=4)
 def _tracer_of(provider: Any) -> Any:
+    from importlib.metadata import version
+
     return provider.get_tracer("bge_integrations", version("bge-integrations"))
 
 

@@ -17,7 +17,6 @@ from ..catalog.rerankers import known_reranker
 from ..environment import cache_folder, hide_in_url, hide_secrets, variable
 from ..errors import ConfigError, InstructionWarning, ModelLoadError, NotServedError, UnknownModelError, warn
 from ..options import Options, check_options
-from ..remote.rate_limit import PortableLimiter
 from .host import (
     LIMITS,
     cache_of,
@@ -211,12 +210,11 @@ def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, op
     wire = options.get("wire_model") or wire_name(provider, card, typed)
     headers = options.get("headers") or {}
     endpoint = endpoint_of(provider, url, wire, host_key(provider, url, options), headers, options)
-    limiter = options.get("rate_limiter")
     return RemoteEngine(
         card,
         endpoint,
         limits=Limits(**present(options, *LIMITS)),
-        rate_limiter=limiter and PortableLimiter(limiter),
+        rate_limiter=options.get("rate_limiter"),
         variant=_variant(provider, card, options),
         **present(options, *_COMMON, "tokenizer"),
     )

@@ -15,7 +15,6 @@ from ..catalog.rerankers import find_reranker, known_reranker
 from ..environment import HiddenValues, hide_secrets
 from ..errors import ConfigError, NotServedError
 from ..options import RERANKER_OPTIONS, Options, RerankerOptions, check_options
-from ..remote.rate_limit import PortableLimiter
 from .encoder import load_encoder
 from .host import (
     LIMITS,
@@ -138,14 +137,13 @@ def _remote_reranker(card: RerankerCard, host: RerankHost | None, url: str, opti
     named = host if host is not None and host.base_url else None
     provider = named or Provider(name=urlsplit(url).netloc, max_inputs=host.max_inputs if host else None)
     wire = options.get("wire_model") or wire_name(provider, card, card.id)
-    limiter = options.get("rate_limiter")
     own_header = host is not None and host.dialect == "pinecone"
     return RemoteReranker(
         card,
         _rerank_endpoint(provider, url, wire, options, own_header=own_header),
         host=host,
         limits=Limits(**present(options, *LIMITS)),
-        rate_limiter=limiter and PortableLimiter(limiter),
+        rate_limiter=options.get("rate_limiter"),
         verify=options.get("verify") is not None,
         variant=_score_variant(host, card, options),
         **present(options, "blank", "truncate", "tokenizer"),

@@ -20,7 +20,7 @@ from .backends.base import Backend
 from .files import Weights, find_folder, get_folder
 from .jobs import Job
 from .scheduler import Scheduler
-from .select import Choice, Settings, choose, find_device, usable_weights, warn_if_emulated
+from .select import Choice, Settings, choose, find_device, is_native, usable_weights, warn_if_emulated
 from .token_heads import TokenHeads
 
 _LOG = logging.getLogger("bge_integrations")
@@ -173,7 +173,8 @@ def _loaded(settings: Settings, choice: Choice, folder: Path) -> Backend:
 
         tokenizer = TextTokenizer.read(folder, card.max_tokens)
         heads = TokenHeads(folder, tokenizer, choice.device) if len(card.outputs) > 1 else None
-        return PackedBackend(choice, read_weights(folder), tokenizer, pooling=card.pooling, heads=heads)
+        advise = settings.precision is None and choice.device == "cpu" and bool(is_native("bfloat16"))
+        return PackedBackend(choice, read_weights(folder), tokenizer, pooling=card.pooling, heads=heads, advise=advise)
     from .backends.sentence_transformers import SentenceTransformerBackend
 
     return SentenceTransformerBackend(

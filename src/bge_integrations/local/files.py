@@ -11,7 +11,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from ..catalog.local_folder import read_modules
 from ..catalog.records import ModelCard
@@ -242,6 +241,8 @@ class _NoConnectionError(OSError):
 
 def _connect(endpoint: str) -> None:
     """Open a connection to the hub, or to the proxy on the way, and close it."""
+    from urllib.request import getproxies, proxy_bypass
+
     url = urlsplit(endpoint)
     proxy = getproxies().get(url.scheme) or getproxies().get("all")
     if proxy and url.hostname and not proxy_bypass(url.hostname):

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -205,6 +204,8 @@ def _check_device(device: str) -> None:
 
 
 def _torch_build() -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version("torch")
     except metadata.PackageNotFoundError:
@@ -234,15 +235,16 @@ def _has_cuda_driver() -> bool:
 
 def warn_if_emulated(precision: str, device: str) -> None:
     """Warn where the CPU has no instructions for a precision and would be slower with it."""
-    if device != "cpu" or precision not in ("bfloat16", "float16"):
-        return
+    if device == "cpu" and precision in ("bfloat16", "float16") and is_native(precision) is False:
+        slow = f"this CPU has no {precision} arithmetic: it is emulated and slow; precision='float32' is faster here"
+        warn(slow, BGEWarning)
+
+
+def is_native(precision: str) -> bool | None:
+    """Return whether the CPU has instructions for a half precision, or None where that cannot be read."""
     features = _cpu_features()
     native = ("avx512_bf16", "amx_bf16", "bf16") if precision == "bfloat16" else ("avx512_fp16", "amx_fp16")
-    if features is not None and not features & set(native):
-        warn(
-            f"this CPU has no {precision} arithmetic: it is emulated and slow; precision='float32' is faster here",
-            BGEWarning,
-        )
+    return None if features is None else bool(features & set(native))
 
 
 def _cpu_features() -> set[str] | None:

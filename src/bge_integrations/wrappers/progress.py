@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 import time
@@ -145,6 +144,8 @@ class _LineRelay(Relay):
 
 def in_script() -> bool:
     """Return whether a call comes from the main thread, outside any event loop: not from a server's."""
+    import asyncio
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -8,6 +8,7 @@ against transformers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from ..architecture import Architecture
 from ..heads import ONE_TOKEN, find_runs, mean_of_runs
 from ..select import Choice, usable_cores
 from ..token_heads import TokenHeads, accept
+from .advice import PrecisionAdvice
 from .attention import Batch, RunAttention, choose_attention
 from .base import Backend
 from .linear import Linear
@@ -94,6 +96,7 @@ class PackedBackend(Backend):
         *,
         pooling: str,
         heads: TokenHeads | None = None,
+        advise: bool = False,
     ) -> None:
         import torch
 
@@ -122,6 +125,7 @@ class PackedBackend(Backend):
                 "backend='sentence-transformers' may know them"
             )
         self.budget = budget(choice.precision, choice.device)
+        self.advice = PrecisionAdvice(choice.model, shape, partial(_half_layer, shape)) if advise else None
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """Return token ids, cut to what the model reads."""
@@ -136,10 +140,13 @@ class PackedBackend(Backend):
         import torch
 
         with torch.inference_mode():
+            begin = time.perf_counter()
             batch = self._pack(items)
             x = self.norm(self._embed(batch)).to(self.dtype)
             for layer in self.layers[:-1]:
                 x = layer(x, batch)
+            if self.advice is not None:
+                self.advice.computed(time.perf_counter() - begin, batch, self.layers[0].every)
             if self.heads is None or not isinstance(output, Several):
                 return _as_array(self._pool(self.layers[-1](x, batch), batch))
             states = self.layers[-1].every(x, batch)
@@ -216,6 +223,20 @@ def _norm(weights: dict[str, Tensor], name: str, epsilon: float, dtype: torch.dt
 
     weight, bias = (_pop(weights, f"{name}.{part}").to(dtype) for part in ("weight", "bias"))
     return partial(torch.layer_norm, normalized_shape=weight.shape, weight=weight, bias=bias, eps=epsilon)
+
+
+def _half_layer(shape: Architecture) -> Callable[[Tensor, Batch], Tensor]:
+    """Return a layer in bfloat16 whose weights are zero: its speed does not depend on them."""
+    import torch
+
+    hidden, inner = shape.hidden, shape.intermediate
+    names = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (hidden, hidden))
+    sizes |= {"intermediate.dense": (inner, hidden), "output.dense": (hidden, inner)}
+    sizes |= {"attention.output.LayerNorm": (hidden,), "output.LayerNorm": (hidden,)}
+    weights = {f"x.{name}.weight": torch.zeros(size, dtype=torch.bfloat16) for name, size in sizes.items()}
+    weights |= {f"x.{name}.bias": torch.zeros(size[0], dtype=torch.bfloat16) for name, size in sizes.items()}
+    return Layer(weights, "x", shape, torch.bfloat16, RunAttention()).every
 
 
 def _pop(weights: dict[str, Tensor], name: str) -> Tensor:
