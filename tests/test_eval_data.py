@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from bge_integrations.errors import BGEWarning, ConfigError
+from bge_integrations.errors import BGEError, BGEWarning, ConfigError
 from bge_integrations.evaluate.data import read_judged
+from bge_integrations.evaluate.measures import check_measures, measure
 
 PASSAGES = [
     {"_id": "d1", "title": "Files", "text": "ls lists the files of a folder."},
@@ -151,6 +156,10 @@ WRONG = [
     ("qrels/test.tsv", BEIR + "a\td1\n", "'qrels/test.tsv', line 5: 2 columns"),
     ("qrels/test.tsv", BEIR + "a\td1\tgood\n", "'qrels/test.tsv', line 5: the score must be a whole number"),
     ("qrels/test.tsv", BEIR + "a\td1\t0.5\n", "'qrels/test.tsv', line 5: the score must be a whole number"),
+    *(  # trec_eval makes any number of a grade near 2**31, or ends the process
+        ("qrels/test.tsv", BEIR + f"a\td1\t{grade}\n", "line 5: the score must be a whole number of at most 1,000,000")
+        for grade in (1_000_001, -(2**31), 2**32, 10**25, "1e400", "nan")
+    ),
     ("qrels/test.tsv", "", "'qrels/test.tsv' judges none of the questions"),
 ]
 
@@ -207,3 +216,60 @@ def test_a_corpus_that_changes_meanwhile_is_noticed(folder):
     lines(folder / "corpus.jsonl", PASSAGES[:2])
     with pytest.raises(ConfigError, match="now has 2"):
         list(judged.corpus.texts())
+
+
+def test_a_grade_that_no_float_holds(folder):
+    (folder / "qrels" / "test.tsv").unlink()
+    line = f'{{"query-id": "a", "corpus-id": "d1", "score": {10**400}}}\n'
+    (folder / "qrels" / "test.jsonl").write_text(line)
+    with pytest.raises(ConfigError, match=r"line 1: (not JSON|the score must be a whole number)"):
+        read_judged(str(folder))
+
+
+def test_a_header_of_several_lines_is_shown_in_one(tmp_path):
+    (tmp_path / "pairs.csv").write_text('"question,passage\nx,a\ny",b\n')
+    with pytest.raises(ConfigError, match=r"has no column 'passage'; it has .+") as caught:
+        read_judged(str(tmp_path / "pairs.csv"))
+    assert "\n" not in str(caught.value)
+
+
+ROWS = {
+    "corpus.jsonl": b'{"_id":"p1","text":"a"}\n{"_id":"p2","text":"b","title":"t"}\n',
+    "queries.jsonl": b'{"_id":"q1","text":"x"}\n{"_id":"q2","text":"y"}\n',
+    "qrels.tsv": b"query-id\tcorpus-id\tscore\nq1\tp1\t1\nq2\tp2\t2\n",
+    "pairs.csv": b"question,passage\nx,a\ny,b\n",
+}
+NOISE = [
+    *("1e9", "99999999999999999999", "-3", "inf", "nan", "null", "true", "p1"),
+    *("\t", "\n", "\0", '"', "{", ",", "\ufeff", "\r\n", "\\ud800", "\xff"),
+    *('"_id":1,', '"text":5,', '"title":null,', '"title":["a"],'),
+]
+
+
+@given(
+    name=st.sampled_from(sorted(ROWS)),
+    place=st.integers(0, 60),
+    gone=st.integers(0, 3),
+    noise=st.sampled_from(NOISE) | st.text(max_size=3),
+)
+@example(name="pairs.csv", place=0, gone=0, noise='"')
+@example(name="qrels.tsv", place=32, gone=1, noise="99999999999999999999")
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.filterwarnings("ignore::bge_integrations.errors.BGEWarning")
+def test_any_input_is_measured_or_refused_in_one_line(name, place, gone, noise):
+    with tempfile.TemporaryDirectory() as folder:
+        for each, data in ROWS.items():
+            at = place % len(data)
+            spoilt = data[:at] + noise.encode("utf-8", "surrogatepass") + data[at + gone :]
+            Path(folder, each).write_bytes(spoilt if each == name else data)
+        names = [str(Path(folder, each)) for each in ROWS]
+        try:
+            judged = read_judged(names[3]) if name == "pairs.csv" else read_judged(*names[:3])
+        except BGEError as error:
+            said = str(error)
+        else:
+            said, found = "", [judged.corpus.ids[:3]] * len(judged.qrels)
+            assert len(list(judged.corpus.texts())) == len(judged.corpus.ids)
+            for values in measure(check_measures(["nDCG@10", "R@100"], 100), judged.qrels, found).values():
+                assert ((values >= 0) & (values <= 1)).all()
+        assert "\n" not in said

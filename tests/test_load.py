@@ -589,6 +589,36 @@ def test_no_traceback_with_locals_shows_a_secret(make, wrong):
     assert CANARY not in everything(caught.value)
 
 
+UNUSABLE = {
+    "proxy": ("https://host.example/v1", {"HTTPS_PROXY": "socks://p.example:1"}),
+    "port": ("https://host.example/v1", {"ALL_PROXY": "http://p.example:99999"}),
+    "certificates": ("https://host.example/v1", {"SSL_CERT_FILE": "/nowhere/ca.pem"}),
+    "header": (LOCAL, {}),
+    "down": ("http://127.0.0.1:9/v1", {}),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+@pytest.mark.parametrize("how", ["passed", "environment", "function"])
+@pytest.mark.parametrize("load", [load_encoder, load_reranker])
+def test_no_traceback_of_a_first_call_shows_a_key(case, how, load, monkeypatch):
+    url, variables = UNUSABLE[case]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if how == "environment":
+        monkeypatch.setenv("BGE_API_KEY", CANARY)
+    key = {"passed": CANARY, "environment": None, "function": lambda: CANARY}[how]
+    headers = {"X-Other": CANARY} if case == "header" else {"X-Tenant": "7"}
+    dialect = {"dialect": "jina"} if load is load_reranker else {}
+    made = load(base_url=url, api_key=key, headers=headers, max_retries=0, **dialect)
+    if case == "header":  # its value stays behind, the key in the environment is there
+        made = pickle.loads(pickle.dumps(made))
+    with pytest.raises(BGEError) as caught:
+        made.score("q", ["a"]) if load is load_reranker else made.encode(["a"], role="query")
+    assert CANARY not in everything(caught.value)
+    assert CANARY not in repr(pickle.loads(pickle.dumps(caught.value)))
+
+
 def test_an_address_of_the_environment_with_a_password_is_not_shown(monkeypatch):
     monkeypatch.setenv("BGE_BASE_URL", f"http://me:{CANARY}@127.0.0.1:1/v1")
     with pytest.raises(ConfigError, match="must not hold a password") as caught:

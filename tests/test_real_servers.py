@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import pytest
 import gguf_bert
 from bge_integrations import errors, load_encoder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # LiteLLM's proxy alone takes a minute to start
 TESTS = Path(__file__).parent
 OUR_KEY, PROXY_KEY, WRONG_KEY = "sk-ours-1111", "sk-proxy-2222", "sk-wrong-3333"
 TEXTS = [
@@ -64,7 +65,7 @@ def running(command, url, log: Path, **environment):
             [str(part) for part in command], stdout=out, stderr=out, cwd=log.parent, env=os.environ | environment
         )
     try:
-        ends = time.monotonic() + 100
+        ends = time.monotonic() + 300
         while not answers(url):
             assert process.poll() is None, log.read_text(errors="replace")[-2000:]
             assert time.monotonic() < ends, log.read_text(errors="replace")[-2000:]
@@ -217,6 +218,35 @@ def test_vectors_of_llama_cpp_python_are_those_of_the_weights(pooled):
     texts = ["a", "a b c", "7 z", longest, *(" ".join(f"{i:03}") for i in range(80))]
     found = of_llama(pooled).encode(texts, role="document")
     np.testing.assert_allclose(found, reference(texts), atol=1e-3)
+
+
+def tokenizer(folder: Path) -> str:
+    """Write a tokenizer.json of the words in the gguf file."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = [*gguf_bert.SPECIAL, *gguf_bert.LETTERS, *(f"##{letter}" for letter in gguf_bert.LETTERS)]
+    made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    made.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def test_what_llama_cpp_python_cuts_off_in_silence_is_told(pooled, tmp_path):
+    encoder = of_llama(pooled, tokenizer=tokenizer(tmp_path))
+    short, long = " ".join("abcdef" * 21), " ".join("ghijkl" * 50)  # 128 tokens, all that it reads, and 302
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode([short, "a b"], role="document")
+    with pytest.warns(errors.TruncationWarning, match="it truncates what"):
+        found = encoder.encode(["a b c", long], role="document")
+    read = reference([" ".join(long.split()[: gguf_bert.CONTEXT - 2])])[0]
+    assert found[1] @ read > 0.9  # the beginning of the text, with or without [SEP]
+    strict = of_llama(pooled, tokenizer=str(tmp_path), truncate="error")
+    strict.encode(["a b"], role="document")  # once it has counted as we do, its count is believed
+    with pytest.raises(errors.TooLargeError) as caught:
+        strict.encode(["a b c", long, "d"], role="document")
+    assert caught.value.positions == (1,)
 
 
 def test_a_key_that_llama_cpp_python_refuses(pooled):

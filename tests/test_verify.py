@@ -11,6 +11,7 @@ import pytest
 
 import models
 from bge_integrations.catalog import find_model
+from bge_integrations.cli import main
 from bge_integrations.core.encoder import Encoder, Usage
 from bge_integrations.errors import ConfigError
 from bge_integrations.remote.engine import Endpoint, RemoteEngine
@@ -18,6 +19,7 @@ from bge_integrations.verify import pin, table, verify
 from bge_integrations.verify.causes import pooled_otherwise
 from encoders import HashEncoder
 from misbehaving import CUT, OPENAI, SPACE, WORDINGS, Host, Remembering, engines_of
+from rig import Rig, status
 
 pytestmark = pytest.mark.slow
 
@@ -258,3 +260,13 @@ def test_any_encoder_can_be_the_reference_then_poolings_are_not_tried(place, enc
     report = verify(encoder, Other(place.reference), others=[], behaviour=False)
     assert report.cause.name == "instruction doubled"
     assert not any("pooling" in cause.name for cause in report.causes)
+
+
+@pytest.mark.parametrize(("code", "said"), [(401, "is the key right"), (403, "403"), (402, "402"), (404, "404")])
+def test_a_host_that_refuses_everybody_is_not_told_as_one_with_faults(code, said, capsys):
+    with Rig(default=status(code)) as host:
+        assert main(["verify", "--model", "demo", "--base-url", host.url]) == 2
+        assert len(host.sent) <= 2
+    told = capsys.readouterr()
+    assert said in told.err
+    assert told.out == ""

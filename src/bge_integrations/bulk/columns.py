@@ -63,7 +63,7 @@ def _schema(file: str, columns: Columns) -> Any:
         with open_seekable(file) as (source, _):
             schema = parquet.read_schema(source)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file!r} cannot be read: {error}") from error
+        raise ConfigError(f"{file!r} cannot be read: {' '.join(str(error).split())}") from error
     check_columns(file, schema.names, columns)
     return schema
 
@@ -96,7 +96,9 @@ def _seen(files: Sequence[str], columns: Columns) -> list[set[str]]:
     missing = [name for types, name in zip(seen, columns.keep, strict=True) if not types]
     if present and missing:
         shown = ", ".join(list(present)[:_SHOWN])
-        raise ConfigError(f"no row of {files[0]!r} has the column {missing[0]!r} to keep; it has {shown}")
+        raise ConfigError(
+            f"no row of {files[0]!r} has the column {missing[0]!r} to keep; it has {' '.join(shown.split())}"
+        )
     return seen
 
 

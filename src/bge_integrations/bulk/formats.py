@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..core.encoder import Vectors
 from ..core.files import write_whole
-from ..errors import ConfigError
+from ..errors import BGEError, ConfigError
 from ..extras import require
 from ..stamps.slots import KEY
 from .part import Part, SparseRows
@@ -250,15 +250,22 @@ class _Numpy(ShardFormat):
     def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool, exact: bool) -> Iterator[Part]:
         del exact  # JSON's values are exact
         numbers = np.load(path, mmap_mode="r")
+        if getattr(numbers, "ndim", 0) != 2:
+            raise ValueError("it holds no rows of vectors")
         lines = _lines(path.with_suffix(ROWS)) if rows else iter(())
         found = _load_sparse(path.with_suffix(SPARSE)) if sparse else None
         for first in range(0, len(numbers), size):
             part = numbers[first : first + size]
+            found_rows = list(islice(lines, len(part)))
+            if rows and len(found_rows) != len(part):
+                raise ValueError(f"{path.with_suffix(ROWS).name!r} holds fewer rows than there are vectors")
             yield _part(
-                _columns(list(islice(lines, len(part)))),
+                _columns(found_rows),
                 _as_read(part) if vectors else _NONE,
                 found and found.part(first, first + len(part)),
             )
+        if next(lines, None) is not None:
+            raise ValueError(f"{path.with_suffix(ROWS).name!r} holds more rows than there are vectors")
 
     def stored(self, values: list[Any], kind: Any) -> list[Any]:
         return _through_json(values, kind)
@@ -319,8 +326,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     import orjson
 
     with path.open("rb") as file:
-        for line in file:
-            yield orjson.loads(line)
+        for number, line in enumerate(file, 1):
+            row = orjson.loads(line)
+            if not isinstance(row, dict) or not {"id", "text"} <= row.keys():
+                raise ValueError(f"line {number} of {path.name!r} is no row with an id and a text")
+            yield row
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -355,10 +365,10 @@ def read_part(
     reader = next(each for each in FORMATS.values() if each.ending == path.suffix)
     try:
         yield from reader.read(path, size, rows=rows, vectors=vectors, sparse=sparse, exact=exact)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
+    except BGEError:
+        raise
+    except Exception as error:  # a damaged file raises whatever NumPy's, orjson's and pyarrow's readers run into
+        raise ConfigError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def column_types(path: Path) -> dict[str, Any]:
@@ -387,7 +397,7 @@ def parquet_schema(path: str | Path) -> Any:
     try:
         return parquet.read_schema(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
+        raise ConfigError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def parquet_stamp(path: Path) -> dict[str, Any] | None:

@@ -62,7 +62,7 @@ def read_fields(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
     except BGEError:
         raise
     except _CANNOT as error:
-        raise ConfigError(f"{file!r} cannot be read: {error}") from error
+        raise ConfigError(f"{file!r} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def read_lines(stream: IO[bytes], tally: BytesRead, limit: int = ROW_BYTES) -> Iterator[bytes | None]:
@@ -184,7 +184,7 @@ def check_columns(file: str, present: list[str], columns: Columns) -> None:
     missing = [name for name in columns.wanted if name not in present]
     if missing:
         shown = ", ".join(present[:20]) + (", …" if len(present) > 20 else "")
-        raise ConfigError(f"{file!r} has no column {missing[0]!r}; it has {shown}")
+        raise ConfigError(f"{file!r} has no column {missing[0]!r}; it has {' '.join(shown.split())}")
     twice = [name for name in columns.wanted if present.count(name) > 1]
     if twice:
         raise ConfigError(f"{file!r} has more than one column {twice[0]!r}: rename one of them")

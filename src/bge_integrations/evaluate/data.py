@@ -17,6 +17,7 @@ from ..errors import ConfigError, warn
 
 __all__ = ["Corpus", "Judged", "read_judged"]
 
+_HIGHEST_GRADE = 1_000_000  # trec_eval counts by grade in C: of one near 2**31 it makes any number, or ends the process
 _IDS, _QUESTIONS = ("_id", "id"), ("question", "query")
 
 
@@ -221,10 +222,10 @@ def _grades(file: str, asked: dict[str, str]) -> dict[str, dict[str, int]]:
 def _grade(place: str, score: Any) -> int:
     try:
         grade = float(score)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         grade = 0.5
-    if not grade.is_integer():
-        raise ConfigError(f"{place}: the score must be a whole number, not {score!r}")
+    if not grade.is_integer() or abs(grade) > _HIGHEST_GRADE:
+        raise ConfigError(f"{place}: the score must be a whole number of at most {_HIGHEST_GRADE:,}, not {score!r:.60}")
     return int(grade)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from ..environment import Hidden
 from ..errors import (
     AuthenticationError,
     BadAnswerError,
@@ -93,11 +94,12 @@ class Transport:
     async def _open(self) -> None:
         async with self._opening:
             if self._client is None:
-                key = None if self._endpoint.key_changes else self._endpoint.secret()
+                # Hidden: opening may fail, and tracebacks with locals would show it.
+                key = Hidden(None if self._endpoint.key_changes else self._endpoint.secret())
                 # In a thread: importing the SDK and reading certificates would block the loop for half a second.
                 opened = await asyncio.to_thread(open_client, self._endpoint, self._limits)
                 self._sdk, self._client, headers = opened
-                self._headers = {**headers, **self._authorization(key)}
+                self._headers = {**headers, **self._authorization(key.get_secret_value())}
 
     async def _read(self, response: Any, bound: int) -> bytes:
         failure: HostError | None = None
