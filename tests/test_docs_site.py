@@ -49,6 +49,11 @@ const pages = [...document.querySelectorAll(".md-search-result__item > a")].map(
 return [...new Set(pages)].slice(0, 3);
 """
 
+PICTURES = """
+return [...document.querySelectorAll(".md-content img")].filter(img => img.offsetParent !== null)
+  .map(img => [img.src.startsWith("data:") ? "plot" : img.src.replace(/.*[/]|#.*/g, ""), getComputedStyle(img).filter]);
+"""
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
@@ -133,3 +138,21 @@ def test_no_page_is_wider_than_a_phone(site, driver):
             wide.append(page.relative_to(site).as_posix())
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert wide == []
+
+
+@pytest.mark.slow
+def test_in_the_dark_no_picture_shines(site, driver):
+    scheme = {"name": "prefers-color-scheme", "value": "dark"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    driver.get((site / "index.html").as_uri())
+    driver.execute_script("localStorage.clear()")
+    shown = {}
+    for page in sorted(site.rglob("*.html")):
+        if "<img" in page.read_text("utf-8"):
+            driver.get(page.as_uri())
+            shown[page.relative_to(site).as_posix()] = driver.execute_script(PICTURES)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert ["page-dark.png", "none"] in shown["index.html"]
+    bright = {page: [name for name, drawn in found if drawn == "none" and "dark" not in name and name != "demo.svg"]
+              for page, found in shown.items()}  # fmt: skip
+    assert {page: names for page, names in bright.items() if names} == {}

@@ -377,7 +377,7 @@ def test_the_command_prints_a_table_and_writes_results(host, pairs, tmp_path, ca
         (["--run", "demo,hybird"], "did you mean 'hybrid'"),
         (["--measures", "nDGC@10"], "does not know the measure 'nDGC@10'"),
         (["--top", "0"], "top must be a whole number"),
-        (["--top", "9", "--measures", "nDCG@10"], "nDCG@10 looks at more passages than the 9 that are kept"),
+        (["--top", "9", "--measures", "nDCG@10"], "nDCG@10 needs more passages than the 9 that are kept"),
         (["--cache", "x", "--no-cache"], "not both"),
         (["--output", "nowhere/x.json"], "the folder of 'nowhere/x.json' does not exist"),
         (["a", "b", "c"], "at most three inputs"),

@@ -305,7 +305,7 @@ def softmax(logits):
 
 
 SCALES = {
-    "sigmoid twice": (lambda logits: [sigmoid(sigmoid(x)) for x in logits], "applies it twice"),
+    "sigmoid twice": (lambda logits: [sigmoid(sigmoid(x)) for x in logits], "sigmoid is applied twice"),
     "softmax": (softmax, "softmax"),
     "cosines": (lambda logits: [0.5 + x / 40 for x in logits], "embedding model"),
     "another model": (lambda logits: [x * 0.3 - 1 for x in logits], "not this model's"),

@@ -30,7 +30,7 @@ CAUSES = {
     "the model itself, sigmoids": (lambda logits: [sigmoid(x) for x in logits], True),
     "half precision": (lambda logits: [x + 0.02 for x in logits], True),
     "bfloat16 sigmoids": (lambda logits: [bfloat16(sigmoid(x)) for x in logits], True),
-    "applies it twice": (lambda logits: [sigmoid(sigmoid(x)) for x in logits], False),
+    "sigmoid is applied twice": (lambda logits: [sigmoid(sigmoid(x)) for x in logits], False),
     "softmax": (softmax, False),
     "cosines of an embedding model": (lambda logits: [0.5 + x / 40 for x in logits], False),
     "a coarser copy": (lambda logits: [x + 0.3 for x in logits], False),

@@ -51,7 +51,7 @@ TOLD = {
     "duplicates dropped": ("duplicates", "2 vectors for 4 texts, 3 of them alike"),
     "no normalisation": ("normalisation", "no normalisation: vectors of length 3 to 7; they are made unit length here"),
     "another vector each time": ("determinism", "cosine 0.9"),
-    "a batch cap": ("batch cap", "takes 4 texts in a request; refuses 8"),
+    "a batch cap": ("batch cap", "accepts 4 texts in a request; refuses 8"),
     "over-long texts refused": ("over-long text", "refused (422)"),
     "base64 broken": ("encoding_format", "base64 is broken"),
     "base64 ignored": ("encoding_format", "float only; base64 is ignored"),
@@ -241,7 +241,7 @@ def test_another_number_of_dimensions_is_not_this_model(place, encoder):
     with RemoteEngine(replace(right, dimensions=right.dimensions * 2), encoder.endpoint) as made:
         known = replace(right, dimensions=right.dimensions * 2)
         report = verify(made, HashEncoder(known), behaviour=False)
-        with pytest.raises(ConfigError, match="take the same model"):
+        with pytest.raises(ConfigError, match="use the same model"):
             verify(made, place.reference, behaviour=False)
     assert report.verdict == "not this model"
     assert f"{right.dimensions}" in report.notes[-1]
