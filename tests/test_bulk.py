@@ -298,7 +298,7 @@ def test_input_that_changes_while_it_is_read_is_told(rows, tmp_path):
         if "text 50" in texts:
             rows.write_text(rows.read_text().replace("k1", "K1"))
 
-    with pytest.raises(ConfigError, match="changed while they were read"):
+    with pytest.raises(ConfigError, match="changed while they were being read"):
         embed_files(str(rows), tmp_path / "out", HashEncoder(before_batch=change), shard_rows=20)
 
 

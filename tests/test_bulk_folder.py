@@ -101,15 +101,15 @@ def test_an_input_in_the_output_folder_is_refused(rows, out, tmp_path, monkeypat
     embed(rows, out)
     before = state(out)
     (out / "more.jsonl").write_text('{"text": "more"}\n')
-    with pytest.raises(ConfigError, match=r"more.jsonl' lies in the output folder"):
+    with pytest.raises(ConfigError, match=r"more.jsonl' is inside the output folder"):
         embed(out / "more.jsonl", out)
     (out / "more.jsonl").unlink()
     (out / ".errors.jsonl").write_text("")
     os.link(out / ".errors.jsonl", tmp_path / "linked.jsonl")
-    with pytest.raises(ConfigError, match="lies in the output folder"):
+    with pytest.raises(ConfigError, match="is inside the output folder"):
         embed(tmp_path / "linked.jsonl", out)
     monkeypatch.chdir(out)
-    with pytest.raises(ConfigError, match="lies in the output folder"):
+    with pytest.raises(ConfigError, match="is inside the output folder"):
         embed_files(".errors.jsonl", ".", HashEncoder(), shard_rows=10)
     (out / ".errors.jsonl").unlink()
     assert state(out) == before

@@ -149,7 +149,7 @@ def test_bad_rows_of_csv(tmp_path):
     path = write(tmp_path / "in.csv", b"\xef\xbb\xbf" + b"\n".join(lines))
     assert texts_of(path, id="key") == ["two\r\nlines"]
     assert reasons_of(path, id="key") == [
-        (5, "3 cells where the header has 2"),
+        (5, "3 cells, but the header has 2"),
         (6, "its id in 'key' is missing"),
         (7, "'text' is blank"),
         (8, "not UTF-8"),

@@ -336,7 +336,7 @@ def test_a_folder_with_files_of_others_is_refused_and_stays_as_it_was(into, name
     mine = tmp_path / "mine" / name
     mine.parent.mkdir(parents=True)
     mine.write_text("{}")
-    with pytest.raises(ConfigError, match=f"and nothing of {into}: name a new or empty folder"):
+    with pytest.raises(ConfigError, match=f"and nothing of {into}: choose a new or empty folder"):
         upload_files(shards, into, path=tmp_path / "mine", collection=NAME)
     assert main(["upload", str(shards), "--into", into, "--path", str(tmp_path / "mine"), "--collection", NAME]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -314,7 +314,7 @@ def test_pgvector_gets_a_sparsevec_column(shards, tmp_path):
 @pytest.mark.parametrize(("into", "package"), [("chroma", "chromadb"), ("lancedb", "lancedb"), ("faiss", "faiss")])
 def test_other_stores_get_the_dense_vectors_and_say_so(into, package, shards, demo, tmp_path):
     pytest.importorskip(package)
-    with pytest.warns(BGEWarning, match=f"{into} gets the dense vectors alone.*qdrant and pgvector"):
+    with pytest.warns(BGEWarning, match=f"{into} gets only the dense vectors.*qdrant and pgvector"):
         report = upload_files(shards, into, path=tmp_path / "store")
     assert report.total == 7
     assert report.stamp == demo.stamp()

@@ -276,9 +276,9 @@ def test_an_id_that_comes_twice_is_written_once(chroma, tmp_path):
 def test_a_record_that_cannot_be_kept_is_told_and_an_update_without_one_refused(chroma, tmp_path):
     folder = embed(tmp_path / "out", OLD)
     (folder / ".uploads").write_text("mine")
-    with pytest.warns(BGEWarning, match="no record of what is uploaded"):
+    with pytest.warns(BGEWarning, match="no record of the upload"):
         assert upload_files(folder, **chroma).total == 25
-    with pytest.raises(ConfigError, match="no record of what is uploaded"):
+    with pytest.raises(ConfigError, match="no record of the upload"):
         upload_files(folder, **chroma, update=True)
     assert (folder / ".uploads").read_text() == "mine"
 

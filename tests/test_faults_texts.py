@@ -229,7 +229,7 @@ def test_a_host_that_truncates_in_silence_is_told_by_its_count(face_of, special)
 def test_one_text_that_is_read_up_to_a_round_number(face_of):
     with Rig(default=truncating(128)) as host:
         (said,) = face_of(host, tokenizer=TOKENIZER).call([LONG]).warnings
-        assert "has read 128 of the 302 tokens of 1 text(s)" in said
+        assert "read 128 of the 302 tokens of 1 text(s)" in said
 
 
 def test_where_truncation_is_an_error_the_text_is_named(face_of):

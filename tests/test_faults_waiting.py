@@ -275,7 +275,7 @@ def test_the_first_retry_is_a_warning_in_the_log_without_the_hosts_words(encoder
             assert right(host, encoder, ["b"])
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "INFO"]
     first = caplog.messages[0]
-    assert f"127.0.0.1:{host.port} at {host.url} answered 503; asked again in" in first
+    assert f"127.0.0.1:{host.port} at {host.url} answered 503; retrying in" in first
     assert "up to 6 times (max_retries=), pausing" in first
     assert "private" not in caplog.text
 

@@ -352,7 +352,7 @@ WRONG_COUNTS = {
 def test_a_host_that_never_answers_one_row_for_each_text_is_not_asked_on_and_on(engine_of, written):
     texts = [f"text {i}" for i in range(500)]
     with Rig(default=lambda x: x.send(x.payload(written(x.rows()) if len(x.texts) > 1 else []))) as host:
-        with pytest.raises(errors.BadAnswerError, match="no answer of this host had one row for each text") as caught:
+        with pytest.raises(errors.BadAnswerError, match="no response of this host had one row per text") as caught:
             engine_of(host).encode(texts, role="document")
         assert caught.value.positions == ()
         assert len(host.sent) <= 40  # of 8 requests at a time

@@ -504,7 +504,7 @@ def test_a_host_that_the_call_names_is_asked_for_the_name_before_a_folder(monkey
 
 def test_a_folder_that_does_not_state_its_pooling_warns_unless_the_call_says_it(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 32}))
-    with pytest.warns(BGEWarning, match="does not state how it pools.*accept_space='cls'"):
+    with pytest.warns(BGEWarning, match="does not state its pooling.*accept_space='cls'"):
         assert load_encoder(tmp_path, query_instruction="").card.pooling == "mean"
     assert "/cls/" in load_encoder(tmp_path, query_instruction="", accept_space="cls").space
 

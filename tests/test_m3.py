@@ -130,7 +130,7 @@ def test_only_what_is_asked_for(m3):
 
 @pytest.mark.parametrize("outputs", [None, 3, [], [None], "colbert", ["dense", "x"]])
 def test_outputs_are_some_of_three_names(m3, outputs):
-    with pytest.raises(errors.ConfigError, match="outputs are some of"):
+    with pytest.raises(errors.ConfigError, match="outputs must be some of"):
         m3.encode_outputs(["a text"], role="document", outputs=outputs)
 
 

@@ -449,7 +449,7 @@ def test_a_back_end_that_failed_once_is_asked_again(served):
 
 
 def test_a_known_host_of_dense_vectors_is_told_at_load():
-    with pytest.raises(errors.ConfigError, match=r"novita gives dense alone; it comes from: .*deepinfra.*vllm"):
+    with pytest.raises(errors.ConfigError, match=r"novita gives dense only; it is served by: .*deepinfra.*vllm"):
         load_m3(provider="novita", api_key="k")
     with pytest.raises(errors.ConfigError, match=r"no dense output here: .* gives sparse alone \(SGLang"):
         load_m3(dialect="sglang", base_url="http://localhost:1", api_key="k").use("dense")
@@ -462,7 +462,7 @@ def test_both_adapters_tell_it():
     from bge_integrations.llama_index import BGEM3 as LlamaIndex
 
     for adapter in (LangChain, LlamaIndex):
-        with pytest.raises(errors.ConfigError, match="openrouter gives dense alone"):
+        with pytest.raises(errors.ConfigError, match="openrouter gives dense only"):
             adapter(provider="openrouter", api_key="k")
 
 

@@ -169,7 +169,7 @@ def chunker_for(encoder: Encoder, size: int | None, overlap: int = 0) -> Chunker
     """
     if size is None:
         if overlap:
-            raise ConfigError("overlap is that of chunks: say how long they are, --chunk 400 (chunk=400)")
+            raise ConfigError("overlap needs chunks: pass their size, such as --chunk 400 (chunk=400)")
         return None
     if size > encoder.card.max_tokens:
         raise ConfigError(

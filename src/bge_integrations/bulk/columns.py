@@ -77,7 +77,7 @@ def _kind_of_table(name: str, found: Sequence[Any], format: Format) -> Any:
         return kind
     binary = [str(other) for other in found if "binary" in str(other)]
     if binary:
-        raise ConfigError(f"the kept column {name!r} is of {binary[0]}, which would become text: leave it out")
+        raise ConfigError(f"the kept column {name!r} is of {binary[0]}, which would become text: do not keep it")
     number = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return JSON if format != "parquet" and number else None
 

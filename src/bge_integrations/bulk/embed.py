@@ -36,9 +36,9 @@ def embed_files(
     on_progress: OnProgress | None = None,
     on: Callable[..., ShardEmbedder] = EncoderShards,
 ) -> Report:
-    """Embed the rows of files as documents into shards; the same call again resumes.
+    """Embed the rows of files as documents into shards; repeating the call resumes the job.
 
-    Killed at any moment and called again, on the same machine, the folder ends with the bytes of an undisturbed run.
+    If it is killed at any moment and called again on the same machine, the result equals an uninterrupted run's.
     At most three shards of rows and their vectors are in memory; an update holds about 150 bytes for each row as well.
     Rows of the input are not compared with each other: one that stands twice in it stands twice in the shards.
 

@@ -88,7 +88,7 @@ def parse_manifest(path: Path, raw: bytes) -> Record | None:
         shards = [line for line in lines[1:] if "file" in line]
         for shard in shards:
             if not SHARD.fullmatch(shard["file"]) or not shard.keys() >= _NOTED:
-                raise ValueError(f"its line of {shard['file']!r} is not one of a shard")
+                raise ValueError(f"its line for {shard['file']!r} does not describe a shard")
         return Record(lines[0], shards, "complete" in lines[-1])
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{str(path)!r} is not a manifest of bge embed, or is damaged: {error}") from error
@@ -143,7 +143,7 @@ def stamp_of(folder: str | Path) -> dict[str, Any]:
     """
     stamp = _stamp(Path(folder))
     if stamp is None:
-        raise ConfigError(f"{str(shard_files(folder)[0])!r} does not say of which model its vectors are")
+        raise ConfigError(f"{str(shard_files(folder)[0])!r} does not say which model its vectors come from")
     return stamp
 
 

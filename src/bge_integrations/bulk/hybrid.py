@@ -26,7 +26,7 @@ _DEPTH = 100
 
 @dataclass(frozen=True)
 class Hybrid:
-    """How dense and sparse scores become one.
+    """How dense and sparse scores are combined.
 
     Attributes:
         fusion: ``"sum"`` adds the weighted scores; ``"rrf"`` adds ``weight / (60 + rank)`` of both rankings.

@@ -156,8 +156,8 @@ class Job:
             number, digest = shard.number, shard.digest()
             if number < len(finished) and finished[number]["digest"] != digest:
                 raise InputsChangedError(
-                    f"the rows of shard {number} in {str(self.folder)!r} are others now than when they were embedded: "
-                    "--update (update=True) brings them up to date, or name another folder"
+                    f"the rows of shard {number} in {str(self.folder)!r} have changed since they were embedded: "
+                    "--update (update=True) brings them up to date, or use another folder"
                 )
             if manifest.holds(number):
                 self.report.resumed += 1
@@ -171,7 +171,7 @@ class Job:
         if number + 1 < len(finished):
             raise InputsChangedError(
                 f"the inputs have rows for {number + 1} shards now, {str(self.folder)!r} holds {len(finished)}: they "
-                "have changed; --update (update=True) brings them up to date, or name another folder"
+                "have changed; --update (update=True) brings them up to date, or use another folder"
             )
 
     def rows(self) -> Iterator[Row]:
@@ -195,7 +195,7 @@ class Job:
     def check_unchanged(self) -> None:
         """Refuse inputs that were changed while they were read."""
         if self.report.bytes is not None and fingerprint(self.files) != self.inputs:
-            raise ConfigError("the inputs were changed while they were read: start anew in another folder")
+            raise ConfigError("the inputs changed while they were being read: start again in another folder")
 
     def _count(self, line: dict[str, Any]) -> None:
         self.report.shards += 1

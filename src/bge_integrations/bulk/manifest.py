@@ -148,11 +148,11 @@ def check_ours(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise ConfigError(f"cannot write into {str(folder)!r}: it is a file, name a folder")
+        raise ConfigError(f"cannot write into {str(folder)!r}: it is a file, pass a folder")
     path, errors = side_files(folder)
     for each in (path, errors):
         if each.is_symlink() or (each.exists() and not each.is_file()):
-            raise ConfigError(f"{str(each)!r} is a link or no file: name another folder")
+            raise ConfigError(f"{str(each)!r} is a link or no file: use another folder")
     raw = path.read_bytes() if path.exists() else b""
     if parse_manifest(path, raw) is not None:
         return
@@ -160,10 +160,10 @@ def check_ours(folder: Path) -> None:
     torn = {path.name} if raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw) else set()
     others = sorted(each.name for each in folder.iterdir() if not is_partial(each.name) | (each.name in torn))
     if any(SHARD.fullmatch(name) for name in others):
-        raise ConfigError(f"{str(folder)!r} holds shards without a manifest: name an empty folder")
+        raise ConfigError(f"{str(folder)!r} holds shards without a manifest: choose an empty folder")
     if others:
         raise ConfigError(
-            f"{str(folder)!r} holds {others[0]!r}, which bge embed did not write: name a new or empty folder"
+            f"{str(folder)!r} holds {others[0]!r}, which bge embed did not write: choose a new or empty folder"
         )
 
 
@@ -195,7 +195,7 @@ def _lock(file: IO[bytes], folder: Path) -> None:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise ConfigError(
-            f"another process is writing into {str(folder)!r}: wait for it, or name another folder"
+            f"another process is writing into {str(folder)!r}: wait for it, or use another folder"
         ) from None
 
 
@@ -209,13 +209,13 @@ def check_same(written: Line, job: Line, folder: Path, *, update: bool = False) 
     old, new = _space(written), _space(job)
     if old != new:
         raise SpaceMismatchError(
-            f"{str(folder)!r} holds vectors of another space by their stamp ({_changes(old, new)}): name another folder"
+            f"{str(folder)!r} holds vectors of another space by their stamp ({_changes(old, new)}): use another folder"
         )
     if update:
         _check_instruction(written, job, folder)
     elif written.get("updated"):
         raise ConfigError(
-            f"{str(folder)!r} was brought up to date by --update (update=True): say so here too, or name another folder"
+            f"{str(folder)!r} was brought up to date by --update (update=True): pass it here too, or use another folder"
         )
     for name in ("options",) if update else ("inputs", "options"):
         old, new = _flat(written.get(name, {})), _flat(job.get(name, {}))
@@ -238,7 +238,7 @@ def _check_instruction(written: Line, job: Line, folder: Path) -> None:
     if old != new:
         raise SpaceMismatchError(
             f"{str(folder)!r} is stamped with another query instruction ({old!r} there, {new!r} now): pass that one, "
-            "or name another folder"
+            "or use another folder"
         )
 
 

@@ -36,7 +36,7 @@ _MAX_INPUTS = 64  # texts of a request, where nothing else is known
 
 @dataclass
 class Plan:
-    """What a job would come to; None where that cannot be known.
+    """An estimate of a job; None where a value cannot be known.
 
     Attributes:
         rows: rows of the input (chunks, where it is chunked), bad ones included.

@@ -57,7 +57,7 @@ def quantise(vectors: ArrayLike, to: Quantisation, *, ranges: ArrayLike | None =
         raise InputError(f"vectors must be floats of shape (n, dimensions), not {rows.dtype} of shape {rows.shape}")
     if to == "binary":
         if ranges is not None:
-            raise ConfigError("ranges are for int8: binary keeps signs alone")
+            raise ConfigError("ranges are for int8: binary only keeps signs")
         return np.packbits(rows > 0, axis=1)
     if to != "int8":
         raise ConfigError(f"vectors are quantised to one of {', '.join(get_args(Quantisation))}, not {to!r}")
@@ -67,7 +67,7 @@ def quantise(vectors: ArrayLike, to: Quantisation, *, ranges: ArrayLike | None =
 
 
 def dequantise(codes: Codes, to: Quantisation, dimensions: int, *, ranges: ArrayLike | None = None) -> Vectors:
-    """Return floats that ``codes`` stand for.
+    """Return the floats that ``codes`` represent.
 
     Args:
         codes: of ``quantise``.
@@ -85,7 +85,7 @@ def dequantise(codes: Codes, to: Quantisation, dimensions: int, *, ranges: Array
         signs -= 1 / dimensions**0.5
         return signs
     if ranges is None:
-        raise ConfigError("int8 codes can only be read with the ranges that they were made with: pass ranges=")
+        raise ConfigError("int8 codes can only be read with their own ranges: pass ranges=")
     starts, steps = _buckets(ranges, dimensions)
     floats = codes.astype(np.float32)
     floats += np.float32(128.5)
@@ -102,7 +102,7 @@ def value_ranges(vectors: ArrayLike) -> Vectors:
     """
     rows = np.asarray(vectors, np.float32)
     if rows.ndim != 2 or not len(rows):
-        raise InputError("the ranges of int8 are read from vectors, and there are none")
+        raise InputError("the int8 ranges are computed from vectors, but there are none")
     return np.stack([rows.min(0), rows.max(0)])
 
 
@@ -110,7 +110,7 @@ def _buckets(ranges: ArrayLike, dimensions: int) -> tuple[Vectors, Vectors]:
     """Return where the steps of each dimension begin, and their size."""
     found = np.asarray(ranges, np.float32)
     if found.shape != (2, dimensions) or not (found[0] <= found[1]).all():
-        raise ConfigError(f"ranges must be the least and the largest values, of shape (2, {dimensions})")
+        raise ConfigError(f"ranges must be the smallest and the largest values, of shape (2, {dimensions})")
     return found[0], (found[1] - found[0]) / np.float32(255)
 
 

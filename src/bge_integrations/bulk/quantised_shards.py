@@ -139,9 +139,9 @@ def _copy_numpy(path: Path, target: Path, change: Callable[[Any], Any], _: dict[
 
 def _check(source: Path, target: Path, files: Sequence[Path], record: Record | None) -> None:
     if source.resolve() == target.resolve():
-        raise ConfigError(f"{str(target)!r} holds the float vectors, which are kept: name another output folder")
+        raise ConfigError(f"{str(target)!r} holds the float vectors, which are kept: choose another output folder")
     if record is None:
-        raise ConfigError(f"{str(source)!r} has no manifest: name a folder that bge embed wrote")
+        raise ConfigError(f"{str(source)!r} has no manifest: pass a folder that bge embed wrote")
     if not record.complete:
         raise ConfigError(f"the job of {str(source)!r} is not finished: finish it first")
     if files[0].suffix == ".jsonl":
@@ -158,7 +158,7 @@ def _ranges(files: Sequence[Path]) -> Vectors:
                 least = np.minimum(least, piece.vectors.min(0))
                 largest = np.maximum(largest, piece.vectors.max(0))
     if np.ndim(least) == 0:
-        raise ConfigError("there are no rows, so there are no ranges of int8")
+        raise ConfigError("there are no rows, so there are no int8 ranges")
     return np.stack([least, largest])
 
 

@@ -171,7 +171,7 @@ def _cells(header: Sequence[str], cells: Sequence[str], *, broken: bool) -> Fiel
     if cells[-1].endswith(_LAST):
         return "a quote that opens here is never closed"
     if len(cells) > len(header):
-        return f"{len(cells)} cells where the header has {len(header)}"
+        return f"{len(cells)} cells, but the header has {len(header)}"
     return dict(zip(header, cells, strict=False))
 
 

@@ -11,13 +11,13 @@ __all__ = ["Report"]
 
 @dataclass
 class Report:
-    """What a job has come to; the same object all along, so that it can be watched.
+    """The progress and result of a job; the same object throughout, so that it can be watched.
 
     Attributes:
         rows: rows in finished shards, bad ones included.
         errors: rows that could not be embedded.
         shards: finished shards in the folder.
-        resumed: shards that were there already.
+        resumed: shards that were already there.
         resumed_rows: rows in them.
         kept: of an update, rows whose vectors were not computed again.
         dropped: of an update, rows that are gone: neither their id is in the inputs nor, under a new id, their text.

@@ -72,7 +72,7 @@ def find_inputs(inputs: str | Sequence[str], besides: Path | None = None, *, doc
         raise ConfigError("no input: name files, globs or folders, or - for standard input")
     for file in files:
         if input_kind(file) in DOCUMENTS and not documents:
-            raise ConfigError(f"{file!r} is read in chunks: say how long they are, --chunk 400 (chunk=400)")
+            raise ConfigError(f"{file!r} can only be read in chunks: pass their size, such as --chunk 400 (chunk=400)")
     return files
 
 
@@ -94,7 +94,7 @@ def _expand(name: str, besides: Path | None, *, documents: bool) -> Sequence[str
 def _expand_path(path: Path, name: str, besides: Path | None, kinds: Sequence[str]) -> list[str]:
     if path.is_file():
         if _is_inside(name, besides):
-            raise ConfigError(f"the input {name!r} lies in the output folder {str(besides)!r}: name another folder")
+            raise ConfigError(f"the input {name!r} is inside the output folder {str(besides)!r}: use another folder")
         return [name]
     if path.is_dir():
         found = [str(file) for file in sorted(path.rglob("*")) if _is_known(file, kinds) and _is_visible(file, path)]

@@ -202,7 +202,7 @@ def _read_journal(path: Path, *, repair: bool = True) -> list[Line]:
     try:
         lines = [json.loads(line) for line in whole.splitlines()]
         if not all("job" in line or _WAITING.fullmatch(line["file"]) for line in lines):
-            raise ValueError("a line of it names no shard")
+            raise ValueError("one of its lines names no shard")
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{str(path)!r} is damaged ({error}): remove its folder") from error
     return lines
@@ -213,7 +213,7 @@ def _read_plan(path: Path) -> Changes:
         plan = Changes(**json.loads(path.read_bytes()))
         named = [name for _, name in plan.come] + plan.go
         if not all(map(SHARD.fullmatch, named)) or not all(_WAITING.fullmatch(name) for name, _ in plan.come):
-            raise ValueError("it names files that are no shards")
+            raise ValueError("it names files that are not shards")
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{str(path)!r} is damaged ({error}): embed into another folder") from error
     return plan

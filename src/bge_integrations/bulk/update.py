@@ -231,7 +231,7 @@ class Update(Job):
         if len(known.ids) and not any(line["rows"] for line in lines):
             raise ConfigError(
                 f"the inputs hold no row that can be embedded, and all {len(known.ids)} rows of {str(self.folder)!r} "
-                "would go: is it the right file? If they are to go, remove the folder"
+                "would be dropped: is it the right file? If so, remove the folder"
             )
 
     def check_unchanged(self) -> None:
@@ -239,7 +239,7 @@ class Update(Job):
         try:
             super().check_unchanged()
         except ConfigError:
-            raise ConfigError("the inputs were changed while they were read: run it again") from None
+            raise ConfigError("the inputs changed while they were being read: run it again") from None
 
     def _replace(self, manifest: Manifest, job: Line, known: Known, staging: Staging, first: int) -> None:
         ending = FORMATS[self.format].ending

@@ -56,7 +56,7 @@ def refuse_endless_wait(encoder: Computes) -> None:
     if delivering.engine is not None and delivering.engine is encoder.engine:
         raise BGEError("encode() inside on_batch would wait for itself: use submit(), or call it afterwards")
     if sys.is_finalizing():
-        raise BGEError("the interpreter is shutting down: encode before that")
+        raise BGEError("the interpreter is shutting down: encode earlier")
 
 
 @contextmanager

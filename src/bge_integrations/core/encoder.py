@@ -48,14 +48,14 @@ class Encoder(ABC):
 
     Attributes:
         card: the model.
-        usage: what was done so far; shared by an engine and the wrappers around it.
+        usage: counters of the work done so far; shared by an engine and the wrappers around it.
         query_instruction: ``None`` for the model's own, ``""`` for none, other text as it is.
         blank: ``"error"`` refuses blank texts, ``"keep"`` embeds them.
         truncate: ``"warn"`` truncates over-long texts and warns, ``"error"`` refuses them.
-        variant: what sets the vectors apart from the model's own, such as ``"int8"``.
+        variant: what distinguishes the vectors from the model's own, such as ``"int8"``.
         remote: whether texts go to a host.
         base_url: the host's address, or None.
-        price: USD per million tokens, where the host states it.
+        price: USD per million tokens, if the provider states it.
         max_concurrency: requests in flight; 1 on this machine.
     """
 
@@ -80,17 +80,17 @@ class Encoder(ABC):
 
     @property
     def engine(self) -> Encoder:
-        """The encoder that computes or asks a host, under all wrappers."""
+        """The encoder that computes locally or calls a host, under all wrappers."""
         return self
 
     @property
     def output(self) -> Output:
-        """What ``encode`` returns one row of per text."""
+        """The output of which ``encode`` returns one row per text."""
         return Dense(self.card.dimensions)
 
     @property
     def outputs(self) -> tuple[OutputName, ...]:
-        """What the model gives here: ``"dense"``, and with bge-m3's heads ``"sparse"`` and ``"multivector"``."""
+        """The available outputs: ``"dense"``, and with bge-m3's heads ``"sparse"`` and ``"multivector"``."""
         return self.card.outputs
 
     @property
@@ -100,7 +100,7 @@ class Encoder(ABC):
 
     @property
     def space(self) -> str:
-        """Name of the vector space: same string, comparable vectors."""
+        """Name of the vector space: vectors with the same name are comparable."""
         return self.card.space(self.query_instruction, self.variant)
 
     @property
@@ -109,7 +109,7 @@ class Encoder(ABC):
         return self.card.document_space(self.variant)
 
     def stamp(self, *, sparse: bool = False) -> dict[str, Any]:
-        """Return what a store must remember about its vectors, as plain data.
+        """Return what a store has to record about its vectors, as plain data.
 
         Args:
             sparse: whether it holds sparse vectors as well.
@@ -136,7 +136,7 @@ class Encoder(ABC):
         return {"engine": type(self).__name__, "model": self.card.id, "space": self.space}
 
     def format(self, texts: Sequence[str], role: Role) -> list[str]:
-        """Return what the model is to read for each text.
+        """Return exactly what the model reads for each text.
 
         Raises:
             ConfigError: the model has no default query instruction and none was passed.
@@ -222,7 +222,7 @@ class Encoder(ABC):
 
         Args:
             texts: the texts, without any instruction.
-            role: ``"query"`` or ``"document"``; a query gets the model's instruction in front.
+            role: ``"query"`` or ``"document"``; a query is prefixed with the model's instruction.
             on_batch: called with indices and vectors as each part is finished.
 
         Returns:
@@ -230,7 +230,7 @@ class Encoder(ABC):
 
         Raises:
             InputError: a text cannot be embedded.
-            HostError: the host failed; says what was finished.
+            HostError: the host failed; the error says what was finished.
             BGEError: called from ``on_batch`` of the same encoder, or while the interpreter ends.
         """
         return self._rows(texts, role, on_batch, self.output)
@@ -240,7 +240,7 @@ class Encoder(ABC):
 
         Raises:
             InputError: a text cannot be embedded.
-            HostError: the host failed; says what was finished.
+            HostError: the host failed; the error says what was finished.
             ConfigError: the running event loop is not asyncio's.
         """
         return await self._arows(texts, role, on_batch, self.output)
@@ -263,12 +263,12 @@ class Encoder(ABC):
                 vectors itself where only ``"dense"`` is asked for), as each part is finished.
 
         Returns:
-            ``Outputs``, in the order of ``texts``; what was not asked for is None.
+            ``Outputs``, in the order of ``texts``; outputs that were not requested are None.
 
         Raises:
-            ConfigError: the model, or this host, does not give one of the outputs.
+            ConfigError: the model, or this host, does not have one of the outputs.
             InputError: a text cannot be embedded.
-            HostError: the host failed; says what was finished.
+            HostError: the host failed; the error says what was finished.
         """
         output = self.output_for(outputs)
         return Outputs.of(output, self._rows(texts, role, on_batch, output))
@@ -319,17 +319,17 @@ class Encoder(ABC):
         return output_of(self.card, names)
 
     def why_not(self, name: str) -> str:
-        """Return why an output is not given, and who gives it."""
+        """Return why an output is not available, and who serves it."""
         if name in self.card.outputs:
             return "its host gives others alone"
         return f"{' and '.join(self.card.outputs)} alone; BAAI/bge-m3 gives {', '.join(NAMES)}"
 
     def words(self, sparse: SparseVector) -> list[tuple[str, float]]:
-        """Return a sparse vector as tokens and their weights, largest first, to look at.
+        """Return a sparse vector as readable tokens with their weights, largest first.
 
         Raises:
             ConfigError: the model's tokenizer is not on this machine.
-            InputError: a key is no token id of the model.
+            InputError: a key is not a token id of the model.
         """
         tokenizer = self.tokenizer()
         largest_first = sorted(sparse.items(), key=lambda entry: -entry[1])
@@ -343,7 +343,7 @@ class Encoder(ABC):
         )
 
     def close(self) -> None:  # noqa: B027 - having nothing to close is the common case
-        """Release threads, connections and models; a later call makes them anew."""
+        """Release threads, connections and models; a later call creates them again."""
 
     def __enter__(self) -> Self:
         return self

@@ -163,7 +163,7 @@ def check_vectors(rows: object, *, count: int, dimensions: int) -> Vectors:
     except ValueError:
         array = np.empty((0,), object)
     if isinstance(rows, Sized) and len(rows) != count:
-        raise BadAnswerError(f"{len(rows)} vectors came back for {count} texts", positions=everything)
+        raise BadAnswerError(f"{len(rows)} vectors were returned for {count} texts", positions=everything)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         wrong = _odd_rows(rows, dimensions)
         raise BadAnswerError(f"the answer's rows are not {dimensions} numbers each", positions=wrong or everything)

@@ -84,7 +84,7 @@ class PairTokenizer(TextTokenizer):
         ids = np.array(encoding.ids, np.int32) + np.array(encoding.type_ids, np.int32) * SECOND
         owners = [-1 if owner is None else owner for owner in encoding.sequence_ids]
         if 0 not in owners or 1 not in owners:
-            raise ModelLoadError("its tokenizer does not join pairs: is this a reranker's folder?")
+            raise ModelLoadError("its tokenizer cannot join pairs: is this a reranker's folder?")
         first, second = owners.index(0), owners.index(1)
         after = len(owners) - owners[::-1].index(1)
         middle = next(i for i in range(first, second + 1) if owners[i] != 0)

@@ -255,7 +255,7 @@ def _warn_blank(card: RerankerCard, passages: list[str], order: list[int], top_n
     blank = [order[i] for i, passage in enumerate(passages[:last][:top_n]) if not passage.strip()]
     if blank:
         warn(
-            f"{len(blank)} blank passage(s) rank before others (positions {shorten(sorted(blank))}), since "
+            f"{len(blank)} blank passage(s) rank above others (positions {shorten(sorted(blank))}), since "
             f"{card.id!r} scores them like any text: leave them out, or pass blank='keep'",
             BGEWarning,
         )

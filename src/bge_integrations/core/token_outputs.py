@@ -91,7 +91,7 @@ class Sparse(Output):
 
     def _checked(self, row: object, position: int) -> SparseVector:
         if not isinstance(row, Mapping):
-            raise BadAnswerError(f"sparse vector {position} is no map of ids to weights", positions=[position])
+            raise BadAnswerError(f"sparse vector {position} is not a mapping of ids to weights", positions=[position])
         try:
             ids, weights = np.array([*row], np.int64), np.array([*row.values()], np.float64)
         except (TypeError, ValueError, OverflowError):
@@ -185,7 +185,7 @@ class Multivector(Output):
 def _listed(rows: object, count: int, what: str) -> Iterable[object]:
     if not isinstance(rows, (Sequence, np.ndarray)) or len(rows) != count:
         held = len(rows) if isinstance(rows, Sized) else "no list of"
-        raise BadAnswerError(f"{held} {what} came back for {count} texts", positions=range(count))
+        raise BadAnswerError(f"{held} {what} were returned for {count} texts", positions=range(count))
     return rows
 
 
@@ -270,7 +270,7 @@ def check_names(names: Iterable[str]) -> tuple[OutputName, ...]:
     asked = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     unknown = [name for name in asked if name not in NAMES]
     if unknown or not asked:
-        raise ConfigError(f"outputs are some of {', '.join(NAMES)}, not {unknown[0] if unknown else 'none'!r}")
+        raise ConfigError(f"outputs must be some of {', '.join(NAMES)}, not {unknown[0] if unknown else 'none'!r}")
     return tuple(name for name in NAMES if name in asked)
 
 

@@ -59,7 +59,7 @@ class TextTokenizer:
         if max_tokens is not None:
             if max_tokens <= self._special:
                 raise ModelLoadError(
-                    f"a model that reads {max_tokens} tokens reads no text: is its configuration right?"
+                    f"a model that reads {max_tokens} tokens cannot read a text: is its configuration right?"
                 )
             tokenizer.enable_truncation(max_tokens, direction=self._side)
 
@@ -234,7 +234,7 @@ class TextTokenizer:
             raise BGEError(
                 f"the tokenizer failed ({kind}) at {len(texts)} texts, but at none of them alone: call again"
             )
-        raise TextError(f"the tokenizer fails at this text ({kind}): remove it", positions=bad)
+        raise TextError(f"the tokenizer fails on this text ({kind}): remove it", positions=bad)
 
 
 def _slices(texts: Sequence[str]) -> list[list[str]]:

@@ -60,7 +60,7 @@ def _from_vocabulary(folder: Path) -> Any:
         vocabulary = models.WordPiece.read_file(str(folder / "vocab.txt"))
         special = {name: vocabulary[name] for name in ("[CLS]", "[SEP]", "[UNK]")}
     except Exception as error:  # noqa: BLE001 - as above
-        raise ModelLoadError(f"{str(folder / 'vocab.txt')!r} is no vocabulary of a BERT: {error}") from None
+        raise ModelLoadError(f"{str(folder / 'vocab.txt')!r} is not a BERT vocabulary: {error}") from None
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,

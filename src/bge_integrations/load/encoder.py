@@ -41,14 +41,14 @@ _LOG = logging.getLogger("bge_integrations")
 
 
 def load_encoder(model: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> Encoder:
-    """Return an encoder for a model, on this machine or at a host.
+    """Return an encoder for a model, local or remote.
 
     Nothing is loaded and nothing is sent before the first call. What is not passed is read from ``BGE_MODEL``,
     ``BGE_PROVIDER``, ``BGE_BASE_URL``, ``BGE_API_KEY``, ``BGE_CACHE`` and ``BGE_ALLOW_HTTP``; a folder never goes to a
     host that only the environment names.
 
     Args:
-        model: a name of the catalogue in any spelling, a local folder, or ``owner/name`` of the hub, such as a
+        model: a name in the catalogue in any spelling, a local folder, or ``owner/name`` of the hub, such as a
             fine-tune; ``BAAI/bge-small-en-v1.5`` when None. A path (``/``, ``./``, ``~``, a ``PathLike``) is always a
             folder, and so is a name that is a model's folder here. Of a model of the hub that is not in the catalogue
             the configuration files are fetched now, unless they are here; its space is its own, by commit.
@@ -98,7 +98,7 @@ def _card(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
     )
     if options.get("revision") is not None and (elsewhere or not _is_of_the_hub(typed)):
         raise ConfigError(
-            f"revision= is of a model of the hub that is not in the catalogue; {card.id!r} is pinned to "
+            f"revision= is for a model on the hub that is not in the catalogue; {card.id!r} is pinned to "
             f"{card.revision or 'its newest'}: download another one and pass its folder"
         )
     if elsewhere and card.folder is not None and isinstance(typed, str):
@@ -109,8 +109,8 @@ def _card(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
         return _with_instruction(replace(card, pooling=accept, pooling_stated=True), options)
     if not card.pooling_stated:
         warn(
-            f"{card.id!r}: its folder does not state how it pools, so the mean of all tokens is used, as "
-            "sentence-transformers does; accept_space='cls' (or 'mean', 'last token') says how it was trained"
+            f"{card.id!r}: its folder does not state its pooling, so the mean of all tokens is used, as "
+            "sentence-transformers does; accept_space='cls' (or 'mean', 'last token') overrides it"
         )
     return _with_instruction(card, options)
 
@@ -151,7 +151,7 @@ def _where(card: ModelCard, options: Options) -> tuple[Provider, str] | None:
         name, url = variable("BGE_PROVIDER"), hide_in_url(variable("BGE_BASE_URL") or "")
     if name == "local" or (not name and not url):
         if dialect is not None:
-            raise ConfigError(f"dialect={dialect!r} is how a host is spoken to: pass its base_url=")
+            raise ConfigError(f"dialect={dialect!r} is the API of a server: pass its base_url=")
         return None
     provider = find_provider(name) if name else None
     url = plain_url(url or own_url(provider))

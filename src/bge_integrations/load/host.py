@@ -85,7 +85,7 @@ def own_url(provider: Provider | None) -> str:
     assert provider is not None
     url = hide_in_url(variable(provider.base_url_env or "") or provider.base_url or variable("BGE_BASE_URL") or "")
     if not url:
-        raise ConfigError(f"{provider.name} has no address of its own: pass base_url=, or set BGE_BASE_URL")
+        raise ConfigError(f"{provider.name} has no default address: pass base_url=, or set BGE_BASE_URL")
     for hole, name in provider.url_env:
         value = variable(name)
         if not value:

@@ -39,13 +39,13 @@ DEFAULT_RERANKER = "bge-reranker-v2-m3"
 
 
 def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack[RerankerOptions]) -> Reranker:
-    """Return a reranker for a model, on this machine or at a host.
+    """Return a reranker for a model, local or remote.
 
     Nothing is loaded and nothing is sent before the first call. The host of the environment's ``BGE_PROVIDER`` and
     ``BGE_BASE_URL`` is one of embeddings, and is never asked.
 
     Args:
-        model: a name of the catalogue in any spelling, or a local folder; ``BAAI/bge-reranker-v2-m3`` when None.
+        model: a name in the catalogue in any spelling, or a local folder; ``BAAI/bge-reranker-v2-m3`` when None.
         **options: see ``RerankerOptions``.
 
     Raises:
@@ -64,12 +64,12 @@ def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack
     if typed is not None and (weights is not None or not named) and _gives_multivectors(typed):
         return _remembering(_multivector_reranker(typed, options), options)
     if weights is not None:
-        raise ConfigError("weights= are of bge-m3's three scores: load_reranker('bge-m3', weights=...)")
+        raise ConfigError("weights= are for bge-m3's three scores: load_reranker('bge-m3', weights=...)")
     card = find_reranker(typed or DEFAULT_RERANKER)
     where = _rerank_host(options)
     if where is None:
         if card.hosts_only:
-            raise NotServedError(f"{card.id!r} is not computed here: it is {card.hosts_only}; pass base_url= of one")
+            raise NotServedError(f"{card.id!r} cannot run locally: it is {card.hosts_only}; pass base_url=")
         return _remembering(_local_reranker(card, options), options)
     return _remembering(_remote_reranker(card, *where, options), options)
 
@@ -105,7 +105,7 @@ def _rerank_host(options: RerankerOptions) -> tuple[RerankHost | None, str] | No
         raise ConfigError(f"no dialect {dialect!r}: {', '.join(DIALECTS)}")
     if name == "local" or (not name and not url):
         if dialect is not None:
-            raise ConfigError(f"dialect={dialect!r} is how a host is spoken to: pass its base_url=")
+            raise ConfigError(f"dialect={dialect!r} is the API of a server: pass its base_url=")
         return None
     found = find_rerank_host(name) if name else None
     if not url:

@@ -61,7 +61,7 @@ def read_architecture(folder: Path, card: ModelCard) -> tuple[Architecture | Non
         )
     if card.max_tokens + first > positions:
         raise ModelLoadError(
-            f"{str(folder)!r} says that it reads {card.max_tokens} tokens, and has positions for {positions - first}: "
+            f"{str(folder)!r} says that it reads {card.max_tokens} tokens, but has positions for {positions - first}: "
             "correct max_seq_length in sentence_bert_config.json"
         )
     return Architecture(layers, heads, hidden, intermediate, float(epsilon), positions, first), ""
@@ -96,7 +96,7 @@ def _scores_reason(folder: Path) -> str:
         return f"its modules are {', '.join(kind for kind, _ in modules)}"
     saved = _object(folder / "config_sentence_transformers.json")
     if saved.get("default_prompt_name"):
-        return "it puts a prompt in front of its texts"
+        return "it prepends a prompt to its texts"
     return _other_files(folder)
 
 
@@ -125,7 +125,7 @@ def modules_reason(folder: Path, pooling: str) -> str:
 def _other_files(folder: Path) -> str:
     code = foreign_code(folder)
     if code:
-        return f"it brings code of its own ({code})"
+        return f"it needs its own code ({code})"
     extra = [name for name in _EXTRAS if (folder / name).exists()]
     if extra:
         return f"it has {extra[0]}"
@@ -138,7 +138,7 @@ def _pooling_reason(path: Path) -> str:
     config = _object(path)
     chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     if len(chosen) > 1 or ("+" in str(config.get("pooling_mode", ""))):
-        return "it joins several poolings"
+        return "it combines several poolings"
     return "" if config.get("include_prompt", True) else "it pools without the prompt"
 
 

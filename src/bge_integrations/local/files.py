@@ -40,7 +40,7 @@ def find_folder(card: ModelCard, kinds: Sequence[Weights]) -> Path | None:
     if card.folder is not None:
         folder = Path(card.folder)
         if not folder.is_dir():
-            raise ModelLoadError(f"{card.folder!r} is not there (any more): download it again, or pass another folder")
+            raise ModelLoadError(f"{card.folder!r} no longer exists: download it again, or pass another folder")
         return folder
     hub = _hub()
     for cache in _caches(hub):
@@ -163,7 +163,7 @@ def _last(file: str) -> tuple[bool, ...]:
 def _reason(error: Exception, hub: Any) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"{status}: the hub wants a token that may read it: `hf auth login`, or set HF_TOKEN"
+        return f"{status}: the hub requires a token with read access: `hf auth login`, or set HF_TOKEN"
     if status is not None:
         return f"it answered {status}"
     if "timeout" in type(error).__name__.lower() and not isinstance(error, _NoConnectionError):

@@ -93,7 +93,7 @@ def choose_scores(settings: Settings, device: str, folder: Path, kinds: Sequence
     card = settings.card
     held = [kind for kind in kinds if has_weights(folder, kind)]
     if not held:
-        raise ModelLoadError(f"{str(folder)!r} has no weights for {' or '.join(kinds)}: was the download finished?")
+        raise ModelLoadError(f"{str(folder)!r} has no weights for {' or '.join(kinds)}: did the download finish?")
     reason = no_reranker(folder)
     if reason:
         raise ModelLoadError(f"{str(folder)!r} {reason}")

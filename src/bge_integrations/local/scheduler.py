@@ -235,7 +235,7 @@ class Scheduler:
             BGEError: no thread can be started, or the interpreter ends; the next call tries again.
         """
         if sys.is_finalizing():  # its thread does not run any more
-            raise BGEError("the interpreter is shutting down: encode before that")
+            raise BGEError("the interpreter is shutting down: encode earlier")
         with self._lock:
             if self._pid != os.getpid():
                 self._forget()

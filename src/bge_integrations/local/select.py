@@ -114,7 +114,7 @@ def choose(settings: Settings, device: str, folder: Path, kinds: Sequence[Weight
     task = other_task(folder)
     if task:
         raise ModelLoadError(
-            f"{str(folder)!r} holds a {task}, which classifies or reranks and gives no embeddings: "
+            f"{str(folder)!r} holds a {task}, which classifies or reranks and has no embeddings: "
             "pass a reranker to load_reranker, or the folder of an embedding model"
         )
     if settings.pooling is None:
@@ -160,7 +160,7 @@ def _advice(folder: Path, kinds: Sequence[Weights]) -> str:
     there = describe_contents(folder)
     if list(kinds) == ["onnx"] and not there:
         return ": write onnx/model.onnx with `bge export`"
-    return f": {there}" if there else ": was the download finished?"
+    return f": {there}" if there else ": did the download finish?"
 
 
 def _check_pooling(card: ModelCard, folder: Path) -> None:
@@ -188,15 +188,13 @@ def _check_device(device: str) -> None:
         raise ConfigError(f"no device {device!r}: it is one of {', '.join(_DEVICES)}, or such as 'cuda:1'")
     build = _torch_build()
     if kind == "mps" and sys.platform != "darwin":
-        raise ConfigError("device='mps' is for Apple's processors: leave device= out, and the best one is chosen")
+        raise ConfigError("device='mps' is for Apple silicon: leave device= out to choose the best device")
     if kind != "cuda" or build is None or "rocm" in build:
         return
     if not _has_cuda_driver():
         raise ConfigError(f"device={device!r}, but this machine has no CUDA driver: leave device= out, or pass 'cpu'")
     if "+cpu" in build:
-        raise ConfigError(
-            f"device={device!r}, but torch {build} is built for CPUs alone: install a CUDA build of torch"
-        )
+        raise ConfigError(f"device={device!r}, but torch {build} is built for CPUs only: install a CUDA build of torch")
     import torch
 
     if torch.cuda.device_count() <= int(index or 0):

@@ -141,7 +141,7 @@ class Call:
             for worker in self._workers - self._sending - {asyncio.current_task()}:
                 worker.cancel()
             if isinstance(error, BadAnswerError) and error.rows is not None and not self._session.answered:
-                self.failure = error.add("; no answer of this host had one row for each text")
+                self.failure = error.add("; no response of this host had one row per text")
                 self.failure.positions = ()  # it is no text's fault
         self.failure = self.failure or error
 
@@ -213,7 +213,7 @@ class Call:
     async def _pause(self, error: HostError, wait: float) -> None:
         if error.retry_after or isinstance(error, RateLimitError):
             self._session.rate_limiter.pause(wait, error)
-        said = f"{self._session.name} {_what(error)}; asked again in {wait:.1f} s, {self._patience(error)}"
+        said = f"{self._session.name} {_what(error)}; retrying in {wait:.1f} s, {self._patience(error)}"
         log.log(self._session.log_level(), "%s", said)
         self._on_retry()
         await asyncio.sleep(wait)
@@ -288,7 +288,7 @@ def _longest_pause(base: float, attempt: int) -> float:
 def _what(error: HostError) -> str:
     """Say what happened in words of our own: a host's may repeat texts and keys."""
     if isinstance(error, BadAnswerError):
-        return "gave an answer that cannot be used"
+        return "returned an unusable response"
     if error.status:
         return f"answered {error.status}"
     if isinstance(error, HostUnavailableError) and error.timed_out:

@@ -80,14 +80,14 @@ def _bad_environment(error: Exception) -> ConfigError:
     for kind, url in getproxies().items():
         name, reason = f"{kind.upper()}_PROXY", _bad_proxy(url, error)
         if kind in ("http", "https", "all") and reason:
-            return ConfigError(f"the proxy in {name} cannot be used: {reason}; correct it, or take it out")
+            return ConfigError(f"the proxy in {name} cannot be used: {reason}; correct it, or remove it")
     if isinstance(error, OSError):
         return ConfigError(
             f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({type(error).__name__}): "
-            "correct the variable, or take it out"
+            "correct the variable, or remove it"
         )
     return ConfigError(
-        f"the HTTP client cannot be made ({type(error).__name__}): look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, "
+        f"the HTTP client cannot be created ({type(error).__name__}): check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, "
         "NO_PROXY and SSL_CERT_FILE"
     )
 

@@ -36,9 +36,9 @@ class Deadline:
             await self._clock.__aexit__(kind, error, trace)
         except TimeoutError:
             if self._limits.timeout:
-                late = f"the call was not finished within timeout={self._limits.timeout:g} s"
+                late = f"the call did not finish within timeout={self._limits.timeout:g} s"
             else:
-                late = f"no request was finished within {self._limits.patience:g} s"
+                late = f"no request finished within {self._limits.patience:g} s"
             raise DeadlineError(late) from None
 
     @property

@@ -62,7 +62,7 @@ class Endpoint:
             )
         if host not in _WARNED:
             _WARNED.add(host)
-            warn(f"plain http to {host!r}: key and texts can be read on the way (allow_http)", BGEWarning)
+            warn(f"plain http to {host!r}: key and texts can be read on the network (allow_http)", BGEWarning)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_secrets"}
@@ -146,9 +146,9 @@ class SecretHeaders(Mapping[str, str]):
                 kind = type(headers[name]).__name__
                 raise ConfigError(f"headers must map strings to strings; that of {name!r} is {kind}")
             if not _HEADER_NAME.fullmatch(name):
-                raise ConfigError(f"{name.partition(':')[0]!r} is no name of a header: headers= maps names to values")
+                raise ConfigError(f"{name.partition(':')[0]!r} is not a header name: headers= maps names to values")
             if name.lower() in _FRAMING:
-                raise ConfigError(f"the header {name!r} says where a request ends, and is set by the HTTP client alone")
+                raise ConfigError(f"the header {name!r} determines where a request ends, and is set by the HTTP client")
             if not _fits_header(headers[name]):
                 raise _no_header(f"the value of the header {name!r}")
         self._values = {name: value.strip() for name, value in headers.items()}
@@ -160,7 +160,7 @@ class SecretHeaders(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         value = self._values[name]
         if value is None:
-            raise ConfigError(f"the value of the header {name!r} does not travel between processes: pass headers= anew")
+            raise ConfigError(f"the value of the header {name!r} is not sent to other processes: pass headers= again")
         return value
 
     def __iter__(self) -> Iterator[str]:
@@ -205,7 +205,7 @@ def split_url(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise ConfigError(f"base_url={_without_password(url)!r} is no URL: {error}") from None
+        raise ConfigError(f"base_url={_without_password(url)!r} is not a URL: {error}") from None
     if not url.isprintable():  # urlsplit drops line breaks in silence
         raise ConfigError(f"base_url={_without_password(url)!r} holds a control character")
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -115,7 +115,7 @@ class RemoteEngine(HostClient, Encoder):
         if len(self.card.outputs) == 1:
             return {}
         dialect = self._output_dialect
-        shown = {} if dialect == "" else {"dialect": dialect or "asked of the host at first use"}
+        shown = {} if dialect == "" else {"dialect": dialect or "detected at first use"}
         special = {"special_tokens": "dropped here"} if self._session and self._session.keeps_special else {}
         return {"outputs": list(self.outputs), **shown, **special}
 
@@ -125,7 +125,7 @@ class RemoteEngine(HostClient, Encoder):
             return super().why_not(name)
         dialect = self._output_dialect
         needs = f" ({OUTPUT_PROTOCOLS[dialect].needs})" if dialect else ""
-        return f"{self.endpoint.name} gives {', '.join(self.outputs)} alone{needs}; it comes from: {givers(name)}"
+        return f"{self.endpoint.name} gives {', '.join(self.outputs)} only{needs}; it is served by: {givers(name)}"
 
     def tokenizer(self) -> TextTokenizer:
         """Return the model's tokenizer, which was passed or found on this machine.

@@ -115,7 +115,7 @@ class Exchange:
         if tokens - counted <= of_texts + tokens // 50 or not (is_limit or session.counts_tokens):
             return
         said = (
-            f"{self._endpoint.name} has read {counted} of the {tokens} tokens of {len(texts)} text(s): it truncates "
+            f"{self._endpoint.name} read {counted} of the {tokens} tokens of {len(texts)} text(s): it truncates "
             f"what {self._card.id!r} reads whole; raise the server's limit (llama.cpp: n_ctx, n_batch and n_ubatch)"
         )
         if self._truncate == "error":
@@ -163,11 +163,11 @@ class Exchange:
             raise
         except Exception as error:  # noqa: BLE001 - recursion, overflow: whatever a hostile answer leads to
             kind = type(error).__name__
-            raise self._with_answer(BadAnswerError(f"the answer cannot be read ({kind})"), body) from None
+            raise self._with_answer(BadAnswerError(f"the response cannot be read ({kind})"), body) from None
         if not answer.numbered and len(texts) > 1 and not self._session.warned_unnumbered:
             self._session.warned_unnumbered = True
             warn(
-                f"{self._endpoint.name} sends rows without an index: they are used in the order they came",
+                f"{self._endpoint.name} sends rows without an index: they are used in the order of the response",
                 RepairWarning,
             )
         return vectors, answer.tokens, isinstance(answer.rows[0], str)

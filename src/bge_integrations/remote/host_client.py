@@ -36,7 +36,7 @@ class HostClient:
         limits: bounds on requests and on waiting.
         base_url: the host's address.
         max_concurrency: requests in flight.
-        price: USD per million tokens, where the host states it.
+        price: USD per million tokens, if the provider states it.
     """
 
     remote: bool = True

@@ -152,7 +152,7 @@ class OutputExchange:
         except HostError:
             raise
         except Exception as error:  # noqa: BLE001 - recursion, overflow: whatever a hostile answer leads to
-            raise BadAnswerError(f"the answer cannot be read ({type(error).__name__})") from None
+            raise BadAnswerError(f"the response cannot be read ({type(error).__name__})") from None
         check_model(answer.model, self._endpoint, self._card)
         return answer
 

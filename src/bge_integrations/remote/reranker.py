@@ -91,7 +91,7 @@ class RemoteReranker(HostClient, Reranker):
         return {
             **super().describe(),
             "provider": self.endpoint.name,
-            "dialect": host.dialect if host else "asked of the host at first use",
+            "dialect": host.dialect if host else "detected at first use",
             "scale": scale or "measured at first use",
             **exact,
             "host": urlsplit(self.endpoint.base_url).hostname,

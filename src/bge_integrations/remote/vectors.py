@@ -123,7 +123,7 @@ def check_count(rows: Sequence[Any], count: int) -> None:
         BadAnswerError: there is not one row for each text.
     """
     if len(rows) != count:
-        wrong = f"{len(rows)} vectors came back for {count} texts"
+        wrong = f"{len(rows)} vectors were returned for {count} texts"
         error = BadAnswerError(wrong, positions=range(count), retryable=True)
         error.rows = len(rows)
         raise error

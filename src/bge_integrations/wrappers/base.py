@@ -50,7 +50,7 @@ class Wrapper(Encoder):
         self.inner = inner
 
     def stamp(self, *, sparse: bool = False) -> dict[str, Any]:
-        """Return what a store must remember about its vectors, as plain data."""
+        """Return what a store has to record about its vectors, as plain data."""
         return self.inner.stamp(sparse=sparse)
 
     def describe(self) -> dict[str, Any]:

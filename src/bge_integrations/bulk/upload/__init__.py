@@ -111,7 +111,7 @@ def upload_files(
     store = _store(into)
     vocabulary = int(stamp.get("vocabulary", 0))
     if vocabulary and not store.SPARSE:
-        warn(f"{into} gets the dense vectors alone: sparse ones are uploaded into qdrant and pgvector", BGEWarning)
+        warn(f"{into} gets only the dense vectors: sparse ones can be uploaded into qdrant and pgvector", BGEWarning)
         vocabulary = 0
         stamp = {name: value for name, value in stamp.items() if name not in ("sparse_space", "vocabulary")}
     name = collection or ("index" if into == "faiss" else Path(folder).resolve().name)

@@ -106,7 +106,7 @@ def _read(faiss: Any, folder: Path, place: Place) -> _Target:
         documents, held = langchain_texts(folder / f"{place.collection}.pkl")
         ids = [held[i] for i in range(index.ntotal)]
     except (OSError, pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"the index in {str(folder)!r} cannot be read ({error}): name an empty folder") from error
+        raise ConfigError(f"the index in {str(folder)!r} cannot be read ({error}): choose an empty folder") from error
     check_dimensions(index.d, place)
     return _Target(folder, index, documents, ids)
 

@@ -126,7 +126,7 @@ def _ready(client: Any, place: Place, models: Any) -> None:
     if place.vocabulary:
         if not isinstance(vectors, dict) or DENSE not in vectors or SPARSE_NAME not in (params.sparse_vectors or {}):
             raise ConfigError(
-                f"{place.collection!r} has no vectors named {DENSE!r} and {SPARSE_NAME!r}: name another collection"
+                f"{place.collection!r} has no vectors named {DENSE!r} and {SPARSE_NAME!r}: choose another collection"
             )
         vectors = vectors[DENSE]
     elif not hasattr(vectors, "size"):

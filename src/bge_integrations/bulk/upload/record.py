@@ -128,15 +128,15 @@ def open_record(folder: Path, into: str, place: Place, *, update: bool) -> Itera
     """
     if update and not is_finished(folder):
         raise ConfigError(
-            f"the job of {str(folder)!r} is not finished, so what is gone is not known: run it again first"
+            f"the job of {str(folder)!r} is not finished, so it is not known which rows are gone: run it again first"
         )
     database = None
     try:
         database = _open(folder, into, place)
     except (sqlite3.Error, OSError, ConfigError) as error:
         if "locked" in str(error):
-            raise ConfigError(f"another upload of {str(folder)!r} into this store is under way: wait for it") from error
-        reason = f"no record of what is uploaded can be kept in {str(folder)!r} ({error})"
+            raise ConfigError(f"another upload of {str(folder)!r} into this store is running: wait for it") from error
+        reason = f"no record of the upload can be kept in {str(folder)!r} ({error})"
         if update:
             raise ConfigError(f"{reason}: upload from a folder that can be written") from error
         warn(f"{reason}: a later --update will not know which rows to delete", BGEWarning)

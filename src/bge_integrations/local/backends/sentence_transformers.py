@@ -39,7 +39,7 @@ class SentenceTransformerBackend(Backend):
         code = "" if trust_remote_code else foreign_code(folder)
         if code:
             raise ModelLoadError(
-                f"{str(folder)!r} brings code of its own ({code}): if you trust it, pass trust_remote_code=True"
+                f"{str(folder)!r} needs its own code ({code}): if you trust it, pass trust_remote_code=True"
             )
         self.model = _load(folder, choice, trust_remote_code)
         self.model.max_seq_length = min(card.max_tokens, self.model.max_seq_length or card.max_tokens)
