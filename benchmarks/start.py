@@ -125,7 +125,7 @@ def start(command: list[str]) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if said != b"first vector":
         raise SystemExit(f"no vector from: {command}")
-    return {"seconds": seconds, "processor": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024}
+    return {"seconds": seconds, "processor": used.ru_utime + used.ru_stime}
 
 
 def summary(samples: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
@@ -148,9 +148,9 @@ def summary(samples: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = ["| from python to the first vector | s | processor s | MB |", "|---|---|---|---|"]
+    lines = ["| from python to the first vector | s | processor s |", "|---|---|---|"]
     for name, found in report["engines"].items():
-        lines.append(f"| {name} | {found['seconds']:.2f} | {found['processor']:.2f} | {found['peak_mb']:.0f} |")
+        lines.append(f"| {name} | {found['seconds']:.2f} | {found['processor']:.2f} |")
     lines += ["", "| ratio | wall | processor |", "|---|---|---|"]
     for name, found in report["ratios"].items():
         lines.append(f"| {name} | {found['seconds']:.2f} | {found['processor']:.2f} |")
