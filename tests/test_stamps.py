@@ -336,3 +336,19 @@ def test_a_stamp_is_as_readable_as_the_index_beside_it(face, tmp_path, encoder, 
         stamp_store(folder, encoder, replace=True)
         assert (folder / "bge_stamp.json").stat().st_mode & 0o777 == mode
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"[]", b"null", b'"x"', b"{", b"[" * 100_000, None], ids=repr)
+def test_what_stands_in_the_place_of_a_stamp_is_refused_untouched(tmp_path, data):
+    faiss = pytest.importorskip("faiss")
+    encoder = HashEncoder()
+    faiss.write_index(faiss.IndexFlatIP(encoder.card.dimensions), str(tmp_path / "index.faiss"))
+    place = tmp_path / "bge_stamp.json"
+    place.mkdir() if data is None else place.write_bytes(data)
+    for look in (read_stamp, lambda store: check_store(store, encoder), lambda store: stamp_store(store, encoder)):
+        with pytest.raises(ConfigError, match=r"no stamp that can be read|not JSON of ours") as caught:
+            look(tmp_path)
+        assert "\n" not in str(caught.value)
+    assert place.is_dir() if data is None else place.read_bytes() == data
+    if data is not None and data != b"\xff\xfe":
+        assert stamp_store(tmp_path, encoder, replace=True) == check_store(tmp_path, encoder)

@@ -81,7 +81,15 @@ def _folder(folder: Path) -> Slot:
     def dimensions() -> set[int]:
         return set(_faiss_indexes(folder).values())
 
-    return Slot(lambda: path.read_text("utf-8") if path.exists() else None, write, dimensions)
+    def read() -> str | None:
+        try:
+            return path.read_text("utf-8") if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{str(path)!r} is no stamp that can be read ({error}): move it away, and stamp anew"
+            ) from error
+
+    return Slot(read, write, dimensions)
 
 
 def _faiss_indexes(folder: Path) -> dict[Path, int]:

@@ -56,9 +56,10 @@ def stamp_store(store: Any, encoder: Stamped, *, replace: bool = False) -> dict[
             differences={"dimensions": (min(held), stamp["dimensions"])},
             reembed=True,
         )
-    written = _parse(slot.read())
+    line = slot.read()
+    written = {} if replace else _parse(line)
     changed = [name for name in _differences(written, stamp) if name in _VECTORS] if written else []
-    if changed and not replace:
+    if changed:
         raise _mismatch(written, stamp)
     line = json.dumps(stamp, sort_keys=True)
     slot.write(line)
@@ -139,9 +140,11 @@ def _stamp(encoder: Stamped) -> dict[str, Any]:
 def _parse(line: str | None) -> dict[str, Any]:
     try:
         data = json.loads(line or "{}")
-    except ValueError:
-        raise ConfigError(f"the store's stamp is not JSON: {line!r:.80}; stamp_store(..., replace=True)") from None
-    return data if isinstance(data, dict) else {}
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise ConfigError(f"the store's stamp is not JSON of ours: {line!r:.80}; stamp_store(..., replace=True)")
+    return data
 
 
 def _differences(written: Mapping[str, Any], stamp: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
