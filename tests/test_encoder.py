@@ -154,7 +154,7 @@ def test_unit_vectors_are_left_as_they_are_within_rounding():
 
 @pytest.mark.parametrize("rows", [[], [[1, 0]], [[1, 0]] * 3, np.ones((1, 2))], ids=["none", "few", "many", "array"])
 def test_a_wrong_count_is_refused_whole(rows):
-    with pytest.raises(BadAnswerError, match=f"{len(rows)} vectors came back for 2 texts") as caught:
+    with pytest.raises(BadAnswerError, match=f"{len(rows)} vectors were returned for 2 texts") as caught:
         check_vectors(rows, count=2, dimensions=2)
     assert caught.value.positions == (0, 1)
 

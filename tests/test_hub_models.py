@@ -170,7 +170,7 @@ except errors.BGEError as error:
     ("name", "provider", "revision", "said"),
     [
         ("someone/not-there", None, None, "UnknownModelError no model 'someone/not-there'"),
-        ("bge-m3", None, "main", "ConfigError revision= is of a model of the hub"),
+        ("bge-m3", None, "main", "ConfigError revision= is for a model on the hub"),
         (NAME, "deepinfra", None, "UnknownModelError no model"),
         ("nothing-like-it", None, "main", "UnknownModelError no model"),
     ],

@@ -439,8 +439,8 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("seconds", "status", "reason"),
     [
-        (0, 401, "401: the hub wants a token.*HF_TOKEN"),
-        (0, 403, "403: the hub wants a token"),
+        (0, 401, "401: the hub requires a token.*HF_TOKEN"),
+        (0, 403, "403: the hub requires a token"),
         (0, 404, "it answered 404"),
         (6, 401, "401"),  # late, but before HF_HUB_ETAG_TIMEOUT: waited for
     ],

@@ -334,7 +334,7 @@ def test_too_few_rows(served, dialect):
 
     with M3Server(dialect, *served) as host, remote(host) as encoder:
         host.change = fewer
-        with pytest.raises(errors.BadAnswerError, match=r"vectors came back for \d texts|indices are not"):
+        with pytest.raises(errors.BadAnswerError, match=r"vectors were returned for \d texts|indices are not"):
             encoder.encode_outputs(TEXTS[:2], role="document", outputs=["sparse"])
 
 
@@ -451,9 +451,9 @@ def test_a_back_end_that_failed_once_is_asked_again(served):
 def test_a_known_host_of_dense_vectors_is_told_at_load():
     with pytest.raises(errors.ConfigError, match=r"novita gives dense only; it is served by: .*deepinfra.*vllm"):
         load_m3(provider="novita", api_key="k")
-    with pytest.raises(errors.ConfigError, match=r"no dense output here: .* gives sparse alone \(SGLang"):
+    with pytest.raises(errors.ConfigError, match=r"no dense output here: .* gives sparse only \(SGLang"):
         load_m3(dialect="sglang", base_url="http://localhost:1", api_key="k").use("dense")
-    with pytest.raises(errors.ConfigError, match=r"no multivector output here: tei gives dense, sparse alone"):
+    with pytest.raises(errors.ConfigError, match=r"no multivector output here: tei gives dense, sparse only"):
         load_reranker("bge-m3", provider="tei", base_url="http://localhost:1")
 
 

@@ -193,7 +193,7 @@ def test_a_folder_that_is_no_reranker_is_refused():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("BAAI/bge-reranker-v2-minicpm-layerwise", "take bge-reranker-v2-m3"),
+        ("BAAI/bge-reranker-v2-minicpm-layerwise", "use bge-reranker-v2-m3"),
         ("bge-reranker-v2.5-gemma2-lightweight", "scale of their own"),
         ("bge-small-en-v1.5", "load_encoder"),
         ("bge-reranker-v2-m4", "BAAI/bge-reranker-v2-m3"),

@@ -29,7 +29,7 @@ _NEEDS = {
     "server": ("fastapi", "uvicorn", "prometheus_client"),
 }
 _ENDINGS = (".md", ".txt", ".rst")
-_CANDIDATES = 20  # chunks that the reranker scores for each question
+_CANDIDATES = 20  # chunks that the reranker scores for each question, or as many as are shown
 _FEWEST_WORDS = 6  # a chunk of fewer is a heading alone, which answers nothing
 
 
@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Index the folder in both frameworks, ask with and without the instruction, rerank, then the same over HTTP."""
     here = not (parsed.provider or parsed.base_url) and parsed.backend != "onnx"
-    require_all({**_NEEDS, "local": ("torch", "tokenizers")} if here else _NEEDS, purpose="bge demo")
+    local = {"local": ("torch", "tokenizers")} if here or parsed.reranker else {}
+    require_all({**_NEEDS, **local}, purpose="bge demo")
     encoder = with_bar(make_encoder(parsed, show_progress=False))
     files = _files_of(parsed.folder) if parsed.folder else _own_documentation()
     chunks = _chunks(files, encoder, parsed.chunk)
@@ -62,8 +63,8 @@ def run(parsed: argparse.Namespace) -> int:
     _ask_langchain(store, make_encoder(parsed, query_instruction=""), questions, parsed.k)
     if encoder.card.id == "demo":
         print("\n  (Real BGE models need the instruction far less: see the demo model's README.)")
-    if reranker := parsed.reranker or ("demo" if encoder.card.id == "demo" else None):
-        _rerank(reranker, store, questions, parsed.k)
+    if reranker := parsed.reranker or ("demo" if here and encoder.card.id == "demo" else None):
+        _rerank(reranker, store, questions, parsed.k, min(len(chunks), max(_CANDIDATES, parsed.k)))
     _ask_llama_index(encoder, chunks, questions, parsed.k)
     _compare_remote(parsed, encoder, chunks, questions)
     return 0
@@ -133,14 +134,14 @@ def _ask_langchain(store: InMemoryVectorStore, plain: Encoder, questions: Sequen
             print(f"    {left:{width}} | {_hit(other_score, other.metadata['file'], other.page_content, width)}")
 
 
-def _rerank(model: str, store: InMemoryVectorStore, questions: Sequence[str], k: int) -> None:
+def _rerank(model: str, store: InMemoryVectorStore, questions: Sequence[str], k: int, candidates: int) -> None:
     """Let a reranker order the chunks that are nearest to each question."""
     from ..langchain.reranker import BGEReranker
 
-    nearest = store.as_retriever(search_kwargs={"k": _CANDIDATES})
+    nearest = store.as_retriever(search_kwargs={"k": candidates})
     with load_reranker(model) as reranker:
         retriever = BGEReranker(reranker=reranker, top_n=k).wrap(nearest)
-        print(f"\nLangChain, BGEReranker({model!r}): the best of the {_CANDIDATES} nearest chunks")
+        print(f"\nLangChain, BGEReranker({model!r}): the best of the {candidates} nearest chunks")
         for question in questions:
             print(f"\n  {question}")
             for document in retriever.invoke(question):
