@@ -76,6 +76,18 @@ def test_numbers_come_as_arrays():
     assert isinstance(rows[0]["embedding"], np.ndarray)
 
 
+@needs_simdjson
+def test_what_was_read_stays_when_the_next_answer_is_read():
+    rows = np.random.default_rng(0).normal(size=(5, 40, 64))
+    bodies = [body(*(json.dumps(row.tolist()) for row in answered)) for answered in rows]
+    read = []
+    for made in bodies:
+        read.append([row["embedding"] for row in read_answer(made)["data"]])
+        with pytest.raises(BadAnswerError):
+            read_answer(made[:-40])
+    np.testing.assert_array_equal(np.array(read), rows)
+
+
 def test_without_simdjson_it_is_read_too(monkeypatch):
     monkeypatch.setattr(answer, "_parser", None)
     assert read_answer(b'{"a": [0.5, 1.5]}') == {"a": [0.5, 1.5]}

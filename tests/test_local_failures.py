@@ -353,5 +353,6 @@ def test_a_model_that_reads_no_text_is_refused(tmp_path, tokens):
     path = tmp_path / "finetune"
     shutil.copytree(models.folder("bge-small", layers=1), path)
     (path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": tokens}))
-    with LocalEngine(find_model(path), backend="torch") as engine, pytest.raises(ModelLoadError, match="cannot read a text"):
+    told = pytest.raises(ModelLoadError, match="cannot read a text")
+    with LocalEngine(find_model(path), backend="torch") as engine, told:
         engine.encode(["x"], role="document")

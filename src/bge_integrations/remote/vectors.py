@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -33,8 +34,11 @@ def _simdjson() -> Any:
 
 _SMALL = 32_000  # bytes of an answer that orjson reads as fast: a query's
 
+_LARGE = 16_000_000  # bytes of an answer whose parser is not kept, since it keeps several times as much
+
 _read_base64 = _base64_reader()
 _parser = _simdjson()
+_threads = threading.local()
 
 
 def read_answer(body: bytes) -> Any:
@@ -46,13 +50,23 @@ def read_answer(body: bytes) -> Any:
     if _parser is not None and len(body) > _SMALL:
         try:
             converter = _Converter()
-            answer = converter.convert(_parser.Parser().parse(body))
+            answer = converter.convert(_parser_for(body).parse(body))
         except (ValueError, TypeError, RuntimeError, MemoryError):
+            _threads.__dict__.clear()  # a traceback may hold views of its memory
             return read_json(body)  # says what exactly is wrong, and whether it is
         # as_buffer flattens lists within a list of numbers.
         if converter.lists == body.count(b"["):
             return answer
     return read_json(body)
+
+
+def _parser_for(body: bytes) -> Any:
+    """Return this thread's parser: memory allocated anew for each answer is a fifth of the work of reading it."""
+    if len(body) > _LARGE:
+        return _parser.Parser()
+    if not hasattr(_threads, "parser"):
+        _threads.parser = _parser.Parser()
+    return _threads.parser
 
 
 class _Converter:
