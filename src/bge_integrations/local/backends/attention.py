@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SCORES = 1 << 21  # elements of a block of scores: 4 MB in bfloat16, 8 MB in float32
-# Tokens above which torch's own attention is faster, on Zen 4. It multiplies by MKL: a thread that used MKL and ends while
-# the process forks leaves MKL's allocator locked in the child, one more reason to keep short texts away from it.
+# Tokens above which torch's own attention is faster, on Zen 4. It multiplies by MKL: a thread that used MKL and ends
+# while the process forks leaves MKL's allocator locked in the child, one more reason to keep short texts away from it.
 _FUSED_FROM = {"float32": 64, "bfloat16": 512}
 
 
