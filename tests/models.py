@@ -75,6 +75,24 @@ def folder(name: str, layers: int = 2, pooling: str = "cls", prompts: bool = Fal
     return path
 
 
+def add_dense(path: Path, size: int = 64, pickled: bool = True) -> None:
+    """Put a Dense module between a saved model's pooling and its last module."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    layer = {"linear.weight": torch.randn(size, 384) * 0.1, "linear.bias": torch.randn(size) * 0.1}
+    activation = "torch.nn.modules.activation.Tanh"
+    about = {"in_features": 384, "out_features": size, "bias": True, "activation_function": activation}
+    _write_json(path / "2_Dense" / "config.json", about)
+    if pickled:
+        torch.save(layer, path / "2_Dense" / "pytorch_model.bin")
+    else:
+        save_file(layer, path / "2_Dense" / "model.safetensors")
+    module = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    _write_json(path / "modules.json", [*MODULES[:2], module, {**MODULES[2], "idx": 3, "name": "3"}])
+
+
 def _max_tokens(name: str) -> int:
     return SHAPES[name][5] if name in SHAPES else 512
 

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from bge_integrations import load_encoder
-from bge_integrations.bulk import Columns, embed_files, estimate, plan_files, read_shards, stamp_of
+from bge_integrations.bulk import (
+    Columns,
+    embed_files,
+    estimate,
+    plan_files,
+    quantise_files,
+    read_shards,
+    stamp_of,
+    upload_files,
+)
 from bge_integrations.catalog import who_serves
 from bge_integrations.errors import (
     BGEError,
@@ -103,6 +112,23 @@ def test_rows_that_stand_twice_stay_twice(tmp_path):
     (part,) = read_shards(tmp_path / "out")
     assert part.ids == ["k", "k", "k"]
     assert report.repeated == 2
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_folder_is_not_the_working_directory(blank, rows, tmp_path, monkeypatch):
+    embed_files(str(rows), tmp_path / "shards", HashEncoder())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for write in (
+        lambda: embed_files(str(rows), blank, HashEncoder()),
+        lambda: quantise_files(tmp_path / "shards", blank, "int8"),
+        lambda: upload_files(tmp_path / "shards", "faiss", path=blank),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"names no file or folder: is a variable not set|wants one of path, not none"
+        ):
+            write()
+    assert not [*Path.cwd().iterdir()]
 
 
 def test_an_empty_input_gives_no_shards(tmp_path):

@@ -50,6 +50,26 @@ def test_values_have_the_types_of_the_table():
 
 
 @pytest.mark.parametrize("arguments", [
+    ["embed", "a.jsonl", "-o", ""], ["embed", "", "-o", "out"], ["export", "demo", "-o", " "], ["demo", ""],
+    ["quantise", "shards", "--to", "int8", "-o", ""], ["quantise", "", "--to", "int8", "-o", "out"],
+    ["eval", "a.jsonl", "--cache", ""], ["eval", "a.jsonl", "--output", ""], ["eval", ""], ["rerank", "a question", ""],
+    ["verify", "--model", "demo", "--pin", ""], ["verify", "--model", "demo", "--golden", ""], ["search", "", "words"],
+    ["dups", ""], ["dups", "shards", "--drop", ""], ["upload", "", "--into", "faiss"], ["cache", "clear", "--path", ""],
+    ["upload", "shards", "--into", "faiss", "--path", ""],
+])  # fmt: skip
+def test_a_blank_path_is_no_path(capsys, tmp_path, monkeypatch, arguments):
+    """It would be the working directory, or count as left out: ``cache clear`` would clear the user's own."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "it is empty: is a variable not set?" in error
+    assert error.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("arguments", [
     ["models", "no-such-model"], ["verify", "--headers", "no colon"], ["verify", "--provider", "nobody"],
     ["export", "demo", "-o", "/proc/nowhere"], ["demo", "/no/such/folder"], ["verify", "--timeout", "-1"],
     ["verify", "--model", "demo", "--golden", "/no/such/file"], ["demo", "--model", "/BAAI/bge-m3"],

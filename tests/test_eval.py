@@ -181,7 +181,7 @@ def test_a_label_holds_no_secret():
         ("demo,allow_http=perhaps", "allow_http must be True or False"),
         ("demo,hybrid=1", "weights of dense and sparse as 0.4:0.2"),
         ("demo,hybrid=summ", "hybrid= takes rrf"),
-        ("demo,precision", "precision must be a string (precision=...)"),
+        ("demo,precision", "precision must be a string that is not empty (precision=...)"),
         ("demo,sparse,sparse", "has 'sparse' twice"),
         ("demo,instruction=off,query_instruction=x", "pass one of the two"),
         ("{", "is not JSON"),
@@ -403,6 +403,15 @@ def test_a_cache_that_cannot_be_used_ends_the_command_before_the_work(place, run
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir() if path.suffix == ".txt"] == [
         ("mine.txt", "my thesis")
     ]
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_cache_is_not_the_working_directory(blank, pairs, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match="names no file or folder"):
+        evaluate(pairs, cache=blank)
+    assert not [*Path.cwd().iterdir()]
 
 
 # The bundled model

@@ -89,19 +89,7 @@ def pickled(path: Path) -> Path:
 
 
 def dense(path: Path) -> Path:
-    import torch
-
-    saved(path)
-    torch.manual_seed(3)
-    layer = {"linear.weight": torch.randn(64, 384) * 0.1, "linear.bias": torch.randn(64) * 0.1}
-    activation = "torch.nn.modules.activation.Tanh"
-    write(
-        path / "2_Dense" / "config.json",
-        {"in_features": 384, "out_features": 64, "bias": True, "activation_function": activation},
-    )
-    torch.save(layer, path / "2_Dense" / "pytorch_model.bin")
-    module = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
-    write(path / "modules.json", [*models.MODULES[:2], module, {**models.MODULES[2], "idx": 3, "name": "3"}])
+    models.add_dense(saved(path))
     return path
 
 

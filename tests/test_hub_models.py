@@ -23,7 +23,7 @@ import models
 
 pytestmark = pytest.mark.slow
 
-COMMIT = "c" * 40
+COMMIT, PUSHED = "c" * 40, "d" * 40
 NAME = "someone/bge-tuned"
 
 
@@ -31,6 +31,7 @@ class Hub(BaseHTTPRequestHandler):
     """Answers about one repository at one commit, as the hub does."""
 
     folder: Path
+    pushed: Path | None = None  # the files of the main branch from the first answer on
     asked: list[str]
     seconds = 0.0  # before each answer
     silent = "^$"  # requests that are never answered
@@ -43,22 +44,24 @@ class Hub(BaseHTTPRequestHandler):
         if re.search(self.silent, f"{self.command} {path}"):
             self.ended.wait(100)
             return
+        parts = path.split("/", 5)
+        new = self.pushed and (PUSHED in path or (len(self.asked) > 1 and COMMIT not in path))
+        folder, commit = (self.pushed, PUSHED) if new else (self.folder, COMMIT)
         if f"/api/models/{NAME}" in path:
-            self._json(path)
-        elif path.startswith(f"/{NAME}/resolve/") and (file := self.folder / path.split("/", 5)[5]).is_file():
-            self._file(file)
+            self._json(path, folder, commit)
+        elif not path.startswith(f"/{NAME}/resolve/"):
+            self._missing({"X-Error-Code": "RepoNotFound"})
+        elif (file := folder / parts[5]).is_file():
+            self._file(file, commit)
         else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._missing({"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
 
     do_HEAD = do_GET
 
-    def _json(self, path):
-        files = [file for file in self.folder.rglob("*") if file.is_file()]
-        names = [file.relative_to(self.folder).as_posix() for file in files]
-        about = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+    def _json(self, path, folder, commit):
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        names = [file.relative_to(folder).as_posix() for file in files]
+        about = {"id": NAME, "sha": commit, "siblings": [{"rfilename": name} for name in names]}
         if "/tree/" in path:
             about = [
                 {"type": "file", "path": name, "size": file.stat().st_size, "oid": "0" * 40}
@@ -66,12 +69,15 @@ class Hub(BaseHTTPRequestHandler):
             ]
         self._send(json.dumps(about).encode(), {})
 
-    def _file(self, file):
+    def _file(self, file, commit):
         data = file.read_bytes()
-        self._send(data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        self._send(data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit})
 
-    def _send(self, data, headers):
-        self.send_response(200)
+    def _missing(self, headers):
+        self._send(b"", headers, 404)
+
+    def _send(self, data, headers, status=200):
+        self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -188,7 +194,7 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path):
     assert shown.startswith("UnknownModelError")
     assert f"hf download {NAME}" in shown
     assert "no connection to 127.0.0.1:9" in shown
-    assert "_NoConnection" not in shown
+    assert "_NoAnswer" not in shown
 
 
 def test_a_slow_hub_is_waited_for(tmp_path):
@@ -227,32 +233,149 @@ except errors.BGEError as error:
 """
 
 
-# A HEAD that is not answered is asked again for 6 minutes by huggingface_hub itself, whatever its timeouts are.
-@pytest.mark.parametrize("silent", ["/api/models/", "/tree/", "^GET .*/config.json$", "^GET .*/model.safetensors$"])
-def test_a_hub_that_falls_silent_at_any_request_is_given_up_and_resumed(tmp_path, silent):
-    quick = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+LIMITS = {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+LOOKING_UP, DOWNLOADING = (f"no answer in {seconds} s, {name}= waits longer" for name, seconds in LIMITS.items())
+
+
+@pytest.mark.parametrize(
+    ("silent", "said"),
+    [
+        ("/api/models/", LOOKING_UP),
+        ("^HEAD .*/config.json$", LOOKING_UP),
+        ("^HEAD .*/model.safetensors$", LOOKING_UP),
+        ("^GET .*/config.json$", DOWNLOADING),
+        ("^GET .*/model.safetensors$", DOWNLOADING),
+        ("/tree/", None),  # a listing that has no time limit is not asked for
+    ],
+)
+def test_a_hub_that_falls_silent_at_any_request_is_given_up_and_resumed(tmp_path, silent, said):
     folder = models.folder("bge-small", layers=1)
     with hub(folder, silent=silent) as (url, _):
-        shown = ask(WHOLE, tmp_path, url, **quick)
+        shown = ask(WHOLE, tmp_path, url, **LIMITS)
     assert shown.count("\n") == 1
-    if silent == "/tree/":  # a listing that has no time limit is not asked for
-        assert shown == "(1, 384)\n"
-    else:
-        assert "no answer in 1 s" in shown
-        with hub(folder) as (url, _):
-            assert ask(WHOLE, tmp_path, url, **quick) == "(1, 384)\n"
+    assert said in shown if said else shown == "(1, 384)\n"
+    with hub(folder) as (url, _):
+        assert ask(WHOLE, tmp_path, url) == "(1, 384)\n"
 
 
-@pytest.mark.parametrize("at", ["1_Pooling/config.json", "modules.json", "config.json"])
-def test_what_was_fetched_in_part_is_never_taken_for_a_model_that_pools_otherwise(tmp_path, at):
-    folder = tmp_path / "model"
+def pooled_otherwise(folder: Path) -> Path:
+    """Make a model that pools by the last token, and then by a layer of its own."""
     shutil.copytree(models.folder("bge-small", layers=1), folder)
+    models.add_dense(folder, size=128, pickled=False)
     pooling = {"word_embedding_dimension": 384, "pooling_mode_cls_token": False, "pooling_mode_lasttoken": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+RIGHT = f"{NAME} 128 last token None"
+
+
+@pytest.mark.parametrize(
+    "at",
+    ["1_Pooling/config.json", "2_Dense/config.json", "modules.json", "config.json", "2_Dense/model.safetensors"],
+)
+def test_what_was_fetched_in_part_is_never_taken_for_a_model_that_pools_otherwise(tmp_path, at):
+    folder = pooled_otherwise(tmp_path / "model")
     with hub(folder, silent=f"^GET .*c{'c' * 39}/{at}$|^GET .*main/{at}$") as (url, _):
-        shown = ask(WHOLE, tmp_path / "home", url, HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1")
-        assert "no answer in" in shown
+        shown = ask(WHOLE, tmp_path / "home", url, **LIMITS)
+        assert DOWNLOADING in shown
     shown = ask(WHOLE, tmp_path / "home", "http://127.0.0.1:9")
     assert "no connection to 127.0.0.1:9" in shown  # and no vectors
     with hub(folder) as (url, _):
-        assert ask(CODE % ("", ""), tmp_path / "home", url).startswith(f"{NAME} 384 last token None")
+        assert ask(CODE % ("", ""), tmp_path / "home", url).startswith(RIGHT)
+        assert ask(WHOLE, tmp_path / "home", url) == "(1, 128)\n"
+
+
+OTHER = f"""
+import huggingface_hub
+for file in %r:
+    huggingface_hub.hf_hub_download("{NAME}", file)
+"""
+WORDS = ["tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["config.json"],
+        ["config.json", "model.safetensors", *WORDS],  # what transformers fetches
+        ["config.json", "modules.json", "2_Dense/config.json"],
+        ["config.json", "modules.json", "1_Pooling/config.json"],
+    ],
+)
+def test_what_another_program_fetched_in_part_is_completed(tmp_path, files):
+    folder = pooled_otherwise(tmp_path / "model")
+    with hub(folder) as (url, _):
+        ask(OTHER % files, tmp_path / "home", url)
+    alone = ask(REFUSED % (NAME, None, None), tmp_path / "home", "http://127.0.0.1:9")
+    assert ("no connection to 127.0.0.1:9" in alone) == ("modules.json" in files)
+    with hub(folder) as (url, _):
+        assert ask(CODE % ("", ""), tmp_path / "home", url).startswith(RIGHT)
+        assert ask(WHOLE, tmp_path / "home", url) == "(1, 128)\n"
+    assert ask(WHOLE, tmp_path / "home", "http://127.0.0.1:9") == "(1, 128)\n"
+
+
+SAID = CODE.replace("type(warning.message).__name__", "str(warning.message)") % (", query_instruction=''", "")
+
+
+def test_what_another_program_left_out_is_said_where_nobody_can_be_asked(tmp_path):
+    with hub(pooled_otherwise(tmp_path / "model")) as (url, _):
+        ask(OTHER % ["config.json"], tmp_path / "home", url)
+    said = ask(SAID, tmp_path / "home", "http://127.0.0.1:9")
+    assert "modules.json was never fetched" in said
+    assert "(no connection to 127.0.0.1:9: Connection refused)" in said
+    assert f"hf download {NAME}" in said
+
+
+@pytest.mark.parametrize("before", ["", f"import huggingface_hub; huggingface_hub.snapshot_download('{NAME}')"])
+def test_files_that_a_repository_does_not_have_are_asked_for_once(tmp_path, before):
+    folder = tmp_path / "model"
+    shutil.copytree(models.folder("bge-small", layers=1), folder)
+    for name in ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json"):
+        (folder / name).unlink()
+    with hub(folder) as (url, asked):
+        ask(before, tmp_path / "home", url)
+        first = ask(SAID, tmp_path / "home", url)
+        assert "its folder does not state its pooling" in first
+        assert "never fetched" not in first
+        del asked[:]
+        assert ask(SAID, tmp_path / "home", url) == first
+        assert not asked
+
+
+def test_a_push_in_between_mixes_no_two_commits(tmp_path):
+    old, new = models.folder("bge-small", layers=1), pooled_otherwise(tmp_path / "model")
+    with hub(old, pushed=new) as (url, _):
+        said = ask(CODE % ("", ENCODE), tmp_path / "home", url).splitlines()
+    assert said[0] == RIGHT
+    assert said[1] == f"{NAME}@{PUSHED[:16]}/last token/128"
+    snapshots = tmp_path / "home" / "hub" / f"models--{NAME.replace('/', '--')}" / "snapshots"
+    assert [folder.name for folder in snapshots.iterdir()] == [PUSHED]
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+def test_weights_of_every_module_are_fetched(tmp_path, pickled):
+    from bge_integrations import load_encoder
+
+    folder = tmp_path / "model"
+    shutil.copytree(models.folder("bge-small", layers=1), folder)
+    models.add_dense(folder, pickled=pickled)
+    with hub(folder) as (url, _):
+        said = ask(CODE % (", query_instruction=''", ENCODE), tmp_path / "home", url).splitlines()
+    with load_encoder(folder, query_instruction="", backend="torch", show_progress=False) as encoder:
+        wanted = encoder.encode(["a text"], role="document")[0, :3].tolist()
+    assert json.loads(said[3]) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_fetched_once(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(models.folder("bge-small", layers=1), folder)
+    (folder / "0_Transformer").mkdir()
+    for file in [*folder.glob("*.json"), *folder.glob("vocab.txt"), *folder.glob("model.*")]:
+        if file.name not in ("modules.json", "config_sentence_transformers.json"):
+            file.rename(folder / "0_Transformer" / file.name)
+    modules = [{**models.MODULES[0], "path": "0_Transformer"}, *models.MODULES[1:]]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with hub(folder) as (url, _):
+        assert ask(WHOLE, tmp_path / "home", url) == "(1, 384)\n"
+    assert ask(WHOLE, tmp_path / "home", "http://127.0.0.1:9") == "(1, 384)\n"

@@ -59,13 +59,16 @@ def free_port() -> int:
 
 @contextmanager
 def running(command, url, log: Path, **environment):
-    """Run a server until it answers at ``url``; end it with the block."""
+    """Run a server until it answers at ``url``; end it with the block.
+
+    The first test waits for two, within its own limit, which would end it without their logs.
+    """
     with log.open("wb") as out:
         process = subprocess.Popen(
             [str(part) for part in command], stdout=out, stderr=out, cwd=log.parent, env=os.environ | environment
         )
     try:
-        ends = time.monotonic() + 300
+        ends = time.monotonic() + 150
         while not answers(url):
             assert process.poll() is None, log.read_text(errors="replace")[-2000:]
             assert time.monotonic() < ends, log.read_text(errors="replace")[-2000:]

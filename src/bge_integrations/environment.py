@@ -23,6 +23,7 @@ __all__ = [
     "hide_in_url",
     "hide_secrets",
     "keys_from",
+    "named_path",
     "switched_on",
     "variable",
     "variable_set",
@@ -265,14 +266,25 @@ def variable_set(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+def named_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path as it is; a blank one is most often a variable that is not set, and would be the working directory.
+
+    Raises:
+        ConfigError: it is blank.
+    """
+    if not os.fspath(path).strip():
+        raise ConfigError(f"{os.fspath(path)!r} names no file or folder: is a variable not set?")
+    return Path(path)
+
+
 def expand_user(path: str | os.PathLike[str]) -> Path:
     """Return a path with ``~`` replaced by the home folder.
 
     Raises:
-        ConfigError: it begins with ``~`` and no home folder is known.
+        ConfigError: it is blank, or it begins with ``~`` and no home folder is known.
     """
     try:
-        return Path(path).expanduser()
+        return named_path(path).expanduser()
     except RuntimeError:
         raise ConfigError(f"{os.fspath(path)!r} needs a home folder, but none is known: set HOME") from None
 

@@ -133,11 +133,13 @@ _WANTED: dict[Any, str] = {
     "key": "a string, a SecretStr, or a function that returns the key",
     "headers": "a mapping of strings to strings",
     "weights": "three numbers",
+    Any: "an object, or a string that is not empty",
 }
 _CHECKS: dict[Any, Callable[[Any], bool]] = {
     # An empty one is most often a variable that is not set: with the default in its place, nobody would notice.
     str: lambda value: isinstance(value, str) and bool(value.strip()),
     "instruction": lambda value: isinstance(value, str),
+    Any: lambda value: not isinstance(value, str) or bool(value.strip()),
     bool: lambda value: isinstance(value, bool),
     float: _is_amount,
     "key": _is_key,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..catalog.records import OutputName
 from ..core.encoder import Encoder
+from ..environment import named_path
 from .chunking import chunker_for
 from .formats import Format
 from .job import SHARD_ROWS, Job, OnProgress
@@ -90,7 +91,7 @@ def embed_files(
     chunker = chunker_for(encoder, chunk, overlap)
     kind = Update if update else Job
     job = kind(
-        inputs, Path(folder), encoder, columns or Columns(), shard_rows, format, half, outputs, on_error, chunker
+        inputs, named_path(folder), encoder, columns or Columns(), shard_rows, format, half, outputs, on_error, chunker
     )
     job.watch(on_shard, on_progress)
     job.run(on)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core.encoder import Vectors
 from ..core.files import write_whole
+from ..environment import named_path
 from ..errors import BGEError, ConfigError, warn
 from ..stamps.slots import KEY
 from .folder import Record, check_float, read_manifest, shard_files, stamp_of
@@ -69,7 +70,7 @@ def quantise_files(
         ConfigError: no finished shards of floats, another kind, ``out`` holds other files or other shards, or the disk
             is full; finished shards stay.
     """
-    source, target = Path(folder), Path(out)
+    source, target = named_path(folder), named_path(out)
     files, stamp = shard_files(source), stamp_of(source)
     record = read_manifest(source)
     _check(source, target, files, record)

@@ -51,7 +51,7 @@ def find_model(name: str | os.PathLike[str]) -> ModelCard:
         ModelLoadError: a folder whose configuration cannot be read.
     """
     typed = os.fspath(name)
-    folder = expand_user(typed) if is_path(name) or not typed.startswith("~") else Path(typed)
+    folder = expand_user(typed) if typed.strip() and is_path(name) else Path(typed)
     if typed.strip() and is_model_folder(folder):
         return read_folder(folder, _names())
     if is_path(name):

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..extras import require_all
 from ..load import load_encoder, load_reranker
 from .options import add_encoder_arguments, make_encoder, with_bar
+from .parser import not_blank
 
 if TYPE_CHECKING:
     from langchain_core.vectorstores import InMemoryVectorStore
@@ -35,7 +36,9 @@ _FEWEST_WORDS = 6  # a chunk of fewer is a heading alone, which answers nothing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge demo``."""
-    parser.add_argument("folder", nargs="?", type=Path, help="a folder of text (default: this package's documentation)")
+    parser.add_argument(
+        "folder", nargs="?", type=not_blank, help="a folder of text (default: this package's documentation)"
+    )
     parser.add_argument("--ask", action="append", metavar="QUESTION", help="question to ask (repeatable)")
     parser.add_argument(
         "--chunk", type=int, default=128, help="tokens per chunk, up to the model's limit (default: 128)"
@@ -53,7 +56,7 @@ def run(parsed: argparse.Namespace) -> int:
     local = {"local": ("torch", "tokenizers")} if here or parsed.reranker else {}
     require_all({**_NEEDS, **local}, purpose="bge demo")
     encoder = with_bar(make_encoder(parsed, show_progress=False))
-    files = _files_of(parsed.folder) if parsed.folder else _own_documentation()
+    files = _files_of(Path(parsed.folder)) if parsed.folder else _own_documentation()
     chunks = _chunks(files, encoder, parsed.chunk)
     questions = parsed.ask or (_questions_of(chunks) if parsed.folder else list(_QUESTIONS))
     print(f"{len(files)} files, {len(chunks)} chunks of up to {parsed.chunk} tokens; the model is {encoder.card.id!r}")

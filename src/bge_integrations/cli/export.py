@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .parser import not_blank
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge export``."""
     parser.add_argument("model", help="model name or folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="output folder, for onnx/model.onnx")
+    parser.add_argument("-o", "--output", type=not_blank, required=True, help="output folder, for onnx/model.onnx")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -19,6 +21,6 @@ def run(parsed: argparse.Namespace) -> int:
     from ..local.export import export_onnx
 
     card = find_reranker(parsed.model) if is_reranker(parsed.model) else find_model(parsed.model)
-    path = export_onnx(card, parsed.output)
+    path = export_onnx(card, Path(parsed.output))
     print(f"wrote {path}")
     return 0

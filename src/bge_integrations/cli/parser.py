@@ -8,7 +8,18 @@ import sys
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-__all__ = ["Parser"]
+__all__ = ["Parser", "not_blank"]
+
+
+def not_blank(text: str) -> str:
+    """Return the name of a file or folder; a blank one is refused, as an option that takes one may not be ignored.
+
+    Raises:
+        argparse.ArgumentTypeError: it is blank.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: is a variable not set?")
+    return text
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 
+from .parser import not_blank
 from .upload import tell_rate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge quantise``."""
     parser.add_argument(
-        "folder", metavar="SHARDS", help="output folder of a finished bge embed, in Parquet or NumPy format"
+        "folder",
+        type=not_blank,
+        metavar="SHARDS",
+        help="output folder of a finished bge embed, in Parquet or NumPy format",
     )
     parser.add_argument(
         "-o",
         "--output",
+        type=not_blank,
         required=True,
         metavar="FOLDER",
         help="output folder: new, empty, or an unfinished run to resume",

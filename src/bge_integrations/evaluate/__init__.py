@@ -38,7 +38,7 @@ def evaluate(
 
     Every run is tried with one question before the first one starts. Then passages are
     embedded block by block and searched exactly, so that memory does not grow with their vectors. At most 20 questions
-    of each run are asked again, one at a time and without the cache, to measure the time.
+    of each run, the first of them twice, are asked again, one at a time and without the cache, to measure the time.
 
     Args:
         corpus: a folder in BEIR's layout (``corpus.jsonl``, ``queries.jsonl``, ``qrels/test.tsv``); its corpus, with

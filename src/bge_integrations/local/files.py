@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from fnmatch import fnmatch
-from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from ..catalog.local_folder import read_modules
 from ..catalog.records import ModelCard
 from ..catalog.weights import HEAD_FILES, is_lfs_pointer
 from ..environment import variable
-from ..errors import BGEError, ModelLoadError, no_thread
-from ..extras import require
-from .architecture import brief, shards
+from ..errors import ModelLoadError, warn
+from .architecture import shards
+from .hub import cached_snapshot, fetch, note_absent, open_hub, reason, unknown_files
 
-T = TypeVar("T")
 Weights = Literal["onnx", "torch"]
 
 ONNX_FILE = "onnx/model.onnx"
 _ONNX_FILES = (ONNX_FILE, "model.onnx")  # optimum writes the second
-_CONNECT_SECONDS = 4.0  # offline must be clear in under five
 _SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
+_FACTS = ("modules.json", "config_sentence_transformers.json", "tokenizer_config.json")
+_WEIGHTED = ("Dense", "LayerNorm", "WeightedLayerPooling", "CNN", "LSTM")  # modules with weights of their own
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 
 
@@ -42,11 +36,12 @@ def find_folder(card: ModelCard, kinds: Sequence[Weights]) -> Path | None:
         if not folder.is_dir():
             raise ModelLoadError(f"{card.folder!r} no longer exists: download it again, or pass another folder")
         return folder
-    hub = _hub()
+    hub = open_hub()
     for cache in _caches(hub):
-        config = hub.try_to_load_from_cache(card.id, "config.json", cache_dir=cache, revision=card.revision)
-        if isinstance(config, str) and _is_whole(Path(config).parent, kinds):
-            return Path(config).parent
+        for name in ("config.json", "modules.json"):  # the first may lie in the transformer's own folder
+            found = hub.try_to_load_from_cache(card.id, name, cache_dir=cache, revision=card.revision)
+            if isinstance(found, str) and _is_whole(Path(found).parent, kinds):
+                return Path(found).parent
     return None
 
 
@@ -56,7 +51,8 @@ def _caches(hub: Any) -> list[str]:
 
 
 def _is_whole(folder: Path, kinds: Sequence[Weights]) -> bool:
-    tokenizer = any((folder / name).is_file() for name in _TOKENIZERS)
+    inner = folder / _transformer(folder)
+    tokenizer = any((inner / name).is_file() for name in _TOKENIZERS)
     return tokenizer and any(has_weights(folder, kind) for kind in kinds)
 
 
@@ -75,16 +71,19 @@ def get_folder(card: ModelCard, kinds: Sequence[Weights], *, code: bool = False)
     found = find_folder(card, kinds)
     if found is not None:
         return found
-    hub = _hub()
+    hub = open_hub()
 
     def wanted(names: Collection[str]) -> list[str]:
         return _patterns(card, names, kinds) + (["*.py"] if code else [])
 
-    return _fetched(hub, card.id, card.revision, wanted, lambda: _other_revisions(card, kinds, hub))
+    return fetch(hub, card.id, card.revision, wanted, lambda: _other_revisions(card, kinds, hub))
 
 
 def fetch_facts(name: str, revision: str | None = None) -> Path:
     """Return a snapshot of a hub's model that has its configuration files; what is here already is not asked for again.
+
+    Another program may have put some of these files into the cache and left others: a missing one may hold the pooling.
+    A snapshot therefore counts as whole only if the cache knows of every such file, be it that there is none.
 
     Args:
         name: with its owner.
@@ -94,92 +93,44 @@ def fetch_facts(name: str, revision: str | None = None) -> Path:
         ModelLoadError: the hub cannot be reached, or has no such model or revision.
         MissingExtraError: huggingface_hub is not installed.
     """
-    hub = _hub()
-    patterns = [*_SMALL, "*/*.json"]
-    with suppress(OSError, ValueError):  # neither the revision nor its files are here
-        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
-        if _has_facts(folder):
-            return folder
-    return _fetched(hub, name, revision, lambda _: patterns)
-
-
-def _has_facts(folder: Path) -> bool:
-    """Tell whether the file is there that comes last: the configuration, which may lie in a module's folder."""
-    inner = next((path for name, path in read_modules(folder) if name == "Transformer"), "")
-    return (folder / inner / "config.json").is_file()
-
-
-def _fetched(
-    hub: Any,
-    name: str,
-    revision: str | None,
-    wanted: Callable[[Collection[str]], list[str]],
-    more: Callable[[], str] = str,
-) -> Path:
-    """Fetch the files of a repository whose names match the patterns that ``wanted`` chooses; return their folder.
-
-    Raises:
-        ModelLoadError: says why it failed, what ``more`` says, and what to do.
-    """
+    hub = open_hub()
+    here = cached_snapshot(hub, name, revision, _SMALL)
+    unknown = [] if here is None else unknown_files(hub, name, here.name, _facts(here))
+    if here is not None and not unknown:
+        return here
     try:
-        if not hub.constants.HF_HUB_OFFLINE:
-            _within(_CONNECT_SECONDS, lambda: _connect(hub.constants.ENDPOINT))
-        return _download(hub, name, revision, wanted)
-    except BGEError:
-        raise
-    except Exception as error:
-        raise ModelLoadError(
-            f"{name!r} is not on this machine and could not be fetched from the hub "
-            f"({_reason(error, hub)}){more()}. Without a network: use "
-            "model='demo' (bundled), a local folder as the model, a host with provider=, or fetch it beforehand where "
-            f"there is one: hf download {name}"
-        ) from error
-
-
-def _download(hub: Any, name: str, revision: str | None, wanted: Callable[[Collection[str]], list[str]]) -> Path:
-    # Not snapshot_download: it lists the files with no time limit, and a hub that never answers would hang it.
-    patience = hub.constants.HF_HUB_ETAG_TIMEOUT
-    info = hub.HfApi().model_info(name, revision=revision, timeout=patience)
-    names = {file.rfilename for file in info.siblings or ()}
-    patterns = wanted(names)
-    files = sorted((each for each in names if any(fnmatch(each, one) for one in patterns)), key=_last)
-    if not files:
-        raise ModelLoadError(f"{name!r} has no files of a model on the hub")
-    folder: Path | None = None
-    for file in files:
-        # The first is asked for by the revision's name, so that the cache learns which commit it is.
-        commit = revision if folder is None else info.sha
-        found = hub.hf_hub_download(name, file, revision=commit, etag_timeout=patience)
-        folder = Path(found).parents[file.count("/")]
-    assert folder is not None
+        folder = fetch(hub, name, revision, lambda _: _SMALL)
+    except ModelLoadError as error:
+        if here is None or set(unknown) & set(_needed(here)):
+            raise
+        warn(
+            f"{name!r}: {unknown[0]} was never fetched, and the hub cannot be asked for it "
+            f"({reason(error.__cause__ or error, hub)}): if the model has one, its pooling, modules or length are not "
+            f"applied and vectors are in another space; with a network, hf download {name} fetches it"
+        )
+        return here
+    note_absent(hub, name, folder.name, unknown_files(hub, name, folder.name, _facts(folder)))
     return folder
 
 
-def _last(file: str) -> tuple[bool, ...]:
-    """Order files so that those by which a folder counts as whole come last: it may be killed in between."""
-    return file == "config.json", file == "modules.json", file.endswith((".safetensors", ".bin", ".onnx"))
+def _facts(folder: Path) -> list[str]:
+    """Return the files from which a model's card is read, as far as the folder's own list of modules names them."""
+    inner = PurePosixPath(_transformer(folder))
+    plain = [] if (folder / "modules.json").is_file() else ["1_Pooling/config.json"]
+    optional = [*_FACTS, (inner / "sentence_bert_config.json").as_posix(), *plain]
+    return [*_needed(folder), *optional]
 
 
-def _reason(error: Exception, hub: Any) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"{status}: the hub requires a token with read access: `hf auth login`, or set HF_TOKEN"
-    if status is not None:
-        return f"it answered {status}"
-    if "timeout" in type(error).__name__.lower() and not isinstance(error, _NoConnectionError):
-        return f"no answer in {hub.constants.HF_HUB_ETAG_TIMEOUT} s, HF_HUB_ETAG_TIMEOUT= waits longer"
-    cache = Path(hub.constants.HF_HUB_CACHE)
-    if not isinstance(error, _NoConnectionError) and not _can_write(cache):
-        return f"its cache {str(cache)!r} cannot be written: HF_HOME names another folder"
-    return str(error) if isinstance(error, _NoConnectionError) else brief(error)
+def _needed(folder: Path) -> list[str]:
+    """Return the configuration files that a model of these modules cannot do without."""
+    inner = PurePosixPath(_transformer(folder))
+    others = [path for name, path in read_modules(folder) if path and name not in ("Transformer", "Normalize")]
+    return [(place / "config.json").as_posix() for place in (inner, *map(PurePosixPath, others))]
 
 
-def _can_write(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
+def _transformer(folder: Path) -> str:
+    """Return where in a folder its transformer lies."""
+    return next((path for name, path in read_modules(folder) if name == "Transformer"), "")
 
 
 def _other_revisions(card: ModelCard, kinds: Sequence[Weights], hub: Any) -> str:
@@ -204,13 +155,18 @@ def has_weights(folder: Path, kind: Weights) -> bool:
     """
     if kind == "onnx":
         return find_onnx(folder) is not None
-    inner = folder / next((path for name, path in read_modules(folder) if name == "Transformer"), "")
-    names = shards(inner / "model.safetensors.index.json")
-    if names:
-        return all(_is_here(inner / name) for name in names)
-    return any(
-        _is_here(file) for pattern in ("model*.safetensors", "pytorch_model*.bin") for file in inner.glob(pattern)
-    )
+    others = (folder / path for name, path in read_modules(folder) if name in _WEIGHTED)
+    return all(_has_torch(place) for place in (folder / _transformer(folder), *others))
+
+
+def _has_torch(folder: Path) -> bool:
+    for kind, pattern in (("model.safetensors", "model*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
+        names = shards(folder / f"{kind}.index.json")
+        if names:
+            return all(_is_here(folder / name) for name in names)
+        if any(map(_is_here, folder.glob(pattern))):
+            return True
+    return False
 
 
 def _is_here(file: Path) -> bool:
@@ -218,9 +174,12 @@ def _is_here(file: Path) -> bool:
 
 
 def _patterns(card: ModelCard, names: Collection[str], kinds: Sequence[Weights]) -> list[str]:
-    safe = any(name.endswith(".safetensors") for name in names)
-    pickled = ["pytorch_model*.bin", "*/pytorch_model.bin"] if "pytorch_model.bin" in names else []
-    torch = ["*.safetensors"] if safe else pickled
+    # The folder of each module has weights of its own, pickled ones where it has no others.
+    paths = [PurePosixPath(name) for name in names]
+    safe = {path.parent for path in paths if path.match("model*.safetensors")}
+    pickled = [path for path in paths if path.match("pytorch_model*.bin") and path.parent not in safe]
+    torch = ["*.safetensors"] if any(path.suffix == ".safetensors" for path in paths) else []
+    torch += [path.as_posix() for path in pickled]
     file = next((name for name in _ONNX_FILES if name in names), None)
     onnx = [file, f"{file}_data"] if file else []
     weights = next((found for kind in kinds if (found := onnx if kind == "onnx" else torch)), None)
@@ -228,55 +187,3 @@ def _patterns(card: ModelCard, names: Collection[str], kinds: Sequence[Weights])
         raise ModelLoadError(f"{card.id!r} has no weights on the hub for {' or '.join(kinds)}: choose another backend=")
     heads = [f"{HEAD_FILES[output]}.*" for output in card.outputs if output in HEAD_FILES]
     return _SMALL + weights + heads
-
-
-def _hub() -> Any:
-    require("huggingface_hub.constants", extra="local", purpose="a model of the hub on this machine")
-    return require("huggingface_hub", extra="local")
-
-
-class _NoConnectionError(OSError):
-    pass
-
-
-def _connect(endpoint: str) -> None:
-    """Open a connection to the hub, or to the proxy on the way, and close it."""
-    from urllib.request import getproxies, proxy_bypass
-
-    url = urlsplit(endpoint)
-    proxy = getproxies().get(url.scheme) or getproxies().get("all")
-    if proxy and url.hostname and not proxy_bypass(url.hostname):
-        url = urlsplit(proxy if "//" in proxy else f"//{proxy}", scheme="http")
-    port = url.port or (443 if url.scheme == "https" else 80)
-    try:
-        socket.create_connection((url.hostname or "", port), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise _NoConnectionError(f"no connection to {url.hostname}:{port}: {error.strerror or error}") from None
-
-
-def _within(seconds: float, ask: Callable[[], T]) -> T:
-    """Return what ``ask`` returns, or give up: a name server that is gone holds a look-up longer than any timeout.
-
-    Raises:
-        OSError: no answer in time.
-    """
-    answers: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            answers.append(ask())
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="bge-hub", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise no_thread("the hub", error) from error
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise _NoConnectionError(f"no connection in {seconds:g} s")
-    return answers[0]

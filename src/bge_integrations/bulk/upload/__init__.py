@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from ...environment import named_path
 from ...errors import BGEError, BGEWarning, ConfigError, warn
 from ...extras import require_packages
 from ...stamps.slots import find_slot
@@ -204,7 +205,7 @@ def _check_place(into: str, store: Store, place: Place) -> None:
         raise ConfigError(f"{into} wants one of {', '.join(store.TAKES)}, not {' and '.join(given) or 'none'}")
     require_packages(store.PACKAGES, purpose="the upload")
     if place.path is not None:
-        check_folder(Path(place.path), store.MARKS, into)
+        check_folder(named_path(place.path), store.MARKS, into)
 
 
 def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]:
