@@ -67,7 +67,7 @@ class Staging:
     Attributes:
         errors: where the new list of bad rows is.
         shards: lines of the shards that wait here, by digest.
-        leftovers: files of shards that were made for another input.
+        leftovers: lines of those of them that were made for another input.
     """
 
     def __init__(self, folder: Path, job: Line) -> None:
@@ -82,7 +82,7 @@ class Staging:
             last = len(lines)
             self._note({"job": job})
         self.shards = {line["digest"]: line for line in lines if "digest" in line and self._is_whole(line)}
-        self.leftovers = [self.path / line["file"] for line in lines[:last] if line.get("digest") in self.shards]
+        self.leftovers = [line for line in lines[:last] if self.shards.get(line.get("digest")) is line]
         self.errors.write_bytes(b"")
 
     def _is_whole(self, line: Line) -> bool:
