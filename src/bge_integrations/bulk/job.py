@@ -195,7 +195,10 @@ class Job:
     def check_unchanged(self) -> None:
         """Refuse inputs that were changed while they were read."""
         if self.report.bytes is not None and fingerprint(self.files) != self.inputs:
-            raise ConfigError("the inputs changed while they were being read: start again in another folder")
+            raise ConfigError(
+                f"the inputs changed while they were being read: --update (update=True) brings {str(self.folder)!r} up "
+                "to date and keeps what is embedded, or use another folder"
+            )
 
     def _count(self, line: dict[str, Any]) -> None:
         self.report.shards += 1
