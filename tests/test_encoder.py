@@ -154,7 +154,7 @@ def test_unit_vectors_are_left_as_they_are_within_rounding():
 
 @pytest.mark.parametrize("rows", [[], [[1, 0]], [[1, 0]] * 3, np.ones((1, 2))], ids=["none", "few", "many", "array"])
 def test_a_wrong_count_is_refused_whole(rows):
-    with pytest.raises(BadAnswerError, match=f"{len(rows)} vectors came back for 2 texts") as caught:
+    with pytest.raises(BadAnswerError, match=f"{len(rows)} vectors were returned for 2 texts") as caught:
         check_vectors(rows, count=2, dimensions=2)
     assert caught.value.positions == (0, 1)
 
@@ -169,7 +169,7 @@ def test_a_row_of_any_scale_of_float32_becomes_a_unit_vector(scale):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_wrong_dimension_is_refused(size):
-    with pytest.raises(BadAnswerError, match=f"{size} dimensions came back, the model has 2"):
+    with pytest.raises(BadAnswerError, match=f"{size} dimensions were returned, the model has 2"):
         check_vectors([[1.0] * size] * 2, count=2, dimensions=2)
 
 
