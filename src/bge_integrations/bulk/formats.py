@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
@@ -109,7 +109,11 @@ class _Parquet(ShardFormat):
         parquet = need_pyarrow()
         wanted = {"embedding": vectors, _IDS: sparse, _WEIGHTS: sparse}
         with parquet.ParquetFile(path, memory_map=True) as file:
-            names = [name for name in file.schema_arrow.names if wanted.get(name, rows)]
+            there = file.schema_arrow.names
+            for name in ["embedding", *(["id", "text"] if rows else []), *([_WEIGHTS] if _IDS in there else [])]:
+                if name not in there:
+                    raise ValueError(f"it has no column {name!r}")
+            names = [name for name in there if wanted.get(name, rows)]
             for batch in file.iter_batches(batch_size=size, columns=names):
                 columns = {name: batch.column(name) for name in names}
                 field = file.schema_arrow.field("embedding")
@@ -293,13 +297,13 @@ class _JsonLines(ShardFormat):
 
     def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool, exact: bool) -> Iterator[Part]:
         del exact
-        lines = _lines(path)
+        lines = _lines(path, "embedding")
         while part := list(islice(lines, size)):
             numbers = [row.pop("embedding") for row in part]
             ids, weights = ([row.pop(name) for row in part if name in row] for name in (_IDS, _WEIGHTS))
             yield _part(
                 _columns(part if rows else []),
-                np.array(numbers, np.float32) if vectors else _NONE,
+                _floats(numbers) if vectors else _NONE,
                 SparseRows.from_lists(ids, weights) if sparse and ids else None,
             )
 
@@ -322,18 +326,30 @@ def _line(row: Row, keep: Sequence[str], numbers: Mapping[str, Any] | None = Non
     return orjson.dumps(fields, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, *more: str) -> Iterator[dict[str, Any]]:
     import orjson
 
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             row = orjson.loads(line)
-            if not isinstance(row, dict) or not {"id", "text"} <= row.keys():
-                raise ValueError(f"line {number} of {path.name!r} is no row with an id and a text")
+            for name in ("id", "text", *more):
+                if not isinstance(row, dict) or row.get(name) is None:
+                    raise ValueError(f"line {number} of {path.name!r} is no row with {name!r}")
             yield row
 
 
+def _floats(rows: list[Any]) -> Vectors:
+    if not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows):
+        raise ValueError("its vectors are not lists of numbers, all of one length")
+    vectors = np.array(rows, np.float32)
+    if not np.isfinite(vectors).all():
+        raise ValueError("one of its vectors holds null")
+    return vectors
+
+
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    if any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError("its rows have different fields")
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
 
 
@@ -364,11 +380,25 @@ def read_part(
     """
     reader = next(each for each in FORMATS.values() if each.ending == path.suffix)
     try:
-        yield from reader.read(path, size, rows=rows, vectors=vectors, sparse=sparse, exact=exact)
+        for part in reader.read(path, size, rows=rows, vectors=vectors, sparse=sparse, exact=exact):
+            _check(part, rows=rows, vectors=vectors)
+            yield part
     except BGEError:
         raise
     except Exception as error:  # a damaged file raises whatever NumPy's, orjson's and pyarrow's readers run into
         raise ConfigError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _check(part: Part, *, rows: bool, vectors: bool) -> None:
+    if vectors and part.vectors.ndim != 2:
+        raise ValueError("it holds no rows of vectors")
+    columns: list[Sized] = [part.ids, part.texts, *part.kept.values()] if rows else []
+    columns += [part.vectors] if vectors else []
+    columns += [part.sparse] if part.sparse is not None else []
+    if len(set(map(len, columns))) > 1:
+        raise ValueError("it does not hold the same number of ids, texts and vectors")
+    if part.sparse is not None and not part.sparse.starts[-1] == len(part.sparse.indices) == len(part.sparse.values):
+        raise ValueError("its sparse vectors have not as many weights as token ids")
 
 
 def column_types(path: Path) -> dict[str, Any]:
