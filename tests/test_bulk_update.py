@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from contextlib import suppress
 from decimal import Decimal
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -283,6 +285,27 @@ def test_a_damaged_shard_is_named(source, tmp_path):
     (tmp_path / "out" / "part-000000.parquet").write_bytes(b"garbage")
     with pytest.raises(ConfigError, match=r"part-000000\.parquet' cannot be read"):
         update(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [None, -5, [99], "x", {}], ids=repr)
+def test_a_damaged_line_for_a_shard_is_refused_or_does_no_harm(value, source, tmp_path):
+    base, more = tmp_path / "base", [row(f"m{i}") for i in range(20)]
+    embed(source, base)
+    write(source, [*FIRST, *more])
+    with pytest.raises(HostUnavailableError):
+        update(source, base, HashEncoder(before_batch=fail_at("text of m11")))
+    write(source, [*FIRST, *more[1:]])
+    for name in (".manifest.jsonl", ".bge-update/journal.jsonl"):
+        *before, line = (base / name).read_text().splitlines()
+        before, line = (before, line) if "file" in line else (before[:-1], before[-1])
+        for key in json.loads(line):
+            out = tmp_path / f"{key}{len(name)}"
+            shutil.copytree(base, out)
+            spoilt = json.dumps({**json.loads(line), key: value})
+            (out / name).write_text("".join(f"{each}\n" for each in (*before, spoilt)))
+            with suppress(ConfigError):
+                update(source, out)
+                assert stored(out) == expected([*FIRST, *more[1:]])
 
 
 @pytest.mark.parametrize("value", [2.5, Decimal("2.5"), float("nan"), True, "3"])
