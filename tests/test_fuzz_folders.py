@@ -22,7 +22,7 @@ from bge_integrations.bulk import (
     search_files,
     upload_files,
 )
-from bge_integrations.bulk.formats import ROWS
+from bge_integrations.bulk.json_shards import ROWS
 from bge_integrations.errors import BGEError
 from encoders import HashEncoder
 

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .formats import FORMATS, ROWS, parquet_stamp, read_part
+from .formats import FORMATS, read_part
+from .json_shards import ROWS
+from .parquet_shards import parquet_stamp
 from .part import Part, SparseRows
 from .quantise import is_quantised
 

@@ -17,13 +17,15 @@ from ..errors import BGEError, ConfigError, InputError, TruncationWarning, warn
 from .chunking import Chunker
 from .columns import kept_kinds, place_kinds
 from .folder import Record, read_manifest
-from .formats import FORMATS, Contents, Format, need_pyarrow
+from .formats import FORMATS, Format
 from .manifest import Manifest, check_ours
+from .parquet_shards import need_pyarrow
 from .part import SparseRows
 from .pipeline import Embedded, OnError, ShardEmbedder, embed_shards, stopped_at, with_sparse
 from .readers import read_rows
 from .report import Report
 from .rows import Columns, Row, RowParser, Shard, cut_shards
+from .shard_format import Contents
 from .sources import STDIN, TEXTS, find_inputs, fingerprint, input_kind
 from .splitting import TextSplitter, find_counter
 
