@@ -35,9 +35,10 @@ def peak() -> int:
 
 def write_shards(folder: Path, rows: np.ndarray, stamp: dict[str, Any], shard_rows: int = 10_000) -> None:
     """Write Parquet shards and a manifest, as a finished ``bge embed`` leaves them."""
-    from bge_integrations.bulk.formats import FORMATS, Contents
+    from bge_integrations.bulk.formats import FORMATS
     from bge_integrations.bulk.manifest import Manifest
     from bge_integrations.bulk.rows import Columns, Row
+    from bge_integrations.bulk.shard_format import Contents
 
     with Manifest(folder, {"inputs": {}, "options": {}, "stamp": stamp}) as manifest:
         for number, first in enumerate(range(0, len(rows), shard_rows)):

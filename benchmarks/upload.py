@@ -230,8 +230,9 @@ def compare(into: str, rows: int, dimensions: int, rounds: int, socket: str | No
 
 def _first_shard(folder: Path, dimensions: int) -> Path:
     """Return a shard with the columns that the rows have."""
-    from bge_integrations.bulk.formats import FORMATS, Contents
+    from bge_integrations.bulk.formats import FORMATS
     from bge_integrations.bulk.rows import Columns, Row
+    from bge_integrations.bulk.shard_format import Contents
 
     import pyarrow as pa  # isort: skip
 

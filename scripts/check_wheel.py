@@ -37,7 +37,7 @@ USES = {
     "cli": "from bge_integrations.cli import main; assert main(['completion', 'bash']) == 0",
     "fast": "import aiohttp, pybase64, simdjson",
     "eval": "from bge_integrations.evaluate.measures import check_measures; check_measures(['nDCG@10'])",
-    "bulk": "import bge_integrations.bulk.formats as formats; formats.need_pyarrow()",
+    "bulk": "import bge_integrations.bulk.parquet_shards as shards; shards.need_pyarrow()",
     "urls": "from bge_integrations.bulk.urls import *; import fsspec, aiohttp",
     "documents": "import bs4, markdownify, pypdf",
     "export": "from bge_integrations.cli import main; assert main(['export', 'demo', '-o', 'exported']) == 0",

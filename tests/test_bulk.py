@@ -324,8 +324,11 @@ def test_input_that_changes_while_it_is_read_is_told(rows, tmp_path):
         if "text 50" in texts:
             rows.write_text(rows.read_text().replace("k1", "K1"))
 
-    with pytest.raises(ConfigError, match="changed while they were being read"):
+    with pytest.raises(ConfigError, match=r"changed while they were being read: --update .*keeps what is embedded"):
         embed_files(str(rows), tmp_path / "out", HashEncoder(before_batch=change), shard_rows=20)
+    again = HashEncoder()
+    assert embed_files(str(rows), tmp_path / "out", again, shard_rows=20, update=True).kept == 95
+    assert not again.sent
 
 
 def test_the_input_may_be_copied_or_touched(rows, tmp_path):

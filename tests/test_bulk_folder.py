@@ -13,9 +13,10 @@ from bge_integrations.bulk import Columns, embed_files, read_shards, search_file
 from bge_integrations.cli import main
 from bge_integrations.core.files import PARTIAL
 from bge_integrations.errors import ConfigError, HostUnavailableError
-from encoders import HashEncoder
+from encoders import HashEncoder, WordsEncoder
 
-pytest.importorskip("pyarrow")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture
@@ -242,3 +243,44 @@ def test_a_manifest_that_names_files_elsewhere_is_not_followed(rows, out, tmp_pa
     ):
         with pytest.raises(ConfigError, match=r"'\.\./x\.parquet'"):
             read()
+
+
+def without(name: str):
+    return lambda row: row.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "said"),
+    [
+        ("parquet", without("id"), "it has no column 'id'"),
+        ("parquet", without("text"), "it has no column 'text'"),
+        ("parquet", without("embedding"), "it has no column 'embedding'"),
+        ("parquet", without("sparse_values"), "it has no column 'sparse_values'"),
+        ("jsonl", without("embedding"), "line 1 of 'part-000001.jsonl' is no row with 'embedding'"),
+        ("jsonl", lambda row: row.update(text=None), "line 1 of 'part-000001.jsonl' is no row with 'text'"),
+        ("jsonl", lambda row: row.update(embedding=None), "line 1 of 'part-000001.jsonl' is no row with 'embedding'"),
+        ("jsonl", lambda row: row.update(embedding=1.5), "not lists of numbers, all of one length"),
+        ("jsonl", lambda row: row["embedding"].append(0) if row["id"] == 12 else None, "all of one length"),
+        ("jsonl", lambda row: row["embedding"].insert(0, None), "one of its vectors holds null"),
+        ("jsonl", lambda row: row.update(more=1) if row["id"] == 12 else None, "its rows have different fields"),
+        ("jsonl", lambda row: row.pop("sparse_values") if row["id"] == 12 else None, "as many weights as token ids"),
+        ("jsonl", without("sparse_values"), "as many weights as token ids"),
+    ],
+)
+def test_a_shard_that_lacks_something_is_refused_in_words(rows, out, format, change, said):
+    embed_files(str(rows), out, WordsEncoder(), shard_rows=10, format=format, outputs=("dense", "sparse"))
+    spoilt = out / f"part-000001.{format}"
+    if format == "parquet":
+        found = parquet.read_table(spoilt).to_pylist()
+        for row in found:
+            change(row)
+        parquet.write_table(pyarrow.Table.from_pylist(found), spoilt)
+    else:
+        found = [json.loads(line) for line in spoilt.read_text().splitlines()]
+        for row in found:
+            change(row)
+        spoilt.write_text("".join(json.dumps(row) + "\n" for row in found))
+    with pytest.raises(ConfigError) as caught:
+        list(read_shards(out))
+    assert str(caught.value).startswith(f"{str(spoilt)!r} cannot be read: ")
+    assert said in str(caught.value)

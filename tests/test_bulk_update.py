@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from contextlib import suppress
 from decimal import Decimal
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -285,6 +287,27 @@ def test_a_damaged_shard_is_named(source, tmp_path):
         update(source, tmp_path / "out")
 
 
+@pytest.mark.parametrize("value", [None, -5, [99], "x", {}], ids=repr)
+def test_a_damaged_line_for_a_shard_is_refused_or_does_no_harm(value, source, tmp_path):
+    base, more = tmp_path / "base", [row(f"m{i}") for i in range(20)]
+    embed(source, base)
+    write(source, [*FIRST, *more])
+    with pytest.raises(HostUnavailableError):
+        update(source, base, HashEncoder(before_batch=fail_at("text of m11")))
+    write(source, [*FIRST, *more[1:]])
+    for name in (".manifest.jsonl", ".bge-update/journal.jsonl"):
+        *before, line = (base / name).read_text().splitlines()
+        before, line = (before, line) if "file" in line else (before[:-1], before[-1])
+        for key in json.loads(line):
+            out = tmp_path / f"{key}{len(name)}"
+            shutil.copytree(base, out)
+            spoilt = json.dumps({**json.loads(line), key: value})
+            (out / name).write_text("".join(f"{each}\n" for each in (*before, spoilt)))
+            with suppress(ConfigError):
+                update(source, out)
+                assert stored(out) == expected([*FIRST, *more[1:]])
+
+
 @pytest.mark.parametrize("value", [2.5, Decimal("2.5"), float("nan"), True, "3"])
 def test_a_column_of_whole_numbers_takes_nothing_else(value):
     pa = pytest.importorskip("pyarrow")
@@ -412,6 +435,18 @@ def test_a_shard_that_is_missing_is_embedded_again(source, tmp_path):
     assert stored(out) == expected(FIRST)
 
 
+@pytest.mark.parametrize("format", ["parquet", "numpy", "jsonl"])
+@pytest.mark.parametrize("rows", [FIRST, FIRST[5:]], ids=["same", "changed"])
+def test_where_no_shard_is_left_all_is_embedded_again(rows, format, source, tmp_path):
+    out, encoder, rows = tmp_path / "out", HashEncoder(), [*rows, row("k7", "repeated"), row("k8", "too")]
+    embed(write(source, [*FIRST, *rows[-2:]]), out, format=format)
+    for path in out.glob("part-*"):
+        path.unlink()
+    update(write(source, rows), out, encoder, format=format)
+    assert encoder.sent == [each["text"] for each in rows]
+    assert [name for name, _, _ in rows_of(out)] == [each["id"] for each in rows]
+
+
 def test_somebodys_files_in_the_way_are_not_touched(source, tmp_path):
     out, precious = tmp_path / "out", tmp_path / "precious"
     embed(source, out)
@@ -447,6 +482,21 @@ def test_truncated_texts_are_counted_for_all_shards(source, tmp_path):
     write(source, [*rows[1:], row("new", long)])
     with pytest.warns(TruncationWarning, match="5 of 20 texts"):
         assert update(source, tmp_path / "out", HashEncoder(max_words=10)).cut == 5
+
+
+def test_truncated_texts_of_an_ended_update_are_counted_for_other_inputs_too(source, tmp_path):
+    out, long = tmp_path / "out", "word " * 20
+    more = [row(f"m{i}", long + str(i) if i % 4 == 0 else None) for i in range(20)]
+    embed(source, out, HashEncoder(max_words=10))
+    write(source, [*FIRST, *more])
+    with pytest.raises(HostUnavailableError):
+        update(source, out, HashEncoder(max_words=10, before_batch=fail_at("text of m11")))
+    write(source, [*FIRST, *more[1:9]])
+    encoder = HashEncoder(max_words=10)
+    for _ in range(2):  # once more, when all is known from the manifest
+        with pytest.warns(TruncationWarning, match="2 of 33 texts"):
+            assert update(source, out, encoder).cut == 2
+    assert not encoder.sent
 
 
 def test_standard_input_is_compared_too(tmp_path, monkeypatch):

@@ -46,8 +46,8 @@ MOMENTS = textwrap.dedent("""
     import encoders
     from bge_integrations.bulk import Columns, embed_files
 
-    rows, base, root, made, *options = sys.argv[1:]
-    options = eval(*options)
+    rows, base, root, made, options, steps = sys.argv[1:]
+    options = eval(options)
 
     def die_at(name, moment, after):
         real, left = getattr(os, name), [moment]
@@ -61,8 +61,7 @@ MOMENTS = textwrap.dedent("""
             return result
         setattr(os, name, counted)
 
-    steps = ("fsync", "replace", "unlink", "rmdir", "mkdir")
-    for name, after in ((step, after) for step in steps for after in (False, True)):
+    for name, after in ((step, after) for step in steps.split() for after in (False, True)):
         for moment in range(1, 80):
             folder = Path(root) / f"{name}-{'after' if after else 'before'}-{moment}"
             shutil.copytree(base, folder)
@@ -116,6 +115,14 @@ def expected(rows) -> list[tuple]:
     return sorted((row["id"], row["text"], row["n"]) for row in rows if row["text"].strip())
 
 
+def killed(source, base, root, made, options, steps="fsync replace unlink rmdir mkdir") -> list[Path]:
+    """Return copies of a folder, in each of which an update was killed at another moment."""
+    root.mkdir()
+    command = [sys.executable, "-c", MOMENTS, *map(str, (source, base, root)), made.__name__, repr(options), steps]
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=250)
+    return sorted(root.iterdir())
+
+
 @pytest.mark.parametrize(
     ("made", "options"),
     [(HashEncoder, {}), (WordsEncoder, {"format": "numpy", "outputs": ("dense", "sparse")})],
@@ -129,10 +136,7 @@ def test_killed_around_every_lasting_step(made, options, tmp_path):
     shutil.copytree(base, tmp_path / "undisturbed")
     update(source, tmp_path / "undisturbed", made(), **options)
     undisturbed = contents(tmp_path / "undisturbed")
-    root.mkdir()
-    command = [sys.executable, "-c", MOMENTS, str(source), str(base), str(root), made.__name__, repr(options)]
-    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=250)
-    folders = sorted(root.iterdir())
+    folders = killed(source, base, root, made, options)
     assert len(folders) > 60
     seen = set()
     for folder in folders:
@@ -152,6 +156,29 @@ def test_killed_around_every_lasting_step(made, options, tmp_path):
             assert len(again.sent) < 13
     # Who lists the folder fails in the middle of it, whichever state the manifest is in.
     assert options or seen == {("old", False), ("old", True), ("new", True), ("new", False)}
+
+
+def test_killed_while_it_merges_small_shards(tmp_path):
+    source, base, rows = tmp_path / "rows.jsonl", tmp_path / "base", OLD[:10]
+    for i in range(10):
+        update(write(source, rows), base)
+        rows = [*rows, {"id": f"more{i}", "text": f"more {i}", "n": i}]
+    write(source, rows)
+    shutil.copytree(base, tmp_path / "undisturbed")
+    update(source, tmp_path / "undisturbed")
+    undisturbed = contents(tmp_path / "undisturbed")
+    assert [len(list(folder.glob("*.parquet"))) for folder in (base, tmp_path / "undisturbed")] == [10, 2]
+    states, seen = (expected(rows[:-1]), expected(rows)), set()
+    for folder in killed(source, base, tmp_path / "killed", HashEncoder, {}, "replace unlink"):
+        found, listed = rows_of(folder), rows_in(folder)
+        assert found in states, folder.name
+        assert listed in (None, *states), folder.name
+        seen.add((states.index(found), listed is None))
+        again = HashEncoder()
+        update(source, folder, again)
+        assert contents(folder) == undisturbed, folder.name
+        assert len(again.sent) < 2
+    assert {(0, True), (1, True)} <= seen  # in the midst of it, on both sides of the manifest
 
 
 CHILD = textwrap.dedent("""

@@ -169,7 +169,7 @@ def test_a_row_of_any_scale_of_float32_becomes_a_unit_vector(scale):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_wrong_dimension_is_refused(size):
-    with pytest.raises(BadAnswerError, match=f"{size} dimensions came back, the model has 2"):
+    with pytest.raises(BadAnswerError, match=f"{size} dimensions were returned, the model has 2"):
         check_vectors([[1.0] * size] * 2, count=2, dimensions=2)
 
 

@@ -69,6 +69,15 @@ def test_printing_is_for_the_command_line():
     assert all(name == "cli.py" or name.startswith("cli/") for name in printers), printers
 
 
+def test_what_a_protocol_leaves_open_is_inherited_by_no_class():
+    """A method that a class forgets would do nothing, without a word; an abstract class refuses to be made."""
+    classes = [node for tree in trees().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    bases = {node.name: {base.id for base in node.bases if isinstance(base, ast.Name)} for node in classes}
+    protocols = {name for name, of in bases.items() if "Protocol" in of}
+    assert protocols
+    assert [name for name, of in bases.items() if of & protocols and "Protocol" not in of] == []
+
+
 def top_level_imports(tree: ast.Module) -> set[str]:
     """Return the packages that importing a module imports; not those for type checkers only."""
     found, waiting = set(), list(tree.body)

@@ -416,7 +416,7 @@ def test_weights_of_vllm_with_and_without_special_tokens(served, left_out):
 
 
 def test_a_sglang_without_its_head_says_what_it_needs(served):
-    told = pytest.raises(errors.BadAnswerError, match=r"dense vectors came back.*SGLANG_EMBEDDINGS_SPARSE_HEAD")
+    told = pytest.raises(errors.BadAnswerError, match=r"dense vectors were returned.*SGLANG_EMBEDDINGS_SPARSE_HEAD")
     with M3Server("xinference", *served) as host, remote(host, dialect="sglang") as encoder, told:
         encoder.encode_outputs(["a"], role="document", outputs=["sparse"])
 

@@ -192,8 +192,8 @@ def row_change(change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda rows: rows[:-1], "scores came back for"),
-        (lambda rows: [*rows, rows[0]], "scores came back for"),
+        (lambda rows: rows[:-1], "scores were returned for"),
+        (lambda rows: [*rows, rows[0]], "scores were returned for"),
         (lambda rows: [{**row, "index": 0} for row in rows], "no index of their own"),
         (lambda rows: [{**row, "index": row["index"] + 1} for row in rows], "indices are not 0"),
         (lambda rows: [{k: v for k, v in row.items() if k != "index"} for row in rows], "no index of their own"),

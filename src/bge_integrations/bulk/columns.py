@@ -7,7 +7,8 @@ from itertools import chain
 from typing import Any
 
 from ..errors import ConfigError, warn
-from .formats import Format, need_pyarrow
+from .formats import Format
+from .parquet_shards import need_pyarrow
 from .readers import check_columns, read_fields
 from .rows import JSON, Columns, RowParser
 from .sources import LINES, STDIN, BytesRead, input_kind, open_seekable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .formats import FORMATS, ROWS, parquet_stamp, read_part
+from .formats import FORMATS, read_part
+from .json_shards import ROWS
+from .parquet_shards import parquet_stamp
 from .part import Part, SparseRows
 from .quantise import is_quantised
 
@@ -23,6 +25,7 @@ __all__ = [
     "SHARD",
     "Record",
     "check_float",
+    "describes_shard",
     "is_finished",
     "parse_manifest",
     "read_manifest",
@@ -37,7 +40,7 @@ MANIFEST, ERRORS = ".manifest.jsonl", ".errors.jsonl"
 _OLD = ("manifest.jsonl", "errors.jsonl")  # until version 0.1
 SHARD = re.compile(r"part-(\d{6,})(\.parquet|\.npy|\.jsonl)")
 _MANY = 1 << 30
-_NOTED = {"bytes", "digest", "errors", "errors_bytes", "rows"}
+_NOTED = {"bytes": int, "digest": str, "errors": int, "errors_bytes": int, "rows": int}
 Line = dict[str, Any]
 
 
@@ -87,11 +90,21 @@ def parse_manifest(path: Path, raw: bytes) -> Record | None:
             raise ValueError("its first line names no job")
         shards = [line for line in lines[1:] if "file" in line]
         for shard in shards:
-            if not SHARD.fullmatch(shard["file"]) or not shard.keys() >= _NOTED:
+            if not SHARD.fullmatch(shard["file"]) or not describes_shard(shard, _NOTED):
                 raise ValueError(f"its line for {shard['file']!r} does not describe a shard")
         return Record(lines[0], shards, "complete" in lines[-1])
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{str(path)!r} is not a manifest of bge embed, or is damaged: {error}") from error
+
+
+def describes_shard(line: Line, types: Mapping[str, type]) -> bool:
+    """Tell whether a line has values of these types, and truncated rows, if any, that are among its rows."""
+    truncated = line.get("truncated", [])
+    return (
+        all(isinstance(line.get(name), kind) for name, kind in types.items())
+        and isinstance(truncated, list)
+        and all(isinstance(row, int) and 0 <= row < line["rows"] for row in truncated)
+    )
 
 
 def shard_files(folder: str | Path) -> list[Path]:

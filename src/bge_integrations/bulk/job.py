@@ -17,13 +17,15 @@ from ..errors import BGEError, ConfigError, InputError, TruncationWarning, warn
 from .chunking import Chunker
 from .columns import kept_kinds, place_kinds
 from .folder import Record, read_manifest
-from .formats import FORMATS, Contents, Format, need_pyarrow
+from .formats import FORMATS, Format
 from .manifest import Manifest, check_ours
+from .parquet_shards import need_pyarrow
 from .part import SparseRows
 from .pipeline import Embedded, OnError, ShardEmbedder, embed_shards, stopped_at, with_sparse
 from .readers import read_rows
 from .report import Report
 from .rows import Columns, Row, RowParser, Shard, cut_shards
+from .shard_format import Contents
 from .sources import STDIN, TEXTS, find_inputs, fingerprint, input_kind
 from .splitting import TextSplitter, find_counter
 
@@ -195,7 +197,10 @@ class Job:
     def check_unchanged(self) -> None:
         """Refuse inputs that were changed while they were read."""
         if self.report.bytes is not None and fingerprint(self.files) != self.inputs:
-            raise ConfigError("the inputs changed while they were being read: start again in another folder")
+            raise ConfigError(
+                f"the inputs changed while they were being read: --update (update=True) brings {str(self.folder)!r} up "
+                "to date and keeps what is embedded, or use another folder"
+            )
 
     def _count(self, line: dict[str, Any]) -> None:
         self.report.shards += 1

@@ -54,7 +54,8 @@ class Known:
     Args:
         shards: whose rows are known.
         others: shards that give vectors of texts as well, but no rows.
-        truncated: of each of ``shards``, which rows had texts that were truncated.
+        truncated: of each of ``shards``, and of ``others`` as far as it is known, which rows had texts that were
+            truncated.
 
     Attributes:
         ids: a number for the id of each row.
@@ -80,7 +81,7 @@ class Known:
         self.ids = np.concatenate([np.empty(0, np.int64), *ids])
         self._rows, self._row_order = _sorted(rows)
         self._texts, self._text_order = _sorted(texts)
-        self._taken = np.zeros(len(self.ids), np.int32)
+        self._matched = np.zeros(len(self.ids), np.int32)
         self.present, self.moved = np.zeros((2, len(self.ids)), bool)
         self._merged = set[int]()
         self.truncated = np.zeros(self._starts[-1], bool)
@@ -93,9 +94,9 @@ class Known:
         first, last = (np.searchsorted(self._rows, wanted, side) for side in ("left", "right"))
         numbers = np.full(len(wanted), -1, np.int64)
         for i, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
-            if begin < end and begin + self._taken[begin] < end:
-                numbers[i] = self._row_order[begin + self._taken[begin]]
-                self._taken[begin] += 1
+            if begin < end and begin + self._matched[begin] < end:
+                numbers[i] = self._row_order[begin + self._matched[begin]]
+                self._matched[begin] += 1
         self.present[numbers[numbers >= 0]] = True
         return numbers
 
@@ -146,7 +147,7 @@ class Known:
         last = order[np.append(starts[1:], len(ids)) - 1]
         numbers = numbers.copy()
         while True:  # a row that moves takes the shard that it was in apart, which may move others
-            stays = [self.is_unchanged(shard) for shard in range(len(self.shards))]
+            stays = np.array([self.is_unchanged(shard) for shard in range(len(self.shards))], bool)
             places = np.arange(rows) + rows * ~np.repeat(stays, np.diff(self._starts)[: len(stays)])
             places = np.where(numbers < 0, 2 * rows + np.arange(len(ids)), np.append(places, 0)[numbers])
             early = last[places[last] < np.maximum.reduceat(places[order], starts)]
@@ -172,7 +173,7 @@ class Known:
         left = np.bincount(gone, minlength=len(same)) - np.bincount(renamed, minlength=len(same))
         return int(left[left > 0].sum())
 
-    def taken(self, shard: int, rows: NDArray[np.bool_]) -> Iterator[tuple[int, Any, str, tuple[Any, ...]]]:
+    def rows_of(self, shard: int, rows: NDArray[np.bool_]) -> Iterator[tuple[int, Any, str, tuple[Any, ...]]]:
         """Yield place, id, text and kept values of some rows of a shard; ``rows`` says of each row whether."""
         place = self._starts[shard]
         if not rows[place : self._starts[shard + 1]].any():

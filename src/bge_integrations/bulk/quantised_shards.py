@@ -21,8 +21,10 @@ from ..environment import named_path
 from ..errors import BGEError, ConfigError, warn
 from ..stamps.slots import KEY
 from .folder import Record, check_float, read_manifest, shard_files, stamp_of
-from .formats import ROWS, SPARSE, need_pyarrow, read_part, vector_column, write_table
+from .formats import read_part
+from .json_shards import ROWS, SPARSE
 from .manifest import Manifest, check_ours
+from .parquet_shards import need_pyarrow, vector_column, write_table
 from .quantise import Quantisation, quantise, quantised_stamp
 
 __all__ = ["Quantised", "float_shards", "quantise_files"]

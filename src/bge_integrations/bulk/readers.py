@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from ..errors import BGEError, ConfigError
 from .documents import html_text, pdf_text
-from .formats import need_pyarrow
+from .parquet_shards import need_pyarrow
 from .rows import ID, Columns, Fields, Row, RowParser
 from .sources import DOCUMENTS, HTML, LINES, PDF, TABLES, TEXTS, BytesRead, input_kind, open_input, open_seekable
 

@@ -29,7 +29,7 @@ from typing import Any
 from ..core.files import PARTIAL, sync_folder, write_atomic
 from ..errors import ConfigError
 from .disk import append_lines, open_to_append, to_lines
-from .folder import SHARD, Line, side_files
+from .folder import SHARD, Line, describes_shard, side_files
 from .formats import shard_parts
 
 __all__ = ["STAGING", "Changes", "Staging", "discard", "finish_update", "staged_shards"]
@@ -37,6 +37,7 @@ __all__ = ["STAGING", "Changes", "Staging", "discard", "finish_update", "staged_
 STAGING = f"{PARTIAL}update"
 _JOURNAL, _PLAN, _ERRORS = "journal.jsonl", "plan.json", "errors.jsonl"
 _MARKER = "bge-update-not-finished"  # sorts before the shards, so that it is read first
+_NOTED = {"bad": list, "bytes": int, "digest": str, "embedded": int, "rows": int, "truncated": list}
 _WAITING = re.compile(r"[0-9a-f]{32}(\.parquet|\.npy|\.jsonl)")
 _SAID = b"bge embed --update was ended while it replaced shards here: run it again.\n"
 
@@ -67,7 +68,7 @@ class Staging:
     Attributes:
         errors: where the new list of bad rows is.
         shards: lines of the shards that wait here, by digest.
-        leftovers: files of shards that were made for another input.
+        leftovers: lines of those of them that were made for another input.
     """
 
     def __init__(self, folder: Path, job: Line) -> None:
@@ -82,7 +83,7 @@ class Staging:
             last = len(lines)
             self._note({"job": job})
         self.shards = {line["digest"]: line for line in lines if "digest" in line and self._is_whole(line)}
-        self.leftovers = [self.path / line["file"] for line in lines[:last] if line.get("digest") in self.shards]
+        self.leftovers = [line for line in lines[:last] if self.shards.get(line.get("digest")) is line]
         self.errors.write_bytes(b"")
 
     def _is_whole(self, line: Line) -> bool:
@@ -201,8 +202,9 @@ def _read_journal(path: Path, *, repair: bool = True) -> list[Line]:
             file.truncate(len(whole))
     try:
         lines = [json.loads(line) for line in whole.splitlines()]
-        if not all("job" in line or _WAITING.fullmatch(line["file"]) for line in lines):
-            raise ValueError("one of its lines names no shard")
+        shards = [line for line in lines if "job" not in line]
+        if not all(_WAITING.fullmatch(line["file"]) and describes_shard(line, _NOTED) for line in shards):
+            raise ValueError("one of its lines does not describe a shard")
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{str(path)!r} is damaged ({error}): remove its folder") from error
     return lines

@@ -86,7 +86,8 @@ class Update(Job):
         with explain(self.folder):
             staging = Staging(self.folder, job)
         old = [self.folder / line["file"] for line in self._old]
-        known = Known(old, staging.leftovers, [line.get("truncated", ()) for line in self._old])
+        others = [staging.path / line["file"] for line in staging.leftovers]
+        known = Known(old, others, [line.get("truncated", ()) for line in (*self._old, *staging.leftovers)])
         shards = self._new_shards(known, staging)
         with (
             self.embedder(on) as embedder,
@@ -150,7 +151,7 @@ class Update(Job):
     def _taken(self, known: Known, rows: NDArray[np.bool_], shards: Iterable[int]) -> Iterator[Row]:
         for shard in shards:
             name = self._old[shard]["file"]
-            yield from (Row(name, place + 1, *row) for place, *row in known.taken(shard, rows))
+            yield from (Row(name, place + 1, *row) for place, *row in known.rows_of(shard, rows))
 
     def _add_bad(self, staging: Staging, errors: Sequence[Line]) -> None:
         self.report.errors += len(errors)

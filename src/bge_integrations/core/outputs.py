@@ -131,7 +131,7 @@ def check_scores(rows: object, count: int) -> NDArray[np.float64]:
         BadAnswerError: a wrong count, or what is no finite number; ``positions`` are those concerned.
     """
     if isinstance(rows, Sized) and len(rows) != count:
-        raise BadAnswerError(f"{len(rows)} scores came back for {count} passages", positions=range(count))
+        raise BadAnswerError(f"{len(rows)} scores were returned for {count} passages", positions=range(count))
     numbers = rows.tolist() if isinstance(rows, np.ndarray) and rows.dtype.kind not in "fiu" else rows
     if isinstance(numbers, list):
         numbers = [x if isinstance(x, (int, float)) and not isinstance(x, bool) else np.nan for x in numbers]
@@ -169,7 +169,7 @@ def check_vectors(rows: object, *, count: int, dimensions: int) -> Vectors:
         raise BadAnswerError(f"the answer's rows are not {dimensions} numbers each", positions=wrong or everything)
     if array.shape[1] != dimensions:
         raise BadAnswerError(
-            f"vectors of {array.shape[1]} dimensions came back, the model has {dimensions}", positions=everything
+            f"vectors of {array.shape[1]} dimensions were returned, the model has {dimensions}", positions=everything
         )
     return _normalized(array)
 

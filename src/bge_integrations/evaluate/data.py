@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..bulk.formats import parquet_schema
+from ..bulk.parquet_shards import parquet_schema
 from ..bulk.readers import read_fields, read_lines
 from ..bulk.rows import ID, Columns, RowParser
 from ..bulk.sources import LINES, STDIN, BytesRead, find_inputs, input_kind, open_input

@@ -121,6 +121,6 @@ def check_counts(rows: Sequence[Any], ids: Sequence[Sequence[int]]) -> None:
         if len(row) != wanted:
             cause = causes.get(len(row) - wanted, "the host truncates, or its tokenizer is another")
             raise BadAnswerError(
-                f"{len(row)} vectors came back for a text of {len(tokens)} tokens, and not {wanted}: {cause}",
+                f"{len(row)} vectors were returned for a text of {len(tokens)} tokens, and not {wanted}: {cause}",
                 positions=[position],
             )

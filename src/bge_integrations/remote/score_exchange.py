@@ -182,8 +182,8 @@ class ScoreExchange:
             await self._check_fractions(query, passages, scores)
         elif self.scale == "sigmoid":
             raise BadAnswerError(
-                f"scores from {scores.min():.3g} to {scores.max():.3g} came back, and this host is known to give 0 to "
-                "1: is dialect= right, and the model a reranker?"
+                f"scores from {scores.min():.3g} to {scores.max():.3g} were returned, and this host is known to give 0 "
+                "to 1: is dialect= right, and the model a reranker?"
             )
         assert self.scale is not None
         counted = answer.tokens or (tokens if self.counted else 0)

@@ -111,14 +111,14 @@ class Transport:
         if failure is not None:
             raise failure
         if len(body) > bound:
-            raise self._bad(f"more than {bound:,} bytes came back, which is no answer to this request")
+            raise self._bad(f"more than {bound:,} bytes were returned, which is no answer to this request")
         return body
 
     def _check_type(self, headers: Mapping[str, str], body: bytes) -> None:
         kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind in _JSON or body.lstrip()[:1] in (b"{", b"["):
             return
-        raise self._bad(f"{kind} came back instead of JSON: {quote(body, self._endpoint)!r}", retryable=True)
+        raise self._bad(f"{kind} was returned instead of JSON: {quote(body, self._endpoint)!r}", retryable=True)
 
     def _bad(self, what: str, *, retryable: bool = False) -> BadAnswerError:
         return BadAnswerError(f"{self._endpoint.name}: {what}", status=200, retryable=retryable)

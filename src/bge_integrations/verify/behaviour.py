@@ -81,7 +81,7 @@ def determinism(host: Host) -> Finding:
     """See whether the same request gets the same vectors again."""
     vectors = _stack([host.post([_TEXTS[2]]) for _ in range(4)])
     if vectors is None:
-        return Finding("determinism", False, "no vectors came back", {})
+        return Finding("determinism", False, "no vectors were returned", {})
     exact = bool((vectors == vectors[0]).all())
     cosine = float((_unit(vectors) @ _unit(vectors)[0]).min())
     says = "bit for bit" if exact else f"cosine {cosine:.6f} at least"
@@ -105,7 +105,7 @@ def lengths(host: Host) -> Finding:
     """See whether vectors have length 1."""
     vectors = host.post(_TEXTS[:3]).vectors
     if vectors is None:
-        return Finding("normalisation", False, "no vectors came back", {})
+        return Finding("normalisation", False, "no vectors were returned", {})
     found = np.linalg.norm(vectors.astype(np.float64), axis=1)
     low, high = float(found.min()), float(found.max())
     if 0.99 < low <= high < 1.01:
@@ -121,7 +121,7 @@ def cap(host: Host) -> Finding:
         answer = host.post([str(i) for i in range(size)])
         data = {"taken": size, "refused": refused}
         if answer.status == 200 and len(answer.rows) != size:
-            return Finding("batch cap", False, f"{len(answer.rows)} vectors came back for {size} texts", data)
+            return Finding("batch cap", False, f"{len(answer.rows)} vectors were returned for {size} texts", data)
         if answer.status == 200:
             more = f"; refuses {refused}" if refused else ", perhaps more"
             return Finding("batch cap", None, f"accepts {size} texts in a request{more}", data)
@@ -140,7 +140,7 @@ def over_long(host: Host) -> Finding:
         return Finding("over-long text", None, f"refused ({answer.status})", data)
     vectors = _stack([answer, host.post([f"{head} {' '.join(['banana'] * 40)}"])])
     if vectors is None:
-        return Finding("over-long text", False, "no vectors came back", data)
+        return Finding("over-long text", False, "no vectors were returned", data)
     cosine = float(_unit(vectors)[0] @ _unit(vectors)[1])
     data["cosine"] = cosine  # type: ignore[assignment]
     if cosine > 1 - 1e-4:

@@ -7,6 +7,7 @@ method of LangChain's lists what a store holds, which an update has to know, and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -79,31 +80,31 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-class Target(Protocol):
+class Target(ABC):
     """A collection that is there and takes rows."""
 
     stamped: Any
     """What ``stamp_store`` takes."""
 
+    @abstractmethod
     def count(self) -> int:
         """Return the number of rows that are there."""
-        ...
 
+    @abstractmethod
     def put(self, batch: Batch) -> None:
         """Write rows; a row of the same id is replaced."""
-        ...
 
     def keys(self, part: Part) -> Sequence[Key]:
         """Return what the store calls rows: their ids as strings, unless it says otherwise."""
         return [str(value) for value in part.ids]
 
+    @abstractmethod
     def held(self) -> Iterator[list[tuple[Key, str | None]]]:
         """Yield keys and texts of all rows that are there, some at a time; texts are None where there are none."""
-        ...
 
+    @abstractmethod
     def delete(self, keys: Sequence[Key]) -> None:
         """Delete rows; a key that is not there is no error."""
-        ...
 
 
 class Store(Protocol):

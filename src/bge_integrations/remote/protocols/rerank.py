@@ -161,7 +161,7 @@ def _in_order(rows: Any, count: int, index: str) -> list[Any]:
         raise BadAnswerError(f"the answer has no rows of scores{looks}", retryable=not looks)
     _check_count(rows, count)
     if _has_vectors(rows):
-        raise BadAnswerError("vectors came back instead of scores: the server runs an embedding model")
+        raise BadAnswerError("vectors were returned instead of scores: the server runs an embedding model")
     places = order_of([row.get(index) for row in rows])
     if places is None and count > 1:
         # Most hosts sort: a row without its position belongs to no passage.
@@ -183,7 +183,7 @@ def _first(row: Mapping[str, Any], *names: str) -> Any:
 def _check_count(rows: list[Any], count: int) -> None:
     if len(rows) != count:
         raise BadAnswerError(
-            f"{len(rows)} scores came back for {count} passages", positions=range(count), retryable=True
+            f"{len(rows)} scores were returned for {count} passages", positions=range(count), retryable=True
         )
 
 

@@ -180,7 +180,7 @@ def parse_maps(answer: Any, request: OutputRequest) -> OutputAnswer:
     """
     rows = data_of(answer, len(request.texts), "embedding")
     if rows and not any(isinstance(row, Mapping) for row in rows):
-        raise BadAnswerError("dense vectors came back in place of maps of token ids to weights")
+        raise BadAnswerError("dense vectors were returned in place of maps of token ids to weights")
     return OutputAnswer({"sparse": sparse_rows(rows)}, answer.get("model"), tokens_of(answer))
 
 
