@@ -39,7 +39,8 @@ class Update(Job):
     still in the inputs are not touched, unless there are many small ones, which are merged. All other rows come into
     new shards, in the order of the inputs, and with them what is left of the old shards that lost a row; a row whose
     text has a vector in any old shard gets that one. Where an id is repeated, its last row in the inputs is the last in
-    the folder. How all of it becomes the folder's state in one step: ``staging``.
+    the folder; if the encoder refuses that row, which shows only when the others have their places, these stay there.
+    How all of it becomes the folder's state in one step: ``staging``.
     """
 
     def find_kinds(self, columns: Columns, record: Record | None) -> tuple[Any, ...]:
