@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections import Counter
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
@@ -200,16 +201,19 @@ def test_close_fails_what_waits():
         waiting.result(60)
 
 
-def test_an_engine_that_nobody_holds_ends_its_thread():
+def test_an_engine_that_nobody_holds_lets_its_model_go_and_its_thread_serves_the_next():
     engine = LocalEngine(find_model(str(models.demo())), backend="torch")
-    before = {thread for thread in threading.enumerate() if thread.name == "bge-local"}
     engine.encode(["text"], role="document")
-    mine = [t for t in threading.enumerate() if t.name == "bge-local" and t not in before]
-    assert len(mine) == 1
+    ended, model = engine._scheduler.loop.ended, weakref.ref(engine._scheduler.loop.backend)
     del engine
     gc.collect()
-    mine[0].join(30)
-    assert not mine[0].is_alive()
+    assert ended.wait(30)
+    gc.collect()
+    assert model() is None
+    threads = {thread for thread in threading.enumerate() if thread.name == "bge-local"}
+    again = LocalEngine(find_model(str(models.demo())), backend="torch")
+    again.encode(["text"], role="document")
+    assert {thread for thread in threading.enumerate() if thread.name == "bge-local"} == threads
 
 
 def test_an_engine_dropped_while_it_works_still_answers():

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +74,8 @@ def backend_of(engine):
     return engine._scheduler.loop.backend
 
 
-def worker_of(engine) -> threading.Thread:
-    return engine._scheduler._thread
+def worker_of(engine):
+    return engine._scheduler.loop
 
 
 @pytest.mark.parametrize("error", [Panic, ValueError, MemoryError, GeneratorExit])
@@ -92,7 +91,7 @@ def test_a_text_at_which_the_tokenizer_fails_is_named_and_the_worker_lives(engin
     assert "poison" not in str(caught.value)
     assert engine.encode(["fine"], role="query").shape == (1, 256)
     assert worker_of(engine) is worker
-    assert worker.is_alive()
+    assert not worker.ended.is_set()
 
 
 def test_a_tokenizer_that_wants_to_end_the_program_ends_no_thread(engine):
@@ -123,7 +122,7 @@ def test_a_failing_text_fails_its_own_call_alone(engine, what):
         with pytest.raises(TextError) as caught:
             call.result(60)
         assert caught.value.positions == (position,)
-    assert worker_of(engine).is_alive()
+    assert not worker_of(engine).ended.is_set()
 
 
 def test_a_batch_that_does_not_fit_the_memory_is_computed_in_parts(engine):
@@ -215,7 +214,7 @@ print(engine.encode(["text"], role="document").shape)
 
 def test_a_thread_that_died_is_replaced(engine):
     engine._scheduler.loop.inbox.put(None)  # as at the end of the program, without the scheduler's knowledge
-    worker_of(engine).join(30)
+    assert worker_of(engine).ended.wait(30)
     assert engine.encode(["x"], role="document").shape == (1, 256)
 
 

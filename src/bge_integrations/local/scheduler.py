@@ -163,6 +163,8 @@ class Loop:
         self.load = load
         self.inbox: SimpleQueue[Job | None] = SimpleQueue()
         self.backend: Backend | None = None
+        self.thread: int | None = None
+        self.ended = threading.Event()
         self.native = threading.Lock()
         self.urgent, self.bulk = Queue(self.native), Queue(self.native)
 
@@ -181,7 +183,8 @@ class Loop:
         while not self.inbox.empty():
             self._queue(self.inbox.get())
         self._fail(BGEError("the encoder was closed while this call waited: call again"))
-        self.backend = None
+        with self.native:  # freeing weights is native work too: no fork meanwhile
+            self.backend = None
 
     def _fail(self, error: BaseException) -> None:
         self.urgent.fail(error)
@@ -224,7 +227,6 @@ class Scheduler:
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._thread: threading.Thread | None = None
         self._stop: Callable[[], Any] | None = None
         self.loop = Loop(self._load)
 
@@ -239,22 +241,21 @@ class Scheduler:
         with self._lock:
             if self._pid != os.getpid():
                 self._forget()
-            if self._thread is None or not self._thread.is_alive():
+            if self._stop is None or self.loop.ended.is_set():
                 self._start()
             self.loop.inbox.put(job)
 
     def _start(self) -> None:
         loop = Loop(self._load)
-        thread = threading.Thread(target=loop.run, name="bge-local", daemon=True)
         try:
-            thread.start()
+            _run_in_a_thread(loop)
         except (RuntimeError, MemoryError) as error:
             raise BGEError(
                 f"the thread that embeds cannot be started ({error}): raise the limit on threads or processes "
                 "(ulimit -u, pids.max) or end others, and call again"
             ) from error
-        self.loop, self._thread = loop, thread
-        self._stop = weakref.finalize(self, _end, loop.inbox, thread, self._pid)
+        self.loop = loop
+        self._stop = weakref.finalize(self, _end, loop, self._pid)
         _LOOPS.add(loop)
 
     def close(self) -> None:
@@ -262,17 +263,42 @@ class Scheduler:
         with self._lock:
             if self._pid != os.getpid():
                 self._forget()
-            stop, self._stop, self._thread = self._stop, None, None
+            stop, self._stop = self._stop, None
         if stop is not None:
             stop()
 
 
-def _end(inbox: SimpleQueue[Job | None], thread: threading.Thread, pid: int) -> None:
+def _end(loop: Loop, pid: int) -> None:
     if pid != os.getpid():
         return
-    inbox.put(None)
-    if thread is not threading.current_thread():
-        thread.join(timeout=_END_SECONDS)
+    loop.inbox.put(None)
+    if loop.thread != threading.get_ident():
+        loop.ended.wait(_END_SECONDS)
+
+
+# A thread that ends runs native code which no lock of ours holds back: if it used MKL, a child that is forked meanwhile
+# finds MKL's allocator locked for ever. So threads do not end; they wait here for the next engine.
+_WAITING: list[SimpleQueue[Loop]] = []
+
+
+def _run_in_a_thread(loop: Loop) -> None:
+    try:
+        _WAITING.pop().put(loop)
+    except IndexError:
+        loops: SimpleQueue[Loop] = SimpleQueue()
+        loops.put(loop)
+        threading.Thread(target=_serve, args=(loops,), name="bge-local", daemon=True).start()
+
+
+def _serve(loops: SimpleQueue[Loop]) -> None:
+    while True:
+        loop = loops.get()
+        loop.thread = threading.get_ident()
+        loop.run()
+        ended = loop.ended
+        del loop  # and with it what it held of the model
+        _WAITING.append(loops)
+        ended.set()
 
 
 # A fork copies mutexes as they stand, also those of oneDNN, onnxruntime, tokenizers and the import system: a child in
@@ -291,5 +317,10 @@ def _after_fork() -> None:
     _HELD.locks = []
 
 
+def _after_fork_in_child() -> None:
+    _WAITING.clear()  # no thread of the parent is here
+    _after_fork()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
