@@ -240,7 +240,7 @@ def test_mistakes_show_where_it_is_made():
         BGEBatchEncoder("demo", role="document", text="a", embedding="a")
     with pytest.raises(ConfigError, match="no column 'text'"):
         BGEBatchEncoder("demo", role="document")({"body": np.array(["a"])})
-    with pytest.raises(ConfigError, match="'n' already"):
+    with pytest.raises(ConfigError, match="already has a column 'n'"):
         BGEBatchEncoder("demo", role="document", embedding="n")(batch("a"))
 
 
