@@ -7,15 +7,19 @@ import csv
 import gzip
 import json
 import lzma
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from bge_integrations.bulk import embed_files, read_shards
 from bge_integrations.bulk.columns import kept_kinds
 from bge_integrations.bulk.readers import ROW_BYTES, read_lines, read_rows
 from bge_integrations.bulk.rows import JSON, Columns, RowParser, cut_shards
 from bge_integrations.bulk.sources import BytesRead, find_inputs, fingerprint
 from bge_integrations.errors import BGEWarning, ConfigError
+from encoders import HashEncoder
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -317,3 +321,14 @@ def test_the_number_of_rows_is_guessed_well_within_a_block_too(tmp_path):
     guesses = [round(count * path.stat().st_size / tally.read) for count, _ in rows if count % 1000 == 0]
     assert len(guesses) == 20
     assert all(19_000 < guess < 21_000 for guess in guesses)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_a_file_whose_name_is_not_utf8_is_embedded(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / os.fsdecode(b"bad\xff.txt")).write_text("a text")
+    (tmp_path / "in" / "good.txt").write_text("another text")
+    for _ in range(2):
+        embed_files(tmp_path / "in", tmp_path / "out", HashEncoder(), update=True)
+    names = [name for part in read_shards(tmp_path / "out") for name in part.ids]
+    assert [Path(name).name for name in sorted(names)] == ["bad\ufffd.txt", "good.txt"]

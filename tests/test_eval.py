@@ -398,7 +398,7 @@ def test_a_cache_that_cannot_be_used_ends_the_command_before_the_work(place, run
     Path("mine.txt").write_text("my thesis")
     assert main(["eval", str(pairs), *run, "--cache", place]) == 2
     told = capsys.readouterr().err
-    assert "is no folder that can be written" in told
+    assert "is not a writable folder" in told
     assert told.count("\n") == 1
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir() if path.suffix == ".txt"] == [
         ("mine.txt", "my thesis")

@@ -265,6 +265,28 @@ os._exit(0)
     assert out.split(maxsplit=1) == ["0", "(300, 256)\n"]
 
 
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+def test_a_fork_that_was_waiting_when_the_module_was_imported_releases_only_what_it_took():
+    code = """
+import concurrent.futures.thread, logging, os, sys, threading  # the first two have handlers with this fault
+waiting, go = threading.Event(), threading.Event()
+os.register_at_fork(before=lambda: (waiting.set(), go.wait(60)))
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+thread = threading.Thread(target=fork)
+thread.start()
+waiting.wait(60)
+import bge_integrations.local.scheduler, bge_integrations.wrappers.cache.sqlite
+go.set()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_at_the_end_of_the_interpreter_a_call_answers_or_says_why_it_does_not():
     out = run(
         """

@@ -304,10 +304,16 @@ def test_workers_leave_room_to_read_and_write(nodes, given, planned):
     assert plan_workers(nodes, **{"local": True, **given}) == planned
 
 
-@pytest.mark.parametrize("given", [{"workers": 2, "num_cpus": 1}, {"num_gpus": 1}, {"workers": 0}])
+@pytest.mark.parametrize("given", [{"workers": 2, "num_cpus": 1}, {"num_gpus": 1}, {"workers": 0}, {"workers": -1}])
 def test_what_has_no_room_is_refused(given):
     with pytest.raises(ConfigError):
         plan_workers([{"CPU": 2}], local=True, **given)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_fewer_tasks_than_one_are_refused(workers):
+    with pytest.raises(ConfigError, match="at least 1"):
+        plan_tasks([{"CPU": 2}], local=True, workers=workers)
 
 
 def test_tasks_take_the_whole_cluster():

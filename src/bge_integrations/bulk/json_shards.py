@@ -122,7 +122,7 @@ def _lines(path: Path, *more: str) -> Iterator[dict[str, Any]]:
             row = orjson.loads(line)
             for name in ("id", "text", *more):
                 if not isinstance(row, dict) or row.get(name) is None:
-                    raise ValueError(f"line {number} of {path.name!r} is no row with {name!r}")
+                    raise ValueError(f"line {number} of {path.name!r} is not a row with {name!r}")
             yield row
 
 

@@ -37,12 +37,17 @@ def read_rows(files: Sequence[str], parser: RowParser, tally: BytesRead | None =
     """
     number, whole, tally = 0, 0, tally or BytesRead()
     for file in files:
-        kind, name = _text_kind(file), str(file)  # what is more in the name of a remote file stays here
+        kind, name = _text_kind(file), _written(file)
         for line, fields in read_fields(file, parser, tally):
             for part in parser.chunks(name, kind, whole, fields):
                 yield parser.row(name, line, number, part)
                 number += 1
             whole += 1
+
+
+def _written(file: str) -> str:
+    """Return a file's name as rows carry it: without what more a remote file's holds, and in UTF-8."""
+    return str(file).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _text_kind(file: str) -> str:
@@ -233,7 +238,7 @@ def _text(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
         except ValueError as error:
             yield 1, "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         else:
-            yield from _parts(str(file), text, parser)
+            yield from _parts(_written(file), text, parser)
     tally.settle()
 
 

@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Index the folder in both frameworks, ask with and without the instruction, rerank, then the same over HTTP."""
     here = not (parsed.provider or parsed.base_url) and parsed.backend != "onnx"
+    if parsed.k < 1 or parsed.chunk < 1:
+        raise ConfigError("-k and --chunk must be at least 1")
     local = {"local": ("torch", "tokenizers")} if here or parsed.reranker else {}
     require_all({**_NEEDS, **local}, purpose="bge demo")
     encoder = with_bar(make_encoder(parsed, show_progress=False))
@@ -88,7 +90,8 @@ def _questions_of(chunks: list[tuple[str, str]]) -> list[str]:
 def _files_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ConfigError(f"{str(folder)!r} is not a folder")
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in _ENDINGS and _visible(path, folder)]
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix in _ENDINGS and path.is_file())
+    files = [path for path in found if _visible(path, folder)]
     if not files:
         raise ConfigError(f"no text in {str(folder)!r}: it needs files that end in {', '.join(_ENDINGS)}")
     return files

@@ -95,9 +95,7 @@ def _folder(cache: bool | str | Path) -> Path | None:
         tempfile.TemporaryFile(prefix=".bge-", dir=folder).close()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise CacheError(
-            f"the cache {str(cache)!r} is no folder that can be written ({why}): pass another one"
-        ) from None
+        raise CacheError(f"the cache {str(cache)!r} is not a writable folder ({why}): pass another one") from None
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 - its handlers of forks come before ours, not while ours wait
 import os
 import sys
 import threading
@@ -312,9 +313,8 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    for lock in _HELD.locks:
+    for lock in _HELD.__dict__.pop("locks", ()):  # none if a fork was waiting when this module was imported
         lock.release()
-    _HELD.locks = []
 
 
 def _after_fork_in_child() -> None:

@@ -42,6 +42,8 @@ def plan_workers(
     Raises:
         ConfigError: the cluster has no room for them.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, not {workers}")
     cpus, gpus = sum(node.get("CPU", 0) for node in nodes), sum(node.get("GPU", 0) for node in nodes)
     if num_gpus is None:
         num_gpus = float(local and gpus >= 1)
@@ -87,6 +89,8 @@ def plan_tasks(
     Raises:
         ConfigError: the cluster has no machine on which one fits.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, not {workers}")
     if num_gpus is None:
         num_gpus = float(local and any(node.get("GPU", 0) >= 1 for node in nodes))
     if num_cpus is None:

@@ -226,10 +226,12 @@ class SQLiteStore:
 # stay held (https://sqlite.org/howtocorrupt.html, 2.6): before a fork all files are closed, to be opened at next use.
 _forking = threading.Lock()
 _locked: list[SQLiteStore] = []
+_held = threading.local()
 
 
 def _before_fork() -> None:
     _forking.acquire()
+    _held.forking = True
     for store in list(_stores):
         store.lock.acquire()
         _locked.append(store)
@@ -237,6 +239,8 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
+    if not _held.__dict__.pop("forking", False):  # a fork was waiting when this module was imported
+        return
     while _locked:
         _locked.pop().lock.release()
     _forking.release()
