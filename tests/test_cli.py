@@ -55,10 +55,15 @@ def test_values_have_the_types_of_the_table():
     ["eval", "a.jsonl", "--cache", ""], ["eval", "a.jsonl", "--output", ""], ["eval", ""], ["rerank", "a question", ""],
     ["verify", "--model", "demo", "--pin", ""], ["verify", "--model", "demo", "--golden", ""], ["search", "", "words"],
     ["dups", ""], ["dups", "shards", "--drop", ""], ["upload", "", "--into", "faiss"], ["cache", "clear", "--path", ""],
-    ["upload", "shards", "--into", "faiss", "--path", ""],
+    ["upload", "shards", "--into", "faiss", "--path", ""], ["upload", "shards", "--into", "qdrant", "--key-env", ""],
+    ["upload", "shards", "--into", "chroma", "--collection", " "], ["search", "shards", ""], ["models", ""],
+    ["search", "shards", "words", "--model", ""], ["embed", "a.jsonl", "-o", "out", "--id", ""], ["rerank", ""],
+    ["embed", "a.jsonl", "-o", "out", "--text", ""], ["eval", "a.jsonl", "--run", ""],
+    ["eval", "a.jsonl", "--measures", ""],
+    ["demo", "--ask", ""], ["serve", "--api-key-env", ""], ["verify", "--model", "demo", "--api-key", ""],
 ])  # fmt: skip
-def test_a_blank_path_is_no_path(capsys, tmp_path, monkeypatch, arguments):
-    """It would be the working directory, or count as left out: ``cache clear`` would clear the user's own."""
+def test_a_blank_value_is_refused(capsys, tmp_path, monkeypatch, arguments):
+    """It would be the working directory, or count as omitted: ``cache clear`` would clear the user's own cache."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(arguments)

@@ -10,11 +10,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..environment import expand_user
-from ..errors import NotServedError, UnknownModelError, UnknownProviderError
+from ..errors import NotServedError, UnknownModelError
 from .local_folder import describe_contents, is_model_folder, read_folder
 from .models import MODELS
 from .providers import PROVIDERS
-from .records import ModelCard, Provider
+from .records import ModelCard, Provider, find_named
 
 __all__ = [
     "MODELS",
@@ -119,12 +119,7 @@ def find_provider(name: str) -> Provider:
     Raises:
         UnknownProviderError: no such provider; names near matches.
     """
-    providers = {provider.name: provider for provider in PROVIDERS}
-    found = providers.get(name.lower())
-    if found is None:
-        near = get_close_matches(name.lower(), providers, n=3, cutoff=0.4) or sorted(providers)
-        raise UnknownProviderError(f"no provider {name!r} in the catalogue; did you mean: {', '.join(near)}?")
-    return found
+    return find_named(name, PROVIDERS, "provider")
 
 
 def provider_at(base_url: str) -> Provider | None:

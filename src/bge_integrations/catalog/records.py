@@ -6,10 +6,12 @@ Roles are ``"query"`` and ``"document"``. Only a query ever gets an instruction.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from difflib import get_close_matches
+from typing import Literal, TypeVar
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnknownProviderError
 from ..options import Pooling
 
 Role = Literal["query", "document"]
@@ -212,3 +214,20 @@ class Provider:
     def offer(self, model_id: str) -> Offer | None:
         """Return the provider's offer for a model, or None."""
         return next((offer for offer in self.offers if offer.model == model_id), None)
+
+
+P = TypeVar("P", bound=Provider)
+
+
+def find_named(name: str, providers: Sequence[P], kind: str) -> P:
+    """Return the provider of that name, in any case; ``kind`` is what the error calls them.
+
+    Raises:
+        UnknownProviderError: no such provider; names near matches.
+    """
+    named = {provider.name: provider for provider in providers}
+    found = named.get(name.lower())
+    if found is None:
+        near = get_close_matches(name.lower(), named, n=3, cutoff=0.4) or sorted(named)
+        raise UnknownProviderError(f"no {kind} {name!r} in the catalogue; did you mean: {', '.join(near)}?")
+    return found

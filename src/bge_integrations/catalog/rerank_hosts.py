@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Literal
 
-from ..errors import UnknownProviderError
-from .records import Offer, Provider
+from .records import Offer, Provider, find_named
 
 __all__ = [
     "DIALECTS",
@@ -149,12 +147,7 @@ def find_rerank_host(name: str) -> RerankHost:
     Raises:
         UnknownProviderError: no such host; names near matches.
     """
-    hosts = {host.name: host for host in RERANK_HOSTS}
-    found = hosts.get(name.lower())
-    if found is None:
-        near = get_close_matches(name.lower(), hosts, n=3, cutoff=0.4) or sorted(hosts)
-        raise UnknownProviderError(f"no rerank provider {name!r} in the catalogue; did you mean: {', '.join(near)}?")
-    return found
+    return find_named(name, RERANK_HOSTS, "rerank provider")
 
 
 def who_reranks(model_id: str) -> list[str]:

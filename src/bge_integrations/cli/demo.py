@@ -13,7 +13,6 @@ from ..errors import ConfigError
 from ..extras import require_all
 from ..load import load_encoder, load_reranker
 from .options import add_encoder_arguments, make_encoder, with_bar
-from .parser import not_blank
 
 if TYPE_CHECKING:
     from langchain_core.vectorstores import InMemoryVectorStore
@@ -36,9 +35,7 @@ _FEWEST_WORDS = 6  # a chunk of fewer is a heading alone, which answers nothing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge demo``."""
-    parser.add_argument(
-        "folder", nargs="?", type=not_blank, help="a folder of text (default: this package's documentation)"
-    )
+    parser.add_argument("folder", nargs="?", help="a folder of text (default: this package's documentation)")
     parser.add_argument("--ask", action="append", metavar="QUESTION", help="question to ask (repeatable)")
     parser.add_argument(
         "--chunk", type=int, default=128, help="tokens per chunk, up to the model's limit (default: 128)"

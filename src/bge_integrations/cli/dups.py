@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .parser import not_blank
 from .search import tell_unfinished
 from .upload import tell_rate
 
@@ -20,7 +19,7 @@ _SHOWN = 5  # duplicates of a group
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge dups``."""
-    parser.add_argument("folder", type=not_blank, metavar="SHARDS", help="output folder of bge embed")
+    parser.add_argument("folder", metavar="SHARDS", help="output folder of bge embed")
     parser.add_argument(
         "--above", type=float, default=0.95, metavar="COSINE", help="minimum cosine similarity (default: 0.95)"
     )
@@ -30,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use a FAISS index: faster from about 100,000 rows, but misses a few duplicates",
     )
     parser.add_argument("-n", type=int, default=20, metavar="N", help="groups to print (default: 20)")
-    parser.add_argument(
-        "--drop", type=not_blank, metavar="FILE", help="write the ids of all but the first of each group, one per line"
-    )
+    parser.add_argument("--drop", metavar="FILE", help="write the ids of all but the first of each group, one per line")
     parser.add_argument("--json", action="store_true", help="print all groups as JSON lines")
 
 

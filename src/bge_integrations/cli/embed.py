@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from .embed_progress import watch
 from .options import add_encoder_arguments, make_encoder, require_packages_of
-from .parser import not_blank
 
 if TYPE_CHECKING:
     from ..bulk import Columns, Plan, Report
@@ -22,15 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "JSON lines, CSV, TSV, Parquet or text; with --chunk also code, HTML, PDF; also as .gz, .bz2, .xz, .zst"
     parser.add_argument(
         "inputs",
-        type=not_blank,
         nargs="+",
         metavar="INPUT",
         help=f"file, glob or folder ({kinds}), or a URL (s3://, gs://, hf://, https://); -: JSON lines on standard "
         "input",
     )
-    parser.add_argument(
-        "-o", "--out", type=not_blank, required=True, metavar="FOLDER", help="output folder; resumes an unfinished job"
-    )
+    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="output folder; resumes an unfinished job")
     parser.add_argument(
         "--update",
         action="store_true",

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .parser import not_blank
 
 if TYPE_CHECKING:
     from ..evaluate import Evaluation, Progress
@@ -31,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "inputs",
-        type=not_blank,
         nargs="+",
         metavar="INPUT",
         help="a folder in BEIR's layout; CORPUS QUERIES QRELS; PAIRS, a file with columns question and passage; "
@@ -56,13 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output", type=not_blank, metavar="FILE", help="write all results as JSON, including those of each question"
-    )
+    parser.add_argument("--output", metavar="FILE", help="write all results as JSON, including those of each question")
     parser.add_argument("--json", action="store_true", help="print that JSON instead of the table")
     parser.add_argument(
         "--cache",
-        type=not_blank,
         metavar="FOLDER",
         help="cache of vectors and scores, from which an interrupted command resumes (default: the user's cache)",
     )

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .parser import not_blank
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge export``."""
     parser.add_argument("model", help="model name or folder")
-    parser.add_argument("-o", "--output", type=not_blank, required=True, help="output folder, for onnx/model.onnx")
+    parser.add_argument("-o", "--output", required=True, help="output folder, for onnx/model.onnx")
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -52,6 +52,8 @@ def _argument(option: Option) -> dict[str, Any]:
         return {**about, "action": "store_true", "default": None}
     if option.type in (int, float):
         return {**about, "type": option.type, "metavar": "N"}
+    if option.type == "instruction":
+        return {**about, "type": str, "metavar": "TEXT"}
     if option.type == "weights":
         return {**about, "type": float, "nargs": 3, "metavar": ("DENSE", "SPARSE", "MULTIVECTOR")}
     if option.type == "headers":

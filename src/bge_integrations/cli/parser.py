@@ -8,11 +8,11 @@ import sys
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-__all__ = ["Parser", "not_blank"]
+__all__ = ["Parser"]
 
 
-def not_blank(text: str) -> str:
-    """Return the name of a file or folder; a blank one is refused, as an option that takes one may not be ignored.
+def _not_blank(text: str) -> str:
+    """Return a word of the command line; a blank one is most often an unset variable.
 
     Raises:
         argparse.ArgumentTypeError: it is blank.
@@ -23,7 +23,14 @@ def not_blank(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line; subparsers are of this class too."""
+    """An argument parser whose errors are one line; subparsers are of this class too.
+
+    A blank value is refused, except for arguments with ``type=str``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", None, _not_blank)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and end with 2."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from .parser import not_blank
 from .upload import tell_rate
 
 
@@ -12,14 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge quantise``."""
     parser.add_argument(
         "folder",
-        type=not_blank,
         metavar="SHARDS",
         help="output folder of a finished bge embed, in Parquet or NumPy format",
     )
     parser.add_argument(
         "-o",
         "--output",
-        type=not_blank,
         required=True,
         metavar="FOLDER",
         help="output folder: new, empty, or an unfinished run to resume",

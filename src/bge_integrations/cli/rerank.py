@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from ..core.reranker import check_top_n
 from ..errors import ConfigError
 from .options import add_reranker_arguments, make_reranker
-from .parser import not_blank
 from .search import beginning
 
 
@@ -26,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION", help="question to rank the passages by")
     parser.add_argument(
         "inputs",
-        type=not_blank,
         nargs="*",
         metavar="FILE",
         help=f"file, glob or folder ({kinds}); if omitted, or -: standard input, one passage or JSON object per line",

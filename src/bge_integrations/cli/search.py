@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .options import add_encoder_arguments, encoder_options
-from .parser import not_blank
 
 if TYPE_CHECKING:
     from ..bulk.hybrid import Hybrid
@@ -21,7 +20,7 @@ _ID = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge search``."""
-    parser.add_argument("folder", type=not_blank, metavar="FOLDER", help="output folder of bge embed or bge quantise")
+    parser.add_argument("folder", metavar="FOLDER", help="output folder of bge embed or bge quantise")
     parser.add_argument(
         "questions", nargs="*", metavar="QUESTION", help="read from standard input, one per line, if omitted"
     )

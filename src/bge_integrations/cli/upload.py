@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 
 from ..environment import keys_from
-from .parser import not_blank
 from .search import tell_unfinished
 
 _STORES = ("qdrant", "chroma", "lancedb", "pgvector", "faiss")
@@ -22,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "already is replaced, so uploading again is safe. --update deletes only rows that an earlier upload from "
         "this folder wrote; the rows of other programs stay."
     )
-    parser.add_argument("folder", type=not_blank, metavar="FOLDER", help="output folder of bge embed")
+    parser.add_argument("folder", metavar="FOLDER", help="output folder of bge embed")
     parser.add_argument("--into", required=True, choices=_STORES, help="the kind of store")
     parser.add_argument("--url", help="server URL (qdrant, chroma, lancedb), or postgresql://... for pgvector")
-    parser.add_argument("--path", type=not_blank, help="local folder (qdrant, chroma, lancedb, faiss)")
+    parser.add_argument("--path", help="local folder (qdrant, chroma, lancedb, faiss)")
     parser.add_argument(
         "--collection", metavar="NAME", help="collection or table (default: the folder's name; faiss: index)"
     )

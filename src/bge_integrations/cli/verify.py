@@ -16,7 +16,6 @@ from ..errors import ConfigError
 from ..load import load_encoder
 from ..stamps.places import KINDS, parse_place
 from .options import add_encoder_arguments, make_encoder, make_reranker
-from .parser import not_blank
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample", type=int, default=32, metavar="N", help="rows of the store to check (default: 32)")
     parser.add_argument(
         "--golden",
-        type=not_blank,
         metavar="FILE",
         help="reference values to compare with, instead of the package's; see --pin",
     )
-    parser.add_argument(
-        "--pin", type=not_blank, metavar="FILE", help="record the host's current vectors in FILE, and exit"
-    )
+    parser.add_argument("--pin", metavar="FILE", help="record the host's current vectors in FILE, and exit")
     parser.add_argument(
         "--no-behaviour",
         action="store_true",

@@ -86,7 +86,7 @@ def _folder(folder: Path) -> Slot:
             return path.read_text("utf-8") if path.exists() else None
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{str(path)!r} is no stamp that can be read ({error}): move it away, and stamp anew"
+                f"{str(path)!r} is not a readable stamp ({error}): move it away and stamp the store again"
             ) from error
 
     return Slot(read, write, dimensions)
