@@ -52,11 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, help="processes, each with its own copy of the model (default: 1)"
     )
     parser.add_argument(
-        "--root-path",
-        type=str,
-        default="",
-        metavar="PATH",
-        help="prefix under which a proxy serves this server, such as /ml/bge",
+        "--root-path", type=str, default="", metavar="PATH", help="prefix behind a reverse proxy, such as /ml/bge"
     )
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="lines or JSON (default: text)")
     parser.add_argument(
