@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import pickle
 from dataclasses import replace
 
@@ -50,11 +51,27 @@ def uploaded(request, shards, tmp_path):
     kind = request.param
     pytest.importorskip(PACKAGES[kind])
     if kind == "pgvector":
-        url = f"postgresql://postgres@/postgres?host={request.getfixturevalue('socket_folder')}"
+        folder = request.getfixturevalue("socket_folder")
+        url = f"postgresql://postgres@/postgres?host={folder}"
         upload_files(shards, kind, url=url, collection=tmp_path.name)
-        return f"pgvector:{url}/{tmp_path.name}"
-    upload_files(shards, kind, path=tmp_path / "store", collection="notes")
-    return f"{kind}:{tmp_path / 'store'}/notes"
+        yield f"pgvector:{url}/{tmp_path.name}"
+        assert not connections(folder), "something was left open"
+    else:
+        upload_files(shards, kind, path=tmp_path / "store", collection="notes")
+        yield f"{kind}:{tmp_path / 'store'}/notes"
+
+
+def connections(folder):
+    """How many connections to the database are open, once those that just ended are gone."""
+    import psycopg
+
+    query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    with psycopg.connect(host=folder, user="postgres", dbname="postgres") as connection:
+        until = time.monotonic() + 30
+        while (count := connection.execute(query).fetchone()[0]) and time.monotonic() < until:
+            connection.rollback()
+            time.sleep(0.05)
+        return count
 
 
 def close(store):
@@ -68,12 +85,14 @@ def close(store):
         client.close()
 
 
-def test_langchain_opens_what_was_uploaded_and_refuses_another_model(uploaded, demo):
+def test_langchain_refuses_another_model_leaves_nothing_open_and_opens_what_was_uploaded(uploaded, demo):
+    with pytest.raises(SpaceMismatchError, match="test/other"):
+        open_langchain(uploaded, BGEEmbeddings(encoder=OTHER))
+    with pytest.raises(ConfigError):  # what its class refuses
+        open_langchain(uploaded, BGEEmbeddings(encoder=demo), no_such_option=1)
     store = open_langchain(uploaded, BGEEmbeddings(encoder=demo))
     assert store.similarity_search(QUESTION, k=1)[0].page_content == TEXTS[ANSWER]
     close(store)
-    with pytest.raises(SpaceMismatchError, match="test/other"):
-        open_langchain(uploaded, BGEEmbeddings(encoder=OTHER))
 
 
 def test_the_command_verifies_what_was_uploaded(uploaded, capsys):
@@ -89,13 +108,13 @@ def test_the_command_verifies_what_was_uploaded(uploaded, capsys):
 def test_llama_index_opens_what_was_uploaded_in_a_layout_that_it_reads(uploaded, demo):
     from llama_index.core import VectorStoreIndex
 
+    with pytest.raises(SpaceMismatchError):
+        open_llama_index(uploaded, BGEEmbedding(encoder=OTHER))
     embed_model = BGEEmbedding(encoder=demo)
     store = open_llama_index(uploaded, embed_model)
     index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
     assert index.as_retriever(similarity_top_k=1).retrieve(QUESTION)[0].text == TEXTS[ANSWER]
     close(store)
-    with pytest.raises(SpaceMismatchError):
-        open_llama_index(uploaded, BGEEmbedding(encoder=OTHER))
 
 
 @pytest.mark.parametrize("uploaded", ["faiss", "pgvector"], indirect=True)

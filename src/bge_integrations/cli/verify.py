@@ -14,7 +14,7 @@ from typing import Any
 from ..core.encoder import Encoder
 from ..errors import ConfigError
 from ..load import load_encoder
-from ..stamps.places import KINDS, parse_place
+from ..stamps.places import KINDS, close_client, parse_place
 from .options import add_encoder_arguments, make_encoder, make_reranker
 
 
@@ -86,9 +86,7 @@ def _opened(named: str) -> Iterator[Any]:
     try:
         yield where.stamped(client)
     finally:
-        for close in ("close", "dispose"):
-            if hasattr(client, close):
-                getattr(client, close)()
+        close_client(client)
 
 
 def _run_reranker(parsed: argparse.Namespace) -> int:

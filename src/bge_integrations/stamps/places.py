@@ -14,7 +14,7 @@ from .databases import is_collection
 from .faiss_folder import find_index
 from .stamp import check_or_stamp
 
-__all__ = ["KINDS", "StorePlace", "chroma_address", "open_place", "parse_place"]
+__all__ = ["KINDS", "StorePlace", "chroma_address", "close_client", "open_place", "parse_place"]
 
 KINDS = {
     "chroma": "chroma:PATH_OR_URL/COLLECTION",
@@ -93,8 +93,19 @@ def open_place(named: str, holder: Any, openers: Mapping[str, Callable[..., Any]
     """
     where = parse_place(named)
     client = where.client()
-    check_or_stamp(where.stamped(client), holder)
-    return where.opened(lambda: openers[where.kind](where, client, holder, options))
+    try:
+        check_or_stamp(where.stamped(client), holder)
+        return where.opened(lambda: openers[where.kind](where, client, holder, options))
+    except BaseException:
+        close_client(client)
+        raise
+
+
+def close_client(client: Any) -> None:
+    """Close what ``StorePlace.client`` returned: a folder of Qdrant is locked and a connection open until then."""
+    for close in ("close", "dispose"):
+        if hasattr(client, close):
+            getattr(client, close)()
 
 
 def parse_place(named: str) -> StorePlace:
