@@ -214,8 +214,8 @@ def peak_mb() -> float:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
-def main(makers: dict[str, Callable[[str], Engine]]) -> None:
-    """Load the engine, say how long it took, then answer jobs until the input ends."""
+def main(makers: dict[str, Callable[[str], Engine]], **more: Callable[[Engine, list[str]], Any]) -> None:
+    """Load the engine, say how long it took, then answer jobs until the input ends; ``more`` adds kinds of jobs."""
     name, folder = sys.argv[1:3]
     answers = sys.stdout
     sys.stdout = sys.stderr  # what a library prints must not stand between the answers
@@ -224,7 +224,7 @@ def main(makers: dict[str, Callable[[str], Engine]]) -> None:
     engine.encode(["to load it"])
     print(json.dumps({"load_seconds": time.perf_counter() - start}), file=answers, flush=True)
     jobs = {"mixed": documents, "slab": documents, "short": documents, "query": queries, "concurrent": concurrent}
-    jobs |= {"vectors": vectors, "memory": memory}
+    jobs |= {"vectors": vectors, "memory": memory} | more
     for line in sys.stdin:
         job = json.loads(line)
         try:

@@ -2,6 +2,7 @@
 
     python benchmarks/remote.py            the table, and results/remote.json
     python benchmarks/remote.py --memory   peak memory at 100,000 and 1,000,000 texts, streamed
+    python benchmarks/remote.py --rerank   1,000 passages at a reranker like TEI's, 32 in each request
 
 The host is a process of its own on loopback with canned 1024-dimensional answers (stub_server.py). All clients take
 turns in each round, in an order that changes; the medians of the rounds count. Ratios say more than seconds.
@@ -30,6 +31,8 @@ from peers import peak_mb
 from stub_server import DIMENSIONS, stub, vectors
 
 BATCH = 64
+TEI_BATCH = 32
+LIMIT = "limit: aiohttp, orjson"
 KEY = "not-a-key"
 RESULTS = Path(__file__).parent / "results" / "remote.json"
 Run = Callable[[list[str]], Any]
@@ -243,6 +246,53 @@ def show(result: dict[str, Any]) -> None:
     print("  a long job:", ", ".join(f"{name} {value:,}" for name, value in result["long_job"].items()))
 
 
+def rerank(url: str, latency: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return passages per second of one query's 1,000 passages: ours, and the limit with as many requests in flight."""
+    from bge_integrations import load_reranker
+
+    root, query = f"{url}/{latency}/tei", "which is the best?"
+    passages = [
+        f"{(i * 613) % 1000} is the number of a passage, {'which has a common length, ' * 30}" for i in range(1000)
+    ]
+    ours = load_reranker("bge-reranker-v2-m3", base_url=root, dialect="tei", max_concurrency=arguments.concurrency)
+    parts = [passages[at : at + TEI_BATCH] for at in range(0, len(passages), TEI_BATCH)]
+
+    async def bare() -> np.ndarray:
+        import aiohttp
+
+        gate = asyncio.Semaphore(arguments.concurrency)
+        async with aiohttp.ClientSession(headers={"content-type": "application/json"}) as session:
+
+            async def one(part: list[str]) -> list[float]:
+                body = orjson.dumps({"query": query, "texts": part, "raw_scores": True, "truncate": True})
+                async with gate, session.post(f"{root}/rerank", data=body) as answer:
+                    rows = orjson.loads(await answer.read())
+                return [row["score"] for row in sorted(rows, key=lambda row: row["index"])]
+
+            return np.concatenate(await asyncio.gather(*map(one, parts)))
+
+    clients: dict[str, Callable[[], Any]] = {
+        "ours": lambda: ours.score(query, passages, scale="logit"),
+        LIMIT: lambda: asyncio.run(bare()),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in clients}
+    for turn in range(3 * arguments.rounds + 1):
+        for name in clients if turn % 2 else reversed(clients):
+            began = time.perf_counter()
+            scores = clients[name]()
+            taken = time.perf_counter() - began
+            assert [round(score) for score in scores] == [(i * 613) % 1000 for i in range(1000)], name
+            seconds[name] += [taken] if turn else []  # the first makes connections
+    rates = {name: round(len(passages) / statistics.median(taken)) for name, taken in seconds.items()}
+    found = {
+        "latency_ms": latency,
+        "passages_per_second": rates,
+        "ours / limit": round(rates["ours"] / rates[LIMIT], 2),
+    }
+    print(found)
+    return found
+
+
 def stream_and_weigh(url: str, count: int) -> None:
     """Stream texts through an encoder and print the peak of this process's memory, in MB."""
     from bge_integrations import load_encoder
@@ -301,6 +351,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--latency", type=int, nargs="*", default=[0, 30])
     parser.add_argument("--encoding", nargs="*", default=["base64", "float"])
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
+    parser.add_argument("--rerank", action="store_true", help="measure a reranker instead of embeddings")
     parser.add_argument("--counts", type=int, nargs="*", default=[100_000, 1_000_000])
     parser.add_argument("--dry", action="store_true", help="do not write the results file")
     parser.add_argument("--weigh", type=int, help=argparse.SUPPRESS)
@@ -316,6 +367,8 @@ def main() -> None:
     with stub() as url:
         if arguments.memory:
             found: dict[str, Any] = {"memory": memory(url, arguments.counts)}
+        elif arguments.rerank:
+            found = {"rerank": [rerank(url, latency, arguments) for latency in arguments.latency]}
         else:
             speed = []
             for encoding in arguments.encoding:

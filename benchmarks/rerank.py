@@ -32,7 +32,12 @@ import rerank_peers  # noqa: E402
 
 QUERY = "How does a class look up the attribute of its base?"
 BASELINE = "sentence-transformers"
-ENVIRONMENTS = {"FlagEmbedding": "flag", "rerankers": "rerankers", "fastembed": "fastembed"}
+ENVIRONMENTS = {
+    "FlagEmbedding": "flag",
+    "rerankers": "rerankers",
+    "fastembed": "fastembed",
+    "sentence-transformers openvino": "openvino",
+}
 
 
 def make_model(layers: int) -> Path:
@@ -81,12 +86,12 @@ def differences(engines: list[local.Peer]) -> dict[str, float]:
     return {name: float(np.abs(rows - logits[BASELINE]).max()) for name, rows in logits.items()}
 
 
-def measure(engines: list[local.Peer], passages: list[str], repeats: int) -> dict[str, dict[str, Any]]:
+def measure(engines: list[local.Peer], job: str, passages: list[str], repeats: int) -> dict[str, dict[str, Any]]:
     """Return each reranker's ratio to the baseline: the median over turns, the least and the most."""
     samples: dict[str, list[float]] = {engine.name: [] for engine in engines}
     for turn in range(repeats + 1):
         # A query of its own each turn: nobody's cache may answer.
-        found = {engine.name: engine.ask("mixed", [f"{QUERY} {turn}", *passages]) for engine in engines}
+        found = {engine.name: engine.ask(job, [f"{QUERY} {turn}", *passages]) for engine in engines}
         print(turn, {name: round(one["seconds"], 2) for name, one in found.items() if one}, file=sys.stderr)
         if turn and found[BASELINE]:  # the first warms up
             for name, one in found.items():
@@ -108,7 +113,8 @@ def start_engines(only: list[str] | None, folder: Path) -> list[local.Peer]:
 def main() -> None:
     """Write the ratios of each set, and print them as a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, nargs="+", default=[20, 50])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[20, 50, 100])
+    parser.add_argument("--at-once", type=int, nargs="+", default=[20], help="candidates of each of 8 queries at once")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", action="append", help="a reranker; may be given more than once")
@@ -124,7 +130,11 @@ def main() -> None:
     }
     for kind in ("even", "skewed"):
         for count in parsed.candidates:
-            report[f"{count} candidates, {kind}"] = measure(engines, make_passages(count, kind), parsed.repeats)
+            name = f"{count} candidates, {kind}"
+            report[name] = measure(engines, "mixed", make_passages(count, kind), parsed.repeats)
+        for count in parsed.at_once:
+            name = f"8 × {count} candidates, {kind}"
+            report[name] = measure(engines, "at_once", make_passages(8 * count, kind), parsed.repeats)
     for engine in engines:
         engine.close()
     parsed.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")

@@ -5,7 +5,9 @@ Run by ``rerank.py`` with the interpreter of the reranker's own environment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import peers
@@ -18,17 +20,60 @@ def engine(score: Score) -> peers.Engine:
     return peers.Engine(lambda texts: [[float(one)] for one in score(texts[0], texts[1:] or texts)])
 
 
+def at_once(engine: peers.Engine, texts: list[str]) -> dict[str, Any]:
+    """Time eight threads, each with a query and an eighth of the passages."""
+    query, *passages = texts
+    parts = [[f"{query} {i}", *passages[i::8]] for i in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        return peers.timed(lambda: list(threads.map(engine.encode, parts)))
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
 def cross_encoder(folder: str, dtype: str = "float32") -> peers.Engine:
+    import torch
+
+    return make_cross_encoder(folder, model_kwargs={"dtype": getattr(torch, dtype)})
+
+
+def openvino(folder: str) -> peers.Engine:
+    return make_cross_encoder(folder, backend="openvino", model_kwargs={"export": True})
+
+
+def make_cross_encoder(folder: str, **options: Any) -> peers.Engine:
     import torch
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder(folder, max_length=512, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
+    model = CrossEncoder(folder, max_length=512, device="cpu", **options)
     identity = torch.nn.Identity()
     return engine(
         lambda query, passages: model.predict(
             [(query, passage) for passage in passages], activation_fn=identity, show_progress_bar=False
         )
     )
+
+
+def langchain(folder: str) -> peers.Engine:
+    from langchain_community.cross_encoders import HuggingFaceCrossEncoder
+
+    model = HuggingFaceCrossEncoder(model_name=folder, model_kwargs={"device": "cpu", "max_length": 512})
+    return engine(lambda query, passages: map(logit, model.score([(query, passage) for passage in passages])))
+
+
+def llama_index(folder: str) -> peers.Engine:
+    from llama_index.core.postprocessor import SentenceTransformerRerank
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    model = SentenceTransformerRerank(folder, top_n=10_000, device="cpu")
+
+    def score(query: str, passages: list[str]) -> list[float]:
+        nodes = [NodeWithScore(node=TextNode(id_=str(i), text=text)) for i, text in enumerate(passages)]
+        ranked = model.postprocess_nodes(nodes, query_str=query)
+        return [logit(one.score) for one in sorted(ranked, key=lambda one: int(one.node.node_id))]
+
+    return engine(score)
 
 
 def flag_reranker(folder: str) -> peers.Engine:
@@ -71,6 +116,9 @@ def ours(folder: str, **options: Any) -> peers.Engine:
 MAKERS: dict[str, Callable[[str], peers.Engine]] = {
     "sentence-transformers": cross_encoder,
     "sentence-transformers bf16": lambda folder: cross_encoder(folder, "bfloat16"),
+    "sentence-transformers openvino": openvino,
+    "LangChain HuggingFaceCrossEncoder": langchain,
+    "LlamaIndex SentenceTransformerRerank": llama_index,
     "FlagEmbedding": flag_reranker,
     "rerankers": rerankers,
     "fastembed": fastembed,
@@ -81,4 +129,4 @@ MAKERS: dict[str, Callable[[str], peers.Engine]] = {
 
 
 if __name__ == "__main__":
-    peers.main(MAKERS)
+    peers.main(MAKERS, at_once=at_once)

@@ -2,6 +2,7 @@
 
 The path says how: ``/LATENCY_MS/KIND/v1/embeddings``, where KIND is ``both`` (base64 for those who ask for it) or
 ``float`` (float JSON only, whatever is asked for). Row i of every answer is the same, so that clients can be checked.
+``/LATENCY_MS/tei/rerank`` answers like TEI: the best first, and the passage that begins with ``17 `` has the logit 17.
 """
 
 from __future__ import annotations
@@ -35,8 +36,18 @@ def answer(count: int, encoding: str) -> bytes:
     data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(shown)]
     usage = {"prompt_tokens": count * 20, "total_tokens": count * 20}
     body = orjson.dumps({"object": "list", "data": data, "model": "bge-large", "usage": usage})
+    return response(body)
+
+
+def response(body: bytes) -> bytes:
     head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
+
+
+def ranking(texts: list[str]) -> bytes:
+    """Return TEI's answer to a request for raw scores."""
+    scores = sorted(((float(text.split(" ", 1)[0]), i) for i, text in enumerate(texts)), reverse=True)
+    return response(orjson.dumps([{"index": i, "score": score} for score, i in scores]))
 
 
 class Host(asyncio.Protocol):
@@ -60,9 +71,12 @@ class Host(asyncio.Protocol):
     def serve(self, path: str, body: bytes) -> None:
         _, milliseconds, kind, *_ = path.split("/")
         asked = orjson.loads(body)
-        texts = asked["input"]
-        count = 1 if isinstance(texts, str) else len(texts)
-        reply = answer(count, asked.get("encoding_format", "float") if kind == "both" else "float")
+        if kind == "tei":
+            reply = ranking(asked["texts"])
+        else:
+            texts = asked["input"]
+            count = 1 if isinstance(texts, str) else len(texts)
+            reply = answer(count, asked.get("encoding_format", "float") if kind == "both" else "float")
         if milliseconds == "0":
             self.reply(reply)
         else:

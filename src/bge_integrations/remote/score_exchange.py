@@ -111,9 +111,9 @@ class ScoreExchange:
 
     def templated(self, pair: Pair) -> Pair:
         """Return what is sent for a pair; Xinference puts a model's template in by itself."""
-        if self.host is not None and self.host.dialect == "xinference":
-            return pair
         query, passage = self._card.query_template, self._card.passage_template
+        if query == passage == "{text}" or (self.host is not None and self.host.dialect == "xinference"):
+            return pair
         return Pair(query.replace("{text}", pair.query), passage.replace("{text}", pair.passage))
 
     async def _find_dialect(self) -> RerankHost:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import socket
 import ssl
 from collections.abc import AsyncIterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+
+import orjson
 
 from ..environment import Hidden
 from ..errors import (
@@ -40,6 +43,7 @@ class Transport:
         self._sdk: Any = None
         self._client: Any = None
         self._headers: dict[str, Any] = {}
+        self._body = "content"
 
     async def send(self, path: str, payload: Mapping[str, Any] | None, bound: int) -> bytes:
         """Post JSON (or get, without a payload) and return the body.
@@ -77,7 +81,8 @@ class Transport:
         try:
             if payload is None:
                 return await self._client.get(path, **how)
-            return await self._client.post(path, body=payload, **how)
+            # As bytes: the SDK's own encoder takes a hundred times as long as orjson.
+            return await self._client.post(path, **{self._body: orjson.dumps(payload)}, **how)
         except sdk.APIStatusError as error:
             response = error.response
             failure = refusal(response.status_code, response.headers, response.content, self._endpoint)
@@ -99,6 +104,8 @@ class Transport:
                 # In a thread: importing the SDK and reading certificates would block the loop for half a second.
                 opened = await asyncio.to_thread(open_client, self._endpoint, self._limits)
                 self._sdk, self._client, headers = opened
+                # SDK 2.0 takes bytes as the body; later ones warn of that and have an argument for them.
+                self._body = "content" if "content" in inspect.signature(self._client.post).parameters else "body"
                 self._headers = {**headers, **self._authorization(key.get_secret_value())}
 
     async def _read(self, response: Any, bound: int) -> bytes:
