@@ -86,7 +86,7 @@ class Exchange:
             if not (refused or (self._session.base64 and not self._session.base64_works)):
                 raise
             vectors, counted, packed = await self._without_base64(texts, error)
-        if encoding == "base64" and not packed:
+        if encoding == "base64" and not packed:  # the host ignores encoding_format
             self._session.base64 = False
         self._session.base64_works |= packed
         if counted and not self._session.warned_truncating:

@@ -70,7 +70,7 @@ class OutputExchange:
     ) -> None:
         self._session, self._endpoint, self._card, self._usage = session, endpoint, card, usage
         self._dense, self._output, self._cutter = dense, output, cutter
-        self._lock = asyncio.Lock()
+        self._lock = asyncio.Lock()  # one request of the call asks which server it is
 
     @property
     def limits(self) -> RequestLimits:

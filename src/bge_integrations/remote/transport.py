@@ -36,7 +36,7 @@ class Transport:
 
     def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
         self._endpoint, self._limits = endpoint, limits
-        self._opening = asyncio.Lock()
+        self._opening = asyncio.Lock()  # first calls that come together open one client
         self._sdk: Any = None
         self._client: Any = None
         self._headers: dict[str, Any] = {}

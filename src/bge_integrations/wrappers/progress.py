@@ -144,7 +144,7 @@ class _LineRelay(Relay):
 
 def in_script() -> bool:
     """Return whether a call comes from the main thread, outside any event loop: not from a server's."""
-    import asyncio
+    import asyncio  # not at the top: a first query on this machine does not need it
 
     try:
         asyncio.get_running_loop()

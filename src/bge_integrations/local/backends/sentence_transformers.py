@@ -67,7 +67,7 @@ class SentenceTransformerBackend(Backend):
         rows = self.model.encode(
             list(items),
             prompt="",  # an empty prompt keeps the saved default prompt away
-            batch_size=len(items),
+            batch_size=len(items),  # the scheduler has cut the batch
             convert_to_tensor=True,
             normalize_embeddings=False,
             show_progress_bar=False,
@@ -109,6 +109,7 @@ def without_bar() -> Iterator[None]:
 
 
 def _dimensions(model: Any) -> int | None:
+    # The second name is the older one, and warns where the first is there, as in sentence-transformers 6.2.
     ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
     return cast("int | None", ask())
 
