@@ -179,7 +179,7 @@ class TextTokenizer:
         return "", self._special
 
     def _end_of(self, text: str, max_tokens: int) -> str:
-        """Return an end of a huge text that has the same ``max_tokens`` tokens at its outside, or the text.
+        """Return the end of a huge text that truncation keeps, with the same ``max_tokens`` tokens; else the text.
 
         So a megabyte costs no more than what the model reads of it. Words (what the pre-tokenizer makes) are tokenised
         each by itself; only those at the cut may read otherwise: the word that is cut, a neighbour that a pattern's

@@ -147,7 +147,7 @@ def load_backend(settings: Settings, choose: Choose, build: Build, native: Abstr
 
 @contextmanager
 def _loading(settings: Settings) -> Iterator[None]:
-    """Raise what fails while a model is loaded as an error that names it.
+    """Turn whatever fails while a model is loaded into an error that names it.
 
     Raises:
         ModelLoadError: whatever it is.

@@ -117,7 +117,7 @@ def _write(model: _States, target: Path) -> None:
 
 
 def _check(model: _States, target: Path) -> None:
-    """Compare with torch on a padded batch: an exporter has lost the attention mask before, without a word.
+    """Compare with torch on a padded batch: an exporter has silently lost the attention mask before.
 
     Raises:
         ModelLoadError: the graph computes something else.
@@ -147,7 +147,7 @@ def _copy_companions(folder: Path, output: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes to itself: they are about its own insides."""
+    """Silence the exporter's log and warnings, which are about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -132,7 +132,7 @@ def _ask(hub: Any, url: str, seconds: float) -> None:
 
 @contextmanager
 def _limit(hub: Any, variable: str) -> Iterator[float]:
-    """Name the variable by which a wait that ran out is set: looking up and downloading have one each."""
+    """Turn a timeout into an error that names its variable: look-ups and downloads have one each."""
     seconds = getattr(hub.constants, variable)
     try:
         yield seconds

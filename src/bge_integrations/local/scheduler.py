@@ -133,7 +133,7 @@ class Queue:
         return True
 
     def _sliced(self, parts: list[Part], backend: Backend) -> Slice | None:
-        """Tokenise parts of jobs; the jobs at whose texts that fails are failed."""
+        """Tokenise parts of jobs, and fail the jobs that have texts at which the tokenizer fails."""
         if not parts:
             return None
         try:
@@ -194,7 +194,7 @@ class Loop:
         self.bulk.fail(error)
 
     def _admit(self) -> bool:
-        """Take in what has arrived; wait for it where there is nothing else to do. False: stop."""
+        """Take in what has arrived, or wait for it where there is nothing else to do; return False to stop."""
         block = not self.bulk.busy  # no short call is left when a step ends
         try:
             while True:

@@ -188,7 +188,7 @@ class Call:
         raise AssertionError
 
     def _is_too_slow(self, error: HostError, part: range) -> bool:
-        """Tell whether half of the texts may be answered in time; a host that answers nothing is not asked for ever."""
+        """Tell whether to try half of the texts; no more where a host has timed out too often in a row."""
         if not isinstance(error, HostUnavailableError) or not error.timed_out:
             return False
         self._timeouts += 1

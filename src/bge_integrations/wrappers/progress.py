@@ -110,7 +110,7 @@ class _BarRelay(Relay):
 
 
 class _LineRelay(Relay):
-    """A stream that tells on standard error how far it is, first after two seconds."""
+    """A stream that prints its progress on standard error, first after two seconds."""
 
     def __init__(self, outer: Stream, total: int, price: float | None) -> None:
         super().__init__(outer)

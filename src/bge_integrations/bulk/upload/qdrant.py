@@ -62,7 +62,7 @@ class _Target(Target):
                 vectors=_vectors(batch.vectors[part].tolist(), sparse[part]),
                 payloads=[{"page_content": text, "metadata": metadata} for text, metadata in rows],
             )
-            self.client.upsert(self.place.collection, points=points, wait=True)
+            self.client.upsert(self.place.collection, points=points, wait=True)  # the record says next that it is there
 
     def keys(self, part: Part) -> Sequence[Key]:
         return [point_id(value) for value in part.ids]

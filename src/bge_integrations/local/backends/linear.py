@@ -50,7 +50,7 @@ class Linear:
 
 
 def _ordered(weight: Tensor, op: Any) -> Tensor:
-    """Return a weight as the operator wants it, once, where it would order it anew in each call."""
+    """Return a weight in the operator's own layout, into which it would otherwise bring it in each call."""
     import torch
 
     return weight if op is None else torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001

@@ -115,7 +115,7 @@ def _dimensions(model: Any) -> int | None:
 
 
 def _set_pooling(model: Any, pooling: str, card: ModelCard) -> None:
-    """Pool as the card says, in a folder that says nothing (sentence-transformers would take the mean), or as asked.
+    """Pool as was asked, or as the card says where a folder does not (sentence-transformers would take the mean).
 
     Raises:
         ModelLoadError: the loaded model has no pooling that could be set.

@@ -100,7 +100,7 @@ class MemoryStore:
 
 
 class _Foreign:
-    """Another package's store: its methods, or their async twins where it has no others."""
+    """Another package's store, called by its plain methods, or by their async twins where it has no others."""
 
     def __init__(self, store: Any) -> None:
         self.store = store
