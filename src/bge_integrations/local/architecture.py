@@ -22,9 +22,9 @@ _DEFAULTS = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 _OFF = ("is_decoder", "add_cross_attention", "is_encoder_decoder", "quantization_config", "auto_map", "pruned_heads")
 _COUNTS = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "max_position_embeddings")
 _OTHER_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
-# Under which the same tensors are saved: by models with a head, and by sentence-transformers.
+# What stands before the same names in files of models with a head, and in sentence-transformers' own.
 _PREFIXES = ("bert.", "roberta.", "0.auto_model.", "auto_model.")
-# Saved beside an encoder; no embedding is computed from them.
+# Weights that are saved beside an encoder, and that no embedding is computed from.
 _UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids")
 
 

@@ -147,7 +147,7 @@ def load_backend(settings: Settings, choose: Choose, build: Build, native: Abstr
 
 @contextmanager
 def _loading(settings: Settings) -> Iterator[None]:
-    """Turn whatever fails while a model is loaded into an error that names it.
+    """Turn whatever fails while a model is loaded into an error that names the model.
 
     Raises:
         ModelLoadError: whatever it is.

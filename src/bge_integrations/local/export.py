@@ -132,7 +132,7 @@ def _check(model: _States, target: Path) -> None:
         states, wanted = session.run(None, feed)[0], model.states(inputs)
         kept = feed["attention_mask"].astype(bool) if states.ndim == 3 else slice(None)
         worst = max(worst, float(np.abs(states - wanted)[kept].max()))
-    if not worst < 1e-3:  # in these words, so that NaN is refused too
+    if not worst < 1e-3:  # "not <" refuses NaN too
         target.unlink()
         raise ModelLoadError(f"torch's exporter wrote a graph that differs from the model by {worst:.2g}: removed")
 

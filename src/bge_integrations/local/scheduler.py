@@ -21,8 +21,8 @@ from .backends.base import Backend
 from .jobs import SLICE_CHARACTERS, SLICE_TEXTS, Indices, Job, Part, Slice
 
 URGENT_TEXTS = 8  # a call of more waits for its turn between the batches of others
-_END_SECONDS = 30.0  # that closing, or the interpreter's end, waits for the batch in hand
-_FORK_SECONDS = 10.0  # that a fork waits for each batch in hand; then it goes ahead all the same
+_END_SECONDS = 30.0  # how long closing, or the interpreter's end, waits for the batch in hand
+_FORK_SECONDS = 10.0  # how long a fork waits for each batch in hand; then it goes ahead all the same
 _SINGLE_FAILURES = 3  # of texts computed alone, after which the rest of a batch is not tried
 
 Load = Callable[[AbstractContextManager[Any]], Backend]
@@ -289,7 +289,7 @@ _WAITING: list[SimpleQueue[Loop]] = []
 
 def _run_in_a_thread(loop: Loop) -> None:
     try:
-        _WAITING.pop().put(loop)  # no look before: another scheduler may take the last one meanwhile
+        _WAITING.pop().put(loop)  # not asked before whether there is one: another scheduler may take it meanwhile
     except IndexError:
         loops: SimpleQueue[Loop] = SimpleQueue()
         loops.put(loop)

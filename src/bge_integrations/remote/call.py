@@ -284,7 +284,7 @@ def _backoff(base: float, attempt: int) -> float:
 
 
 def _longest_pause(base: float, attempt: int) -> float:
-    return float(min(base * 2 ** min(attempt - 1, 16), LONGEST_BACKOFF))  # 16: max_retries may be any number
+    return float(min(base * 2 ** min(attempt - 1, 16), LONGEST_BACKOFF))  # 16 bounds it: max_retries may be large
 
 
 def _what(error: HostError) -> str:

@@ -54,7 +54,7 @@ _ACCESS = re.compile(
 _QUOTA = re.compile(r"insufficient|quota|billing|credit|balance|funds|payment", re.IGNORECASE)
 _QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_balance")
 _TRANSIENT = (408, 409, 424, 425)  # 424: a TEI whose back-end failed
-_LONGEST_WAIT = 1e7  # seconds, four months: what a host says is a number that clocks can add
+_LONGEST_WAIT = 1e7  # seconds, four months: a host's number is bounded, so that a clock can add it
 
 _UNITS = {"ms": 0.001, "m": 60.0, "h": 3600.0, "毫": 0.001, "分": 60.0, "小": 3600.0}
 _SPAN = (

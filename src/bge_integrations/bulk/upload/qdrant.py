@@ -62,7 +62,8 @@ class _Target(Target):
                 vectors=_vectors(batch.vectors[part].tolist(), sparse[part]),
                 payloads=[{"page_content": text, "metadata": metadata} for text, metadata in rows],
             )
-            self.client.upsert(self.place.collection, points=points, wait=True)  # the record says next that it is there
+            # wait: the record notes next that the rows are there.
+            self.client.upsert(self.place.collection, points=points, wait=True)
 
     def keys(self, part: Part) -> Sequence[Key]:
         return [point_id(value) for value in part.ids]

@@ -90,7 +90,7 @@ class CachedEncoder(Wrapper):
             try:
                 self._pool.submit(guarded)
             except RuntimeError as error:
-                # It keeps work that no thread took, and would do it with the next call's.
+                # The pool keeps work that no thread took, and would do it at the next call.
                 self._pool = None
                 raise BGEError(
                     f"no thread for the cache ({error}): raise the limit of processes (ulimit -u, pids.max) and call "
