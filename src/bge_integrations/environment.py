@@ -208,6 +208,7 @@ def _clean(secret: Secret, origin: str) -> str | None:
     Raises:
         ConfigError: HTTP libraries quote a header that they refuse, and so the key, in errors and logs.
     """
+    # The value gets no name here: a traceback with locals would show it.
     kind = type(secret.get_secret_value()).__name__
     if kind not in ("str", "NoneType"):
         raise ConfigError(f"{origin} must be a string, not {kind}")

@@ -41,9 +41,11 @@ CODE = {
 PAGE = "\f"
 """Stands between two pages, as in the output of pdftotext."""
 
+# Headings of both styles (# and underlined); then what hides a #: fenced code, and a page's YAML at its top.
 _MARKDOWN = re.compile(r"(?m)^ {0,3}(#{1,6})[ \t]+(.+?)[ \t#]*$|^(?=\S)(.*)\n(=+|-+)[ \t]*$")
 _RST = re.compile(r"(?m)^()()(\S.*)\n(([=\-~^\"'`#*+.:_])\5{2,})[ \t]*$")
 _FENCE = re.compile(r"(?ms)^ {0,3}(```+|~~~+).*?(^ {0,3}\1[ \t]*$|\Z)|\A---\n.*?^---[ \t]*$")
+# Chinese, Japanese and Korean put no spaces between words: each character is one.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]+")
 
 
@@ -119,7 +121,7 @@ class Chunker:
             start = end
 
     def _joined(self, parts: list[str]) -> list[str]:
-        """Put a small part, such as a heading or a last line, to its neighbour where there is room."""
+        """Join two neighbours where there is room and one is small, such as a heading or a last line."""
         joined, tokens = list[str](), 0
         for part, more in zip(parts, self.count(parts), strict=True):
             more -= self._special
@@ -133,7 +135,7 @@ class Chunker:
         return joined
 
     def _begin(self, text: str, begin: int, first: int, last: int) -> int:
-        """Return where a chunk begins with the words before it that still find room."""
+        """Return where a chunk begins once the words before it that fit into the overlap are added."""
         before = text[max(begin, first - 16 * self.overlap) : first] if self.overlap else ""
         words = [found.span() for found in _WORD.finditer(before)]
         room = self.overlap
@@ -151,7 +153,7 @@ class Chunker:
 
 
 def _apart(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Leave out a chunk that the next one holds whole, such as a heading that it overlaps."""
+    """Leave out a chunk that the next one wholly contains, such as a heading that it repeats as its overlap."""
     before: tuple[int, int] | None = None
     for place in places:
         if before and place[0] > before[0]:
@@ -179,7 +181,7 @@ def chunker_for(encoder: Encoder, size: int | None, overlap: int = 0) -> Chunker
 
 
 def _sections(text: str, kind: str) -> list[_Section]:
-    """Return where a document's sections begin and end; a heading without text belongs to the section behind it."""
+    """Return where a document's sections begin and end; a heading without text belongs to the next section."""
     places = [(0, ""), *_headings(text, kind)]
     sections: list[_Section] = []
     begin: int | None = None

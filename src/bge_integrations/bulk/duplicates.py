@@ -147,7 +147,7 @@ def _compare_with_earlier(
 
 
 def _index(files: Sequence[Path]) -> Earlier:
-    """Return what compares a block with earlier representatives by an inverted file, where each is in a cell."""
+    """Return a function that compares a block with earlier representatives by FAISS's index of cells (IVF)."""
     faiss = require("faiss", install="faiss-cpu", purpose="approximate=True")
     sample, rows = _sample(files)
     if not rows:
@@ -175,7 +175,7 @@ def _index(files: Sequence[Path]) -> Earlier:
 
 
 def _sample(files: Sequence[Path]) -> tuple[Vectors, int]:
-    """Return rows from all over the shards, to place cells by, and how many rows there are."""
+    """Return rows from all over the shards, which the index learns its cells from, and how many rows there are."""
     rows = sum(len(piece.ids) for path in files for piece in read_part(path, _PIECE, vectors=False))
     step = max(1, int(rows**0.5 / (2 * _PER_CELL)))  # for 2 sqrt(rows) cells
     taken = [block[-start % step :: step] for start, block in _blocks(files, _BLOCK)]
@@ -185,7 +185,7 @@ def _sample(files: Sequence[Path]) -> tuple[Vectors, int]:
 def _compare_within(
     start: int, block: Vectors, least: float, best: NDArray[np.float32], leader: NDArray[np.int64]
 ) -> None:
-    """Settle the rows of a block among themselves, in order: those that have no representative yet may become one."""
+    """Compare the rows of a block with each other, in order; a row without a representative becomes one."""
     for first in range(0, len(block), _PIECE):
         cosines = block[first : first + _PIECE] @ block[first:].T
         near = cosines >= least

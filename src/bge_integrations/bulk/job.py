@@ -181,8 +181,8 @@ class Job:
         for row in read_rows(self.files, self.parser, self.report.tally):
             if row.reason and self.on_error == "stop":
                 raise stopped_at(row)
-            if isinstance(row.id, str):
-                self.ids.append(hash(row.id))
+            if isinstance(row.id, str):  # others are row numbers, which never repeat
+                self.ids.append(hash(row.id))  # eight bytes a row, whatever the ids are
             self.report.read += 1
             yield row
 

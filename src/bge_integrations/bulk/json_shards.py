@@ -33,7 +33,7 @@ class _Numpy(ShardFormat):
             arrays: Any = {"indices": sparse.indices, "indptr": sparse.starts, "data": sparse.values}
             about: Any = {"format": np.array("csr"), "shape": np.array([len(sparse), contents.stamp["vocabulary"]])}
             write_whole(path.with_suffix(SPARSE), lambda file: np.savez(file, **about, **arrays))
-        write_whole(path, lambda file: np.save(file, vectors))
+        write_whole(path, lambda file: np.save(file, vectors))  # last: where this file is, the others are
 
     def read(self, path: Path, size: int, *, rows: bool, vectors: bool, sparse: bool, exact: bool) -> Iterator[Part]:
         del exact  # JSON's values are exact

@@ -18,7 +18,7 @@ from .rows import SHARD_CHARACTERS, count_characters
 __all__ = ["Known", "id_numbers", "row_digests", "text_digests"]
 
 _PIECE = 4096
-_DIGEST = "S16"
+_DIGEST = "S16"  # NumPy drops NULs at the end, but of both sides of a comparison
 _SMALL = 8  # shards of less than half the size, before they are merged
 
 
@@ -205,7 +205,7 @@ class Known:
 
 
 def _sorted(pieces: list[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return digests in order, and at which place each was; equal ones in the order of the shards."""
+    """Return the digests sorted, and the place that each had before; equal ones stay in the order of the shards."""
     found = np.concatenate([np.empty(0, _DIGEST), *pieces])
     order = np.argsort(found, kind="stable")
     return found[order], order

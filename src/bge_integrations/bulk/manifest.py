@@ -45,7 +45,7 @@ class Manifest:
         self._file = _open_locked(self.path)
         try:
             finish_update(folder, self._replace)
-            self._begin(json.loads(json.dumps(job)), update=update)
+            self._begin(json.loads(json.dumps(job)), update=update)  # as it is read again: tuples become lists
         except BaseException:
             self._file.close()
             raise
@@ -168,7 +168,7 @@ def check_ours(folder: Path) -> None:
 
 
 def _open_locked(path: Path) -> IO[bytes]:
-    """Open and lock the manifest; where an update has replaced it meanwhile, the new one."""
+    """Open and lock the manifest; if an update has replaced it meanwhile, the new one."""
     while True:
         file = open_to_append(path)
         try:
@@ -192,8 +192,9 @@ def _lock(file: IO[bytes], folder: Path) -> None:
         else:
             import fcntl
 
+            # Not lockf: its lock goes as soon as this process closes any other handle of the file.
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+    except (BlockingIOError, PermissionError):  # flock's error, and msvcrt's
         raise ConfigError(
             f"another process is writing into {str(folder)!r}: wait for it, or use another folder"
         ) from None
@@ -233,7 +234,7 @@ def same_inputs(written: Line, job: Line) -> bool:
 
 
 def _check_instruction(written: Line, job: Line, folder: Path) -> None:
-    """Refuse another query instruction: it changes no vector here, but whoever names it wants searches to use it."""
+    """Refuse another query instruction: no vector here depends on it, but whoever passes it expects it in searches."""
     old, new = (each["stamp"].get("query_instruction") or None for each in (written, job))
     if old != new:
         raise SpaceMismatchError(

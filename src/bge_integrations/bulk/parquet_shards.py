@@ -70,12 +70,16 @@ def write_table(path: Path, table: Any) -> None:
     counted = [name for name in table.column_names if name not in ("text", *lists)]
     squeezed = dict.fromkeys(("text", *counted), "zstd") | {"embedding.list.element": "none", "embedding": "none"}
     squeezed |= {f"{name}.list.element": "zstd" for name in lists[1:] if name in table.column_names}
+    # Version 2.6 is the first whose timestamps keep nanoseconds.
     options = {"compression": squeezed, "write_statistics": counted, "use_dictionary": False, "version": "2.6"}
     write_whole(path, lambda file: parquet.write_table(table, file, **options))
 
 
 def _python(column: Any, *, exact: bool) -> list[Any]:
-    """Return Python's values of an Arrow column; of nanoseconds, which these do not hold, microseconds or the count."""
+    """Return an Arrow column as Python values.
+
+    Python's own types hold no nanoseconds: these come as microseconds, or with ``exact`` as whole numbers.
+    """
     if getattr(column.type, "unit", "") == "ns":
         import pyarrow as pa
 

@@ -82,7 +82,7 @@ def embed_shards(
     Raises:
         BGEError: of reading or embedding; shards before it were yielded.
     """
-    ahead = embedder.lanes + max(1, embedder.lanes // 2)
+    ahead = embedder.lanes + max(1, embedder.lanes // 2)  # some are read already when a lane is free
     begun: deque[tuple[Shard, Future[Embedded]]] = deque()
     failure: BGEError | None = None
     with ThreadPoolExecutor(embedder.lanes, thread_name_prefix="bge-bulk") as pool:
@@ -102,7 +102,7 @@ def embed_shards(
                 yield _first(begun)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            if begun:
+            if begun:  # after an error: the calls under way end, so that leaving the pool does not wait for a host
                 embedder.stop()
     if failure is not None:
         raise failure
@@ -140,7 +140,7 @@ class EncoderShards(ShardEmbedder):
         self.encoder, self.lanes = encoder, 2 if encoder.remote else 1
         self._output = output_of(encoder.card, ["dense", "sparse"] if sparse else ["dense"])
         self._calls: set[Future[Rows]] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # no call begins once stop() has looked for those under way
         self._stopped = False
         self._answered = 0
 
@@ -211,7 +211,7 @@ class EncoderShards(ShardEmbedder):
 
 
 class _Shard:
-    """What is known of a shard under way; what was finished when a call fails is not sent again."""
+    """A shard that is being embedded; rows that were finished before a call failed are not sent again."""
 
     def __init__(self, rows: list[Row], output: Output) -> None:
         self.rows, self.output = rows, output

@@ -160,7 +160,7 @@ plan_files = estimate
 
 
 class _Tokens:
-    """Tokens of texts that were counted, and what that says of all of them."""
+    """Token counts of some or all texts, and what they say of all texts."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.texts, self.tokens, self.cut = limit, 0, 0, 0
@@ -193,11 +193,11 @@ def _ratio(sizes: Sequence[tuple[int, int]], characters: int, texts: int) -> tup
 
 
 class _Sample:
-    """Texts from all over the input, each with the same chance."""
+    """A random sample of texts, each with the same chance (reservoir sampling)."""
 
     def __init__(self, size: int) -> None:
         self.size, self.texts = size, list[str]()
-        self._seen, self._random = 0, random.Random(0)
+        self._seen, self._random = 0, random.Random(0)  # the same input gives the same estimate
 
     def add(self, texts: Sequence[str]) -> None:
         for text in texts:
@@ -253,12 +253,12 @@ def _paced(plan: Plan, host: Mapping[str, Any]) -> tuple[float | None, str]:
 
 
 def _measured(engine: Encoder, sample: Sequence[str]) -> tuple[float, int]:
-    """Return characters per second on this machine, and by how many texts that is known."""
+    """Return characters per second on this machine, and how many texts that was measured with."""
     _embed(engine, sample[:4])  # loads the model
     done = size = 0
     spent = 0.0
     while done < len(sample) and spent < _TIMED_SECONDS:
-        part = sample[done : done + max(16, done)]
+        part = sample[done : done + max(16, done)]  # twice as many each time: small batches are slower
         began = time.perf_counter()
         _embed(engine, part)
         spent += time.perf_counter() - began

@@ -88,7 +88,7 @@ def dequantise(codes: Codes, to: Quantisation, dimensions: int, *, ranges: Array
         raise ConfigError("int8 codes can only be read with their own ranges: pass ranges=")
     starts, steps = _buckets(ranges, dimensions)
     floats = codes.astype(np.float32)
-    floats += np.float32(128.5)
+    floats += np.float32(128.5)  # the middle of a step
     floats *= steps
     floats += starts
     return floats

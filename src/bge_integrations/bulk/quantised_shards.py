@@ -166,7 +166,7 @@ def _ranges(files: Sequence[Path]) -> Vectors:
 
 
 def _fingerprint(record: Record) -> dict[str, Any]:
-    """Return what the shards of a folder are known by again."""
+    """Return what identifies the shards of a folder, so that a change is noticed."""
     lines = [[shard["file"], shard["digest"], shard["bytes"]] for shard in record.shards]
     told = json.dumps([lines, record.job["stamp"]], sort_keys=True).encode()
     return {"shards": len(lines), "digest": hashlib.sha256(told).hexdigest()}

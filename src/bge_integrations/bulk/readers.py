@@ -46,7 +46,7 @@ def read_rows(files: Sequence[str], parser: RowParser, tally: BytesRead | None =
 
 
 def _written(file: str) -> str:
-    """Return a file's name as rows carry it: without what more a remote file's holds, and in UTF-8."""
+    """Return a file's name as it is written into rows: valid UTF-8, and without the full URL of a remote file."""
     return str(file).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -78,7 +78,7 @@ def read_lines(stream: IO[bytes], tally: BytesRead, limit: int = ROW_BYTES) -> I
         rest, head = lines.pop(), b""
         begin, ahead = tally.read, tally.taken - tally.read
         for count, line in enumerate(lines, 1):
-            tally.read = begin + ahead * count // len(lines)  # whoever is told of a row divides by its share
+            tally.read = begin + ahead * count // len(lines)  # a line's share: Report.total is asked between lines
             yield None if skipping or len(line) > limit else line
             skipping = False
         tally.settle()
@@ -130,7 +130,7 @@ def _loosely(line: bytes) -> Fields:
 
 
 def _csv(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
-    csv.field_size_limit(max(csv.field_size_limit(), ROW_BYTES))
+    csv.field_size_limit(max(csv.field_size_limit(), ROW_BYTES))  # the whole process's: never made smaller
     with open_input(file, tally) as stream:
         lines = _Decoded(file, read_lines(stream, tally))
         reader = csv.reader(lines, delimiter="\t" if input_kind(file) == ".tsv" else ",")
@@ -148,7 +148,7 @@ def _csv(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
 
 
 class _Decoded:
-    """Lines of text; knows the last one that was not UTF-8. A mark behind the end shows that no quote stands open."""
+    """Lines of text; knows the last one that was not UTF-8. A mark after the last one shows an open quote."""
 
     def __init__(self, file: str, lines: Iterator[bytes | None]) -> None:
         self._file, self._lines = file, lines
@@ -215,7 +215,7 @@ def _parquet(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
 
 
 def _values(column: Any) -> list[Any]:
-    """Return Python's values of an Arrow column; of nanoseconds, which Python's own types do not hold, the count."""
+    """Return an Arrow column as Python values; nanoseconds, which Python's own types do not hold, as whole numbers."""
     import pyarrow as pa
 
     nanoseconds = getattr(column.type, "unit", "") == "ns"

@@ -233,7 +233,7 @@ def _numpy(queries: Vectors, vectors: Vectors, k: int) -> Best:
 
 
 def _with_rows(files: Sequence[Path], starts: Sequence[int], wanted: set[int]) -> Iterator[tuple[Path, int, int]]:
-    """Yield the shards that wanted rows are in, and between which rows each lies."""
+    """Yield the shards that hold wanted rows, each with its first row and the row after its last."""
     ends = chain(starts[1:], [max(wanted, default=0) + 1])
     for path, start, end in zip(files, starts, ends, strict=False):
         if any(start <= number < end for number in wanted):

@@ -82,7 +82,7 @@ def _expand(name: str, besides: Path | None, *, documents: bool) -> Sequence[str
         return [name]
     if name.startswith("file://"):
         name = name.removeprefix("file://")
-        name = name if Path(name).exists() else unquote(name)
+        name = name if Path(name).exists() else unquote(name)  # typed as it is, or percent-encoded
     if is_url(name):
         remote = expand_url(name, lambda file: _endings(file)[0] in kinds)
         if not remote:

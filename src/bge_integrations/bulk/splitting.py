@@ -56,7 +56,7 @@ class TextSplitter:
                 yield from (part,) if whole else self._split(part, level)
 
     def _join(self, pieces: list[str]) -> list[str]:
-        """Put neighbours together while there is room; blank ones belong to the part before."""
+        """Join neighbours while there is room; a blank piece goes to the part before it."""
         parts, room = list[str](), 0
         for piece, tokens in zip(pieces, self.count(pieces), strict=True):
             tokens -= self._special

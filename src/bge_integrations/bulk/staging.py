@@ -154,7 +154,7 @@ def finish_update(folder: Path, replace: Callable[[Path, bytes], None]) -> None:
 
 @contextmanager
 def _marked(folder: Path, plan: Changes) -> Iterator[None]:
-    """Have whoever lists the folder fail at a marker, as long as old and new shards lie there together."""
+    """Keep a marker in the folder, at which readers that list it fail, while old and new shards are both there."""
     names = [*(name for _, name in plan.come), *plan.go]
     if not names:
         yield
@@ -192,7 +192,7 @@ def discard(staging: Path) -> None:
 
 
 def _read_journal(path: Path, *, repair: bool = True) -> list[Line]:
-    """Return the lines of a journal, and cut off the part of one that a kill left, which no line may follow."""
+    """Return the lines of a journal; ``repair`` cuts off the half line that a kill may have left at its end."""
     if path.is_symlink() or not path.is_file():
         return []
     with path.open("r+b" if repair else "rb") as file:

@@ -120,7 +120,7 @@ def open_url(file: RemoteFile, count: Callable[[int], None], *, seekable: bool =
 
 
 class _Stream(io.RawIOBase):
-    """A file of fsspec whose errors are of the system's kind and show no secrets."""
+    """A file of fsspec whose errors are this package's own, and show no secrets."""
 
     def __init__(self, name: RemoteFile, opened: Any, count: Callable[[int], None]) -> None:
         self._name, self._opened, self._count = name, opened, count
@@ -163,7 +163,7 @@ def _system(file: RemoteFile) -> tuple[Any, str]:
 
 @cache
 def _redirects() -> Any:
-    """Return what has aiohttp follow no redirect to plain http that the user would not have been allowed to name."""
+    """Return a trace by which aiohttp refuses redirects to plain http, where the user may not name such a URL."""
     aiohttp = require("aiohttp", extra="urls", purpose="http://")
 
     async def check(_session: Any, _context: Any, params: Any) -> None:

@@ -316,4 +316,5 @@ def _max_tokens(folder: Path, inner: Path, config: Mapping[str, Any]) -> int:
     if isinstance(positions, int) and config.get("model_type") in ("xlm-roberta", "roberta"):
         padding = config.get("pad_token_id")
         positions -= (padding if isinstance(padding, int) else 1) + 1  # the first token stands behind the padding's
+    # transformers writes int(1e30) for a tokenizer without a limit.
     return min((n for n in (tokenizer, positions) if isinstance(n, int) and 0 < n < 1_000_000), default=512)

@@ -86,7 +86,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _plain(arguments: Sequence[str]) -> list[str]:
-    """Return arguments with what people type for help and version as the options that say so."""
+    """Return the arguments with ``help`` and ``version``, which people type as commands, as options."""
     first, *rest = [*arguments] or ["--help"]
     if first == "help":
         return [*rest[:1], "--help"]
@@ -101,7 +101,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _forget_output() -> None:
-    """Keep Python from flushing again at exit what could not be written, with a traceback."""
+    """Send output to the null device if it cannot be flushed: Python tries again at exit, with a traceback."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -73,7 +73,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _own_documentation() -> list[Path]:
-    """The explanations that the wheel carries, or those of the repository that this runs from."""
+    """Return the explanations that the wheel contains, or those of the repository that this runs from."""
     inside, root = Path(__file__).parent.parent / "demo" / "docs", Path(__file__).parents[3]
     return sorted(inside.rglob("*.md")) or sorted(root.glob("docs/explanation/*.md"))
 

@@ -96,7 +96,7 @@ def _show(parsed: argparse.Namespace, evaluation: Evaluation) -> None:
 
 
 def _tell() -> Callable[[Progress], None]:
-    """Return what prints how far a run has come on standard error, at most once a second."""
+    """Return a function that prints a run's progress on standard error, at most once a second."""
     stage: tuple[str, str] = ("", "")
     began = told = time.monotonic()
 

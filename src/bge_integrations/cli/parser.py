@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.register("type", None, _not_blank)
+        self.register("type", None, _not_blank)  # what argparse calls for arguments without a type
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and end with 2."""

@@ -101,7 +101,7 @@ def _run_reranker(parsed: argparse.Namespace) -> int:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int, str], None] | None]:
-    """Yield what moves a bar, which vanishes at the end; None without a terminal, or without tqdm."""
+    """Yield a function that moves a bar, which is removed at the end; None without a terminal, or without tqdm."""
     if not sys.stderr.isatty() or find_spec("tqdm") is None:
         yield None
         return

@@ -114,7 +114,7 @@ class Encoder(ABC):
         Args:
             sparse: whether it holds sparse vectors as well.
         """
-        from importlib.metadata import version
+        from importlib.metadata import version  # not at the top: a first vector does not need it
 
         card = self.card
         chosen = card.query_instruction if self.query_instruction is None else self.query_instruction
@@ -294,7 +294,7 @@ class Encoder(ABC):
         return rows
 
     async def _arows(self, texts: Sequence[str], role: Role, on_batch: OnBatch | None, output: Output) -> Rows:
-        import asyncio
+        import asyncio  # not at the top: callers without an event loop do not need it
 
         try:
             asyncio.get_running_loop()

@@ -74,6 +74,7 @@ class BackgroundLoop:
                 "pids.max) or of open files, or end other threads; the next call tries again"
             ) from None
         self._loop, self._thread, self._endings = loop, thread, endings
+        # Neither thread nor finalizer holds self, so a forgotten owner's loop ends.
         weakref.finalize(self, _stop, loop, self._pid)
 
     def at_end(self, ending: Ending) -> None:

@@ -51,7 +51,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with partial.open("xb") as file:  # "x" follows no link that somebody may have put there
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the name: a power cut must not leave the name with half a file
         if mode is not None:
             partial.chmod(mode)
         partial.replace(path)

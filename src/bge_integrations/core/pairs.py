@@ -80,6 +80,7 @@ class PairTokenizer(TextTokenizer):
         return cls(text.library, side=text.side, max_tokens=max_tokens)
 
     def _read_template(self) -> None:
+        # Of a pair that was encoded, since a tokenizer.json has one of several kinds of post-processor.
         encoding = self._tokenizer.encode("a", "a")
         ids = np.array(encoding.ids, np.int32) + np.array(encoding.type_ids, np.int32) * SECOND
         owners = [-1 if owner is None else owner for owner in encoding.sequence_ids]
@@ -115,9 +116,10 @@ class PairTokenizer(TextTokenizer):
         return Tokens(items, lengths, long)
 
     def _keys(self, pair: Pair) -> tuple[_Key, _Key]:
-        """Return both texts, and whether an end of each will do.
+        """Return both texts as keys, each with whether tokenising an end of it is enough where it is huge.
 
-        Beside a query of more than half the room, it matters which of the two is longer, by one token.
+        A query is tokenised whole, and so is a passage beside a query that may take more than half of the room: then
+        ``longest_first`` depends on which of the two is longer.
         """
         short = len(pair.query.encode()) <= (self.pair_tokens - self.pair_special) // 2
         return (pair.query, False), (pair.passage, short)

@@ -17,7 +17,7 @@ __all__ = ["SCALES", "Judgement", "judge", "judge_scores", "logits_of"]
 SCALES: tuple[Scale, ...] = ("logit", "sigmoid")
 SAME = 0.05  # float16 stays within 0.02 of float32 on the published pairs
 COARSER = 0.6  # an 8-bit copy
-SATURATED = 745.0
+SATURATED = 745.0  # float64's smallest number above 0 is exp(-744.4)
 """What 0.0 and 1.0 become, which have no logit: they tie, and nothing that has one lies beyond."""
 
 Numbers = NDArray[np.float64]
@@ -74,7 +74,7 @@ def judge(logits: Sequence[float], scores: Sequence[float]) -> Judgement:
 
 def _is_half_precision(found: Numbers, wanted: Numbers, logits: Numbers) -> bool:
     """Tell sigmoids that were rounded to bfloat16, which keeps few digits near 1 and all that are needed near 0."""
-    near_one = (wanted > 0) & (np.abs(found - _sigmoid(wanted)) <= 0.004)
+    near_one = (wanted > 0) & (np.abs(found - _sigmoid(wanted)) <= 0.004)  # bfloat16's step below 1 is 2 ** -8
     return bool((near_one | (np.abs(logits - wanted) <= SAME)).all())
 
 

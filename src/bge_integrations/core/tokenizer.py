@@ -152,6 +152,7 @@ class TextTokenizer:
         """
         # A token stands for a character or more: a short text need not be counted exactly.
         counts = [len(text) // 4 + self._special + 1 for text in texts]
+        # 8 leaves room for special tokens. Other letters than ASCII may be several tokens each.
         unsure = [i for i, text in enumerate(texts) if not text.isascii() or len(text) > max_tokens - 8]
         try:
             ends = [self._end_of(texts[i], max_tokens) for i in unsure]
@@ -178,7 +179,7 @@ class TextTokenizer:
         return "", self._special
 
     def _end_of(self, text: str, max_tokens: int) -> str:
-        """Return an end of a huge text that has the same ``max_tokens`` tokens at its outside, or the text.
+        """Return the end of a huge text that truncation keeps, with the same ``max_tokens`` tokens; else the text.
 
         So a megabyte costs no more than what the model reads of it. Words (what the pre-tokenizer makes) are tokenised
         each by itself; only those at the cut may read otherwise: the word that is cut, a neighbour that a pattern's
@@ -275,6 +276,7 @@ def find_tokenizer(card: ModelCard, tokenizer: Any = None) -> TextTokenizer | No
         ConfigError: ``tokenizer`` is given and cannot be read.
     """
     if hasattr(tokenizer, "encode_batch_fast"):
+        # A copy: the user's own keeps its padding and truncation.
         return TextTokenizer(type(tokenizer).from_str(tokenizer.to_str()))
     path = _user_file(tokenizer) if tokenizer is not None else _on_this_machine(card)
     if path is None:

@@ -101,7 +101,7 @@ def _folder(cache: bool | str | Path) -> Path | None:
 
 @contextmanager
 def _about(run: Run) -> Iterator[None]:
-    """Say of an error which run it ended."""
+    """Add to an error which run it ended."""
     try:
         yield
     except BGEError as error:
@@ -109,7 +109,7 @@ def _about(run: Run) -> Iterator[None]:
 
 
 def _numbered(runs: Sequence[Run]) -> list[Run]:
-    """Give runs of one name a number."""
+    """Number runs that have the same name."""
     names = [run.name for run in runs]
     return [
         run if names.index(run.name) == i else replace(run, name=f"{run.name} ({names[: i + 1].count(run.name)})")

@@ -153,7 +153,7 @@ class _Work:
                 yield _part(outputs, self.run, first, min(first + _PIECE, len(block)))
 
     def _rows(self, best: Best) -> list[list[int]]:
-        """Return rows of each question's passages: not the question itself; by sparse vectors, with a common word.
+        """Return rows of each question's passages, without its own; in sparse search only those with a common word.
 
         Equal scores, which rank fusion gives often, are ordered by a checksum of the id: by their place in the file,
         right passages that stand first would win.
@@ -233,7 +233,7 @@ class _Work:
 
 
 def _dense(outputs: Outputs, run: Run, first: int, last: int) -> Vectors:
-    """Return dense vectors; of no numbers where a run is by sparse ones alone."""
+    """Return dense vectors; of no dimensions where a run searches by sparse vectors alone."""
     if run.search == "sparse" or outputs.dense is None:
         return np.zeros((last - first, 0), np.float32)
     return outputs.dense[first:last]

@@ -195,7 +195,7 @@ def _instruction(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _label(model: Any, given: Mapping[str, Any]) -> str:
-    """Return what was asked for, without secrets and without what decides only patience."""
+    """Return what was asked for, without secrets and without options that change no vector."""
     parts = [str(model)]
     for key, value in given.items():
         option = _KEYS[key]

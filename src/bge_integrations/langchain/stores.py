@@ -61,6 +61,7 @@ def _qdrant(where: StorePlace, client: Any, embeddings: BGEEmbeddings, options: 
 
 
 def _lancedb(where: StorePlace, client: Any, embeddings: BGEEmbeddings, options: dict[str, Any]) -> VectorStore:
+    # LangChain's own mode is "overwrite": the first text that is added would replace the table.
     made = require("langchain_community.vectorstores.lancedb", install="langchain-community").LanceDB
     return made(client, embeddings, table_name=where.name, **{"mode": "append", **options})  # type: ignore[no-any-return]
 
@@ -76,7 +77,7 @@ def _pgvector(where: StorePlace, engine: Any, embeddings: BGEEmbeddings, options
     postgres = require("langchain_postgres", install="langchain-postgres")
     with engine.connect() as connection:
         in_collection = is_collection(connection, where.name)
-    url = engine.url.render_as_string(hide_password=False)
+    url = engine.url.render_as_string(hide_password=False)  # LangChain's classes make engines of their own
     engine.dispose()
     if in_collection:
         return postgres.PGVector(embeddings, connection=url, collection_name=where.name, **options)  # type: ignore[no-any-return]

@@ -269,7 +269,7 @@ class BGEEmbedding(_Fields):
     def _event(self, chunks: list[str]) -> Iterator[list[Embedding]]:
         """Tell LlamaIndex's listeners of a batch, whose embeddings go into the list that is yielded.
 
-        As the base class does, but for its copy and check of every number.
+        As the base class does, without its copy and check of every number.
         """
         about, embeddings = {"class_name": self.class_name(), "model_name": self.model_name}, list[Embedding]()
         _DISPATCHER.event(EmbeddingStartEvent(model_dict=about))
@@ -317,7 +317,7 @@ class _OneRoleEmbedding(BGEEmbedding):
 
 
 class _ModelSplitter(SentenceSplitter):
-    """Counts in a model's tokens on the other side of a pickle too, where its base would fall back on tiktoken."""
+    """Counts in a model's tokens after it was pickled, too, where its base class would fall back on tiktoken."""
 
     _counts_for: Encoder = PrivateAttr()
 

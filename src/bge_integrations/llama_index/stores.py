@@ -64,6 +64,7 @@ def _chroma(where: StorePlace, client: Any, _: BGEEmbedding, options: dict[str, 
 
 def _qdrant(where: StorePlace, client: Any, _: BGEEmbedding, options: dict[str, Any]) -> Any:
     module = require("llama_index.vector_stores.qdrant", install="llama-index-vector-stores-qdrant")
+    # LangChain's layout, which `bge upload` writes too, has the text under another key than LlamaIndex's.
     points = client.scroll(where.name, limit=1)[0]
     langchain = {"text_key": "page_content"} if points and "page_content" in (points[0].payload or {}) else {}
     return module.QdrantVectorStore(where.name, client=client, **{**langchain, **options})

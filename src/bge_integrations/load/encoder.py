@@ -116,7 +116,7 @@ def _card(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
 
 
 def _is_of_the_hub(typed: str | os.PathLike[str] | None) -> bool:
-    """Tell ``owner/name`` that the catalogue does not have and that is no folder here."""
+    """Tell whether this is ``owner/name`` of the hub: not in the catalogue, and no folder here."""
     if not isinstance(typed, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", typed.strip()):
         return False
     return known_model(typed) is None and known_reranker(typed) is None and not Path(typed).exists()
@@ -204,6 +204,7 @@ def _has_published_values(card: ModelCard) -> bool:
 
 
 def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, options: Options) -> Encoder:
+    # Here, as every engine and wrapper in this module: `import bge_integrations` imports neither numpy nor them.
     from ..remote.engine import Limits, RemoteEngine
 
     _check_provider(provider, url, card, options)

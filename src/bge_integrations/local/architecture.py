@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PLAIN_MODULES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+# Files and settings by which a folder holds more than the encoder: LoRA weights, a router, code of its own, ...
 _EXTRAS = ("adapter_config.json", "router_config.json", "modeling.py")
 _DEFAULTS = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 _OFF = ("is_decoder", "add_cross_attention", "is_encoder_decoder", "quantization_config", "auto_map", "pruned_heads")
 _COUNTS = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "max_position_embeddings")
 _OTHER_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
+# What stands before the same names in files of models with a head, and in sentence-transformers' own.
 _PREFIXES = ("bert.", "roberta.", "0.auto_model.", "auto_model.")
+# Weights that are saved beside an encoder, and that no embedding is computed from.
 _UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids")
 
 
@@ -54,6 +57,7 @@ def read_architecture(folder: Path, card: ModelCard) -> tuple[Architecture | Non
         return None, reason
     layers, heads, hidden, intermediate, positions = _counts(folder, config)
     padding, epsilon = config.get("pad_token_id"), config.get("layer_norm_eps", 1e-12)
+    # RoBERTa's position ids begin after the padding's id: transformers computes them as padding + 1, padding + 2, ...
     first = (padding if isinstance(padding, int) else 1) + 1 if config["model_type"] == "xlm-roberta" else 0
     if hidden % heads or not isinstance(epsilon, (int, float)):
         raise ModelLoadError(

@@ -54,6 +54,7 @@ class LocalEngine(Encoder):
         self._rebuild()
 
     def _rebuild(self) -> None:
+        # Settings, not self: the worker thread must not keep alive an engine that nobody holds any more.
         self._scheduler = Scheduler(partial(load_backend, self.settings, choose, _loaded))
         self._tokenizer: TextTokenizer | None = None
 
@@ -89,6 +90,7 @@ class LocalEngine(Encoder):
         self._scheduler.close()
 
     def __getstate__(self) -> dict[str, Any]:
+        # A thread and a loaded model do not travel: the copy loads the model at its first use.
         return {name: value for name, value in self.__dict__.items() if name not in ("_scheduler", "_tokenizer")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -145,7 +147,7 @@ def load_backend(settings: Settings, choose: Choose, build: Build, native: Abstr
 
 @contextmanager
 def _loading(settings: Settings) -> Iterator[None]:
-    """Raise what fails while a model is loaded as an error that names it.
+    """Turn whatever fails while a model is loaded into an error that names the model.
 
     Raises:
         ModelLoadError: whatever it is.

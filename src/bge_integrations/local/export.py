@@ -105,7 +105,7 @@ def _write(model: _States, target: Path) -> None:
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     torch.onnx.export(
         model.module,
-        tuple(model.inputs([17, 9, 12])),
+        tuple(model.inputs([17, 9, 12])),  # torch.export takes a dimension of size 1 for a constant
         target,
         input_names=model.names,
         output_names=[model.output],
@@ -117,7 +117,7 @@ def _write(model: _States, target: Path) -> None:
 
 
 def _check(model: _States, target: Path) -> None:
-    """Compare with torch on a padded batch: an exporter has lost the attention mask before, without a word.
+    """Compare with torch on a padded batch: an exporter has silently lost the attention mask before.
 
     Raises:
         ModelLoadError: the graph computes something else.
@@ -132,7 +132,7 @@ def _check(model: _States, target: Path) -> None:
         states, wanted = session.run(None, feed)[0], model.states(inputs)
         kept = feed["attention_mask"].astype(bool) if states.ndim == 3 else slice(None)
         worst = max(worst, float(np.abs(states - wanted)[kept].max()))
-    if not worst < 1e-3:
+    if not worst < 1e-3:  # "not <" refuses NaN too
         target.unlink()
         raise ModelLoadError(f"torch's exporter wrote a graph that differs from the model by {worst:.2g}: removed")
 
@@ -147,7 +147,7 @@ def _copy_companions(folder: Path, output: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes to itself: they are about its own insides."""
+    """Silence the exporter's log and warnings, which are about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -116,6 +116,7 @@ def fetch_facts(name: str, revision: str | None = None) -> Path:
 def _facts(folder: Path) -> list[str]:
     """Return the files from which a model's card is read, as far as the folder's own list of modules names them."""
     inner = PurePosixPath(_transformer(folder))
+    # Where there is no list of modules, a pooling may still lie in its usual place.
     plain = [] if (folder / "modules.json").is_file() else ["1_Pooling/config.json"]
     optional = [*_FACTS, (inner / "sentence_bert_config.json").as_posix(), *plain]
     return [*_needed(folder), *optional]

@@ -28,6 +28,7 @@ def open_hub() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
+    # Imported by name: huggingface_hub loads what it holds at first use, and does not load this module as an attribute.
     require("huggingface_hub.constants", extra="local", purpose="a model of the hub on this machine")
     return require("huggingface_hub", extra="local")
 
@@ -105,9 +106,10 @@ def _list(hub: Any, name: str, revision: str | None, wanted: Wanted) -> tuple[st
 
 
 def _last(file: str) -> tuple[bool, ...]:
-    """Order files so that those by which a folder counts as whole come last: it may be killed in between.
+    """Return a sort key that puts the files by which a folder counts as whole last: a download may end at any file.
 
-    The sort is stable: of weights, in reverse order, those of the first module, the transformer, are the last.
+    The sort is stable and the names come in reverse order: of modules with folders, the first one's weights, the
+    transformer's, are the last.
     """
     return file == "config.json", file == "modules.json", file.endswith((".safetensors", ".bin", ".onnx"))
 
@@ -130,11 +132,12 @@ def _ask(hub: Any, url: str, seconds: float) -> None:
 
 @contextmanager
 def _limit(hub: Any, variable: str) -> Iterator[float]:
-    """Name the variable by which a wait that ran out is set: looking up and downloading have one each."""
+    """Turn a timeout into an error that names its variable: look-ups and downloads have one each."""
     seconds = getattr(hub.constants, variable)
     try:
         yield seconds
     except Exception as error:
+        # By name: huggingface_hub raises those of requests or, since 1.0, of httpx, which share no class.
         if "timeout" not in type(error).__name__.lower():
             raise
         raise _NoAnswerError(f"no answer in {seconds} s, {variable}= waits longer") from error
@@ -169,7 +172,7 @@ class _NoAnswerError(OSError):
 
 def _connect(endpoint: str) -> None:
     """Open a connection to the hub, or to the proxy on the way, and close it."""
-    from urllib.request import getproxies, proxy_bypass
+    from urllib.request import getproxies, proxy_bypass  # slow to import, and a model that is here needs no hub
 
     url = urlsplit(endpoint)
     proxy = getproxies().get(url.scheme) or getproxies().get("all")

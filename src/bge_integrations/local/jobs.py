@@ -17,7 +17,7 @@ from .backends.base import Backend
 
 Indices = NDArray[np.int64]
 
-SLICE_TEXTS = 4096
+SLICE_TEXTS = 4096  # also bounds how long a short call waits while a long one's texts are tokenised
 SLICE_CHARACTERS = 1_000_000  # some 250,000 tokens: what the tokenizer returns for each is about 100 bytes
 _LOG = logging.getLogger("bge_integrations")
 
@@ -169,7 +169,7 @@ class Slice:
 
     def _by_job(self, texts: Indices) -> list[tuple[Job, Indices, Any]]:
         if len(self.jobs) == 1:
-            return [(self.jobs[0], texts, slice(None))]
+            return [(self.jobs[0], texts, slice(None))]  # a view: the rows of a lone call are not copied
         owners = self.owners[texts]
         return [(self.jobs[i], texts[owners == i], owners == i) for i in np.unique(owners).tolist()]
 

@@ -61,6 +61,7 @@ class LocalReranker(Reranker):
     def longest(self) -> int:  # type: ignore[override]
         """Tokens of the longest pair so far."""
         backend = self._scheduler.loop.backend
+        # None before the first call; sentence-transformers' CrossEncoder counts with a tokenizer of its own.
         return getattr(getattr(backend, "tokenizer", None), "longest", 0)
 
     def describe(self) -> dict[str, Any]:
@@ -120,6 +121,6 @@ def _loaded(settings: Settings, choice: Choice, folder: Path) -> Backend:
     if choice.backend == "onnx":
         return OnnxScores(choice, card, folder)
     if choice.backend == "torch":
-        weights = read_weights(folder, keep=("pooler.",))
+        weights = read_weights(folder, keep=("pooler.",))  # the first layer of a BERT's classifier
         return PackedScores(choice, weights, PairTokenizer.read(folder, card.max_tokens))
     return CrossEncoderScores(choice, card, folder, trust_remote_code=settings.trust_remote_code)

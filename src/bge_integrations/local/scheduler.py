@@ -21,8 +21,8 @@ from .backends.base import Backend
 from .jobs import SLICE_CHARACTERS, SLICE_TEXTS, Indices, Job, Part, Slice
 
 URGENT_TEXTS = 8  # a call of more waits for its turn between the batches of others
-_END_SECONDS = 30.0
-_FORK_SECONDS = 10.0
+_END_SECONDS = 30.0  # how long closing, or the interpreter's end, waits for the batch in hand
+_FORK_SECONDS = 10.0  # how long a fork waits for each batch in hand; then it goes ahead all the same
 _SINGLE_FAILURES = 3  # of texts computed alone, after which the rest of a batch is not tried
 
 Load = Callable[[AbstractContextManager[Any]], Backend]
@@ -100,7 +100,7 @@ class Queue:
                 if job.alive:
                     backend.accept(job.stream.output)
                     if job.refuse is not None and not self._measured(job, job.refuse, backend):
-                        break
+                        break  # it stays in front, and its next slice is measured in the next step
                     part = job.part(job.taken, room, characters)
             except BaseException as error:  # noqa: BLE001 - belongs to the call
                 job.fail(backend.explain(error))
@@ -133,7 +133,7 @@ class Queue:
         return True
 
     def _sliced(self, parts: list[Part], backend: Backend) -> Slice | None:
-        """Tokenise parts of jobs; the jobs at whose texts that fails are failed."""
+        """Tokenise parts of jobs, and fail the jobs that have texts at which the tokenizer fails."""
         if not parts:
             return None
         try:
@@ -141,6 +141,7 @@ class Queue:
                 return Slice.of(parts, backend)
         except BaseException as caught:  # noqa: BLE001 - belongs to the calls whose texts these are
             error = caught
+        # One call's text must not fail the others: each part is tried alone, which fails the jobs at fault.
         good = [part for part in parts if len(parts) > 1 and self._sliced([part], backend)]
         if 0 < len(good) < len(parts):
             return self._sliced(good, backend)
@@ -181,6 +182,7 @@ class Loop:
                 self._step()
             except BaseException as error:  # noqa: BLE001 - the model could not be loaded: every call learns it
                 self._fail(error)
+        # Other threads may still submit while the interpreter's end stops this one: nobody else would answer them.
         while not self.inbox.empty():
             self._queue(self.inbox.get())
         self._fail(BGEError("the encoder was closed while this call waited: call again"))
@@ -192,7 +194,7 @@ class Loop:
         self.bulk.fail(error)
 
     def _admit(self) -> bool:
-        """Take in what has arrived; wait for it where there is nothing else to do. False: stop."""
+        """Take in what has arrived, or wait for it where there is nothing else to do; return False to stop."""
         block = not self.bulk.busy  # no short call is left when a step ends
         try:
             while True:
@@ -223,10 +225,11 @@ class Scheduler:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._lock = Lock()
+        self._lock = Lock()  # guards loop and _stop; never held while anybody waits for a batch
         self._forget()
 
     def _forget(self) -> None:
+        # In a forked child the parent's thread does not exist. Its finalizer stays registered there, and does nothing.
         self._pid = os.getpid()
         self._stop: Callable[[], Any] | None = None
         self.loop = Loop(self._load)
@@ -244,6 +247,7 @@ class Scheduler:
                 self._forget()
             if self._stop is None or self.loop.ended.is_set():
                 self._start()
+            # Under the lock, so that the job stands in the queue before a close that comes later.
             self.loop.inbox.put(job)
 
     def _start(self) -> None:
@@ -256,6 +260,7 @@ class Scheduler:
                 "(ulimit -u, pids.max) or end others, and call again"
             ) from error
         self.loop = loop
+        # Loop and process id, and nothing that leads back to self: the finalizer would keep it alive.
         self._stop = weakref.finalize(self, _end, loop, self._pid)
         _LOOPS.add(loop)
 
@@ -270,10 +275,10 @@ class Scheduler:
 
 
 def _end(loop: Loop, pid: int) -> None:
-    if pid != os.getpid():
+    if pid != os.getpid():  # a forked child that exits runs its parent's finalizers too
         return
     loop.inbox.put(None)
-    if loop.thread != threading.get_ident():
+    if loop.thread != threading.get_ident():  # an engine may be collected on its own thread
         loop.ended.wait(_END_SECONDS)
 
 
@@ -284,7 +289,7 @@ _WAITING: list[SimpleQueue[Loop]] = []
 
 def _run_in_a_thread(loop: Loop) -> None:
     try:
-        _WAITING.pop().put(loop)
+        _WAITING.pop().put(loop)  # not asked before whether there is one: another scheduler may take it meanwhile
     except IndexError:
         loops: SimpleQueue[Loop] = SimpleQueue()
         loops.put(loop)
@@ -298,14 +303,14 @@ def _serve(loops: SimpleQueue[Loop]) -> None:
         loop.run()
         ended = loop.ended
         del loop  # and with it what it held of the model
-        _WAITING.append(loops)
+        _WAITING.append(loops)  # before ended is set: whoever closes one engine and opens another finds this thread
         ended.set()
 
 
 # A fork copies mutexes as they stand, also those of oneDNN, onnxruntime, tokenizers and the import system: a child in
 # which one is held by a thread that does not exist there waits for ever. So a fork waits for the batches in hand.
 _LOOPS: weakref.WeakSet[Loop] = weakref.WeakSet()
-_HELD = threading.local()
+_HELD = threading.local()  # of the thread that forks: another one may fork at the same time
 
 
 def _before_fork() -> None:

@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu")
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
-_granted: int | None = None
+_granted: int | None = None  # cores that Ray granted to this process
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _check_device(device: str) -> None:
 
 
 def _torch_build() -> str | None:
-    from importlib import metadata
+    from importlib import metadata  # tells the build without importing torch
 
     try:
         return metadata.version("torch")
@@ -225,6 +225,7 @@ def find_device(asked: str | None) -> str:
 
 def _has_cuda_driver() -> bool:
     try:
+        # Comes with NVIDIA's driver and not with torch, so torch need not be imported to learn that there is no GPU.
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return False
@@ -286,7 +287,7 @@ def _quota(cgroup: Path) -> int | None:
     quota, _, period = _text(cgroup / "cpu.max").partition(" ")
     if not quota:
         quota, period = _text(cgroup / "cpu/cpu.cfs_quota_us"), _text(cgroup / "cpu/cpu.cfs_period_us")
-    if not (quota.isdigit() and period.isdigit() and int(period)):
+    if not (quota.isdigit() and period.isdigit() and int(period)):  # without a limit: "max", in version 1 "-1"
         return None
     return max(1, round(int(quota) / int(period)))
 

@@ -127,7 +127,7 @@ def _read(file: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
                 for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items()
             }
         weight, bias = (np.ascontiguousarray(tensors[name], np.float32) for name in ("weight", "bias"))
-    except ImportError:
+    except ImportError:  # MissingExtraError says what to install; the file is not at fault
         raise
     except Exception as error:
         raise ModelLoadError(f"{str(file)!r} cannot be read ({brief(error)}): fetch it again") from error

@@ -103,6 +103,7 @@ class RayShards(ShardEmbedder):
 
         plan = plan_tasks(nodes(), local=not encoder.remote, workers=workers, num_cpus=num_cpus, num_gpus=num_gpus)
         self.encoder, self.lanes, self.sparse = encoder, plan.size, sparse
+        # Without max_calls=0, Ray ends a worker process, and its loaded model, after each task that had a GPU.
         self._task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=_ATTEMPTS, max_calls=0)(_embed)
         self._batches = ray.put(BGEBatchEncoder(role="document", encoder=encoder))
         self._running: set[Any] = set()

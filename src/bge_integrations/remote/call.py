@@ -27,7 +27,7 @@ log = logging.getLogger("bge_integrations.remote")
 GRACE = 10.0
 """Seconds that requests under way get when the call has failed: they are paid for."""
 
-RETRIES = 6
+RETRIES = 6  # with the default backoff, their pauses are 31.5 s at most
 RETRIES_UNCONNECTED = 2
 """Retries where no connection can be made to a host that has not answered yet: its address may be wrong."""
 
@@ -91,7 +91,7 @@ class Call:
         try:
             await self._run_workers()
         except asyncio.CancelledError:
-            if self._session.closing:
+            if self._session.closing:  # it was the loop that cancelled this, as it ends, and not the caller
                 self.failure = HostUnavailableError("the encoder was closed during the call")
             elif not (self._deadline.expired and self.failure):  # what failed before says more than the clock
                 raise
@@ -130,7 +130,7 @@ class Call:
             except BaseException as error:  # noqa: BLE001 - kept, and raised when all workers are done
                 self._fail(part, error)
             finally:
-                self._session.release()
+                self._session.release()  # also where nothing was sent: others wait for whoever leads
 
     def _fail(self, part: range, error: BaseException) -> None:
         of_a_text = len(part) == 1 and isinstance(error, HostError) and _about_texts(error)
@@ -138,6 +138,7 @@ class Call:
             error = self._locate(error, part)
         if self.failure is not None or not of_a_text:  # a second failure says that it is the host, not the text
             self._stopping = True
+            # Those that wait for a slot, the pace or a retry end at once; requests under way have GRACE.
             for worker in self._workers - self._sending - {asyncio.current_task()}:
                 worker.cancel()
             if isinstance(error, BadAnswerError) and error.rows is not None and not self._session.answered:
@@ -187,7 +188,7 @@ class Call:
         raise AssertionError
 
     def _is_too_slow(self, error: HostError, part: range) -> bool:
-        """Tell whether half of the texts may be answered in time; a host that answers nothing is not asked for ever."""
+        """Tell whether to try half of the texts; no more where a host has timed out too often in a row."""
         if not isinstance(error, HostUnavailableError) or not error.timed_out:
             return False
         self._timeouts += 1
@@ -203,6 +204,7 @@ class Call:
         if self._limits.max_retries is not None:
             return self._limits.max_retries
         if self._limits.timeout is not None:
+            # A host that is only busy is waited for as long as the user said.
             return float("inf") if error.status in (429, 503) else RETRIES
         unconnected = isinstance(error, HostUnavailableError) and error.unconnected
         return RETRIES_UNCONNECTED if unconnected and not self._session.answered else RETRIES
@@ -233,7 +235,7 @@ class Call:
         async with self._session.slots:
             await self._session.rate_limiter.acquire(tokens, self._in_time)
             worker = asyncio.current_task()
-            self._sending.add(worker)
+            self._sending.add(worker)  # from here on it is paid for, and is not cancelled at once
             try:
                 return await self._send_texts(self._texts[part.start : part.stop], tokens)
             finally:
@@ -268,7 +270,7 @@ class Call:
         """Return the error with positions of the call, and without the texts that a host may repeat in its message."""
         error.positions = tuple(i for i in error.positions if i < len(part)) or tuple(range(len(part)))
         for i in part:
-            if len(self._texts[i]) >= 8:
+            if len(self._texts[i]) >= 8:  # a shorter one may be any word of the message
                 error.message = error.message.replace(self._texts[i], "…")
         return error.at(part)
 
@@ -282,7 +284,7 @@ def _backoff(base: float, attempt: int) -> float:
 
 
 def _longest_pause(base: float, attempt: int) -> float:
-    return float(min(base * 2 ** min(attempt - 1, 16), LONGEST_BACKOFF))
+    return float(min(base * 2 ** min(attempt - 1, 16), LONGEST_BACKOFF))  # 16 bounds it: max_retries may be large
 
 
 def _what(error: HostError) -> str:

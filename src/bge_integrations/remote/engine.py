@@ -231,7 +231,7 @@ class RemoteEngine(HostClient, Encoder):
         return self.protocol.instructs and role == "query" and self.query_instruction is None
 
     async def _explain(self, session: HostSession, error: HostError) -> HostError:
-        """Return an error with what the host says of itself when it is asked."""
+        """Return an error with what the host's health path says, where it has one."""
         unwell = isinstance(error, (HostUnavailableError, BadAnswerError)) and not isinstance(error, DeadlineError)
         if self.protocol.health is None or not unwell:
             return error

@@ -86,7 +86,7 @@ class Exchange:
             if not (refused or (self._session.base64 and not self._session.base64_works)):
                 raise
             vectors, counted, packed = await self._without_base64(texts, error)
-        if encoding == "base64" and not packed:
+        if encoding == "base64" and not packed:  # the host ignores encoding_format
             self._session.base64 = False
         self._session.base64_works |= packed
         if counted and not self._session.warned_truncating:
@@ -96,7 +96,7 @@ class Exchange:
         return vectors, counted or (tokens if self._cutter is not None else 0)
 
     async def _compare_counts(self, texts: list[str], guess: int, counted: int) -> None:
-        """Tell a host that truncates in silence, as llama-cpp-python's server does at its n_batch, by its own count.
+        """Notice by its own count a host that truncates silently, as llama-cpp-python's server does at its n_batch.
 
         Raises:
             TooLargeError: it has, where truncation is an error.
@@ -182,7 +182,7 @@ class Exchange:
         return answer
 
     def _with_answer(self, error: BadAnswerError, body: bytes) -> BadAnswerError:
-        """Show the beginning of an answer of which no row in particular is wrong."""
+        """Add the beginning of the answer to an error that is about no row in particular."""
         if error.positions or error.status:
             return error
         return error.add(f"; it begins with {quote(body, self._endpoint)!r}")

@@ -132,7 +132,7 @@ class HostSession:
                 async with asyncio.timeout(LEAD_SECONDS):
                     await self._open.wait()
             self._open.set()
-        self._led = True
+        self._led = True  # the first request comes here without an await, so that only one leads
 
     def release(self) -> None:
         """Release the requests that wait for the first one."""

@@ -94,7 +94,7 @@ class HostClient:
             MissingKeyError: the host needs a key and none was found; nothing was begun.
             ConfigError: the key cannot be sent.
         """
-        if not self.endpoint.key_changes:
+        if not self.endpoint.key_changes:  # else the key may come from a service: the transport asks, in a thread
             self.endpoint.secret()
         task = self._loop.run(self._guarded(work, stream))
         stream.on_cancel(task.cancel)
@@ -152,7 +152,7 @@ class HostClient:
 
     def close(self) -> None:
         """Close the connections and the loop, and end the calls under way; a later call makes them anew."""
-        if self._session is not None:
+        if self._session is not None:  # before the loop ends: calls that this cancels then say why
             self._session.closing = True
         self._session = None
         self._loop.close()

@@ -31,7 +31,7 @@ _SIGNS: tuple[tuple[str, Callable[[dict[str, Any]], bool], str], ...] = (
     ("/get_model_info", lambda about: "model_path" in about, "sglang"),
     ("/openapi.json", _is_infinity, "infinity"),
     ("/openapi.json", _is_xinference, "xinference"),
-    ("/version", lambda about: "version" in about, "vllm"),
+    ("/version", lambda about: "version" in about, "vllm"),  # last: any server may have such a path
 )
 """What servers tell about themselves, and which one that is."""
 

@@ -70,7 +70,7 @@ class OutputExchange:
     ) -> None:
         self._session, self._endpoint, self._card, self._usage = session, endpoint, card, usage
         self._dense, self._output, self._cutter = dense, output, cutter
-        self._lock = asyncio.Lock()
+        self._lock = asyncio.Lock()  # one request of the call asks which server it is
 
     @property
     def limits(self) -> RequestLimits:
@@ -157,7 +157,7 @@ class OutputExchange:
         return answer
 
     async def _pace(self, *, first: bool) -> None:
-        """Wait for the rate limiter, which has let the first request of each part of a call pass."""
+        """Wait for the rate limiter, which ``Call`` has asked already for the first of these requests."""
         if not first:
             await self._session.rate_limiter.acquire(0, lambda _: True)
 
@@ -217,7 +217,7 @@ class OutputExchange:
 
 
 def _with_needs(error: HostError, protocol: OutputProtocol) -> HostError:
-    """Say what a server needs that refuses what it was not started for."""
+    """Return the error; if a server refuses what it was not started for, with what it needs."""
     if isinstance(error, TooLargeError) or error.status not in _MEANT:
         return error
     if error.status == 424 and "splade" not in error.message.lower():

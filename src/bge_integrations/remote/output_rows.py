@@ -43,7 +43,7 @@ def paired(rows: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[dict[int, 
             its weights would be its neighbours'.
     """
     left_out = [len(tokens) - len(row) for tokens, row in zip(ids, rows, strict=True)]
-    usual = max(set(left_out), key=left_out.count)
+    usual = max(set(left_out), key=left_out.count)  # what a host leaves out, it leaves out of every row
     for position, left in enumerate(left_out):
         if left != usual or left not in (0, 1, 2):
             raise BadAnswerError(

@@ -67,7 +67,7 @@ class RateLimiter:
         async with self._queue:
             if (wait := max(self._next) - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
-            await self._while_paused(in_time)
+            await self._while_paused(in_time)  # again: a pause may have begun while this one waited
             now = time.monotonic()
             for i, (pace, amount) in enumerate(zip(self._paces, (1, tokens), strict=True)):
                 if pace:  # what a sleep took too long is not lost
@@ -118,6 +118,7 @@ class PortableLimiter:
         self.inner = pickle.loads(state)
 
 
+# The types of locks have no names in threading, and refuse to be pickled.
 _LOCKS = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
 
 

@@ -7,9 +7,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..catalog.records import RerankerCard
 from ..catalog.rerank_hosts import RerankHost
 from ..core.batches import Stream
@@ -31,10 +28,6 @@ from .score_exchange import ScoreExchange
 __all__ = ["RemoteReranker"]
 
 _SLICE = 256  # pairs that are tokenised between two looks at the clock
-_TEMPLATED = ("vllm", "vllm-score")
-"""Dialects of servers that read query and passage as they are, so that a template can be put in from here."""
-
-Numbers = NDArray[np.float64]
 
 
 class RemoteReranker(HostClient, Reranker):
@@ -188,6 +181,7 @@ class RemoteReranker(HostClient, Reranker):
             except BGEError as error:
                 raise _without(query, error).at(places) from None
 
+        # With return_exceptions, the other queries' requests are finished: they are paid for.
         results = await asyncio.gather(*(send(*one) for one in queries.items()), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
@@ -210,6 +204,7 @@ class RemoteReranker(HostClient, Reranker):
 
     def _find_cutter(self) -> PairTokenizer | None:
         text = self.cutter
+        # A template adds tokens around both texts, which a tokenizer of plain pairs does not count.
         if text is not None and self.card.passage_template == "{text}":
             self._pairs_cutter = PairTokenizer.of(text, self.card.max_tokens)
         return self._pairs_cutter

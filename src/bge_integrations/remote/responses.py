@@ -54,7 +54,7 @@ _ACCESS = re.compile(
 _QUOTA = re.compile(r"insufficient|quota|billing|credit|balance|funds|payment", re.IGNORECASE)
 _QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_balance")
 _TRANSIENT = (408, 409, 424, 425)  # 424: a TEI whose back-end failed
-_LONGEST_WAIT = 1e7  # seconds
+_LONGEST_WAIT = 1e7  # seconds, four months: a host's number is bounded, so that a clock can add it
 
 _UNITS = {"ms": 0.001, "m": 60.0, "h": 3600.0, "毫": 0.001, "分": 60.0, "小": 3600.0}
 _SPAN = (
@@ -108,7 +108,7 @@ def _kind(
 
 
 def _is_about_size(status: int, message: str) -> bool:
-    if status in (413, 429):
+    if status in (413, 429):  # of 429, only OpenAI's "Request too large" comes here
         return True
     if status < 400 or status in (404, 502, 503, 504, 529) or _BUSY.search(message):
         return False
@@ -178,6 +178,7 @@ def parse_json(body: bytes) -> Any:
 def quote(body: bytes, endpoint: Endpoint) -> str:
     """Return at most 200 characters of what a host said, on one line, without secrets and control characters."""
     whole = body[:_LONGEST_QUOTED].decode("utf-8", "replace")
+    # Scrubbed before it is cut: half of a key would not be found.
     text = " ".join(endpoint.scrub(whole).split())[:200]
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 

@@ -79,7 +79,7 @@ class ScoreExchange:
         self._path = 0  # which of the dialect's paths the host answers at
         self._measured = False
         self._alone = False  # whether a pair's score is known not to depend on the others
-        self._lock = asyncio.Lock()
+        self._lock = asyncio.Lock()  # one call identifies and measures; others wait for what it finds
 
     @property
     def protocol(self) -> RerankProtocol:
@@ -190,7 +190,7 @@ class ScoreExchange:
         return logits_of(scores, self.scale).astype(np.float32), counted
 
     async def _check_fractions(self, query: str, passages: list[str], scores: Numbers) -> None:
-        """Look twice where all scores lie between 0 and 1: is it the scale that is assumed, and no share of a sum?
+        """Check scores that all lie between 0 and 1: is the assumed scale right, and are they no softmax over the list?
 
         Raises:
             SpaceMismatchError: the host normalises over the list, or gives no reranker's scores.
@@ -201,6 +201,7 @@ class ScoreExchange:
                     await self._measure()
         if self._alone or len(passages) < 2 or abs(scores.sum() - 1) > 1e-3:
             return
+        # A passage alone has a softmax of 1, whatever it is: the lowest score would differ most.
         least = int(scores.argmin())
         again = await self.request(query, [passages[least]])
         alone = float(check_scores(again.scores, 1)[0])

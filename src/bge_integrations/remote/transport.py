@@ -39,7 +39,7 @@ class Transport:
 
     def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
         self._endpoint, self._limits = endpoint, limits
-        self._opening = asyncio.Lock()
+        self._opening = asyncio.Lock()  # first calls that come together open one client
         self._sdk: Any = None
         self._client: Any = None
         self._headers: dict[str, Any] = {}
@@ -136,7 +136,7 @@ class Transport:
         return failure
 
     def _unreachable(self, error: Exception) -> HostError:
-        """Return what became of a request that got no answer."""
+        """Return the error of a request that got no answer."""
         where = f"{self._endpoint.name} at {self._endpoint.address}"
         via = _proxy_of(self._endpoint)
         if any(isinstance(one, ssl.SSLCertVerificationError) for one in _chain(error)):
@@ -172,7 +172,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_timeout(error: BaseException) -> bool:
-    """Tell a host that was reached and did not answer."""
+    """Tell whether the host was reached and did not answer."""
     kinds = [type(one).__name__ for one in _chain(error)]
     slow = any(isinstance(one, TimeoutError) for one in _chain(error)) or "ReadTimeout" in kinds
     return slow and "ConnectTimeout" not in kinds
@@ -185,7 +185,7 @@ def _is_connect_timeout(error: BaseException) -> bool:
 
 
 def _is_unconnected(error: BaseException) -> bool:
-    """Tell that nothing listens there, that the name is not known, or that no way leads there."""
+    """Tell whether nothing listens there, the name is not known, or no route leads there."""
     known = (ConnectionRefusedError, socket.gaierror)
     return isinstance(error, known) or getattr(error, "errno", None) in (errno.EHOSTUNREACH, errno.ENETUNREACH)
 
@@ -200,7 +200,7 @@ def _why(error: BaseException, endpoint: Endpoint) -> str:
 
 
 def _proxy_of(endpoint: Endpoint) -> str:
-    """Return the variable whose proxy stands between, or ``""``."""
+    """Return the variable that names the proxy on the way, or ``""``."""
     parts = urlsplit(endpoint.base_url)
     if endpoint.on_this_machine or proxy_bypass(parts.hostname or ""):
         return ""

@@ -78,7 +78,7 @@ class _Converter:
     def convert(self, value: Any) -> Any:
         if isinstance(value, _parser.Array):
             self.lists += 1
-            if len(value) and type(value[0]) is float:
+            if len(value) and type(value[0]) is float:  # whole numbers among them become floats too
                 return np.frombuffer(value.as_buffer(of_type="d"))
             return [self.convert(item) for item in value]
         if isinstance(value, _parser.Object):
@@ -176,7 +176,7 @@ def _unwrapped(rows: list[Any]) -> list[Any]:
 
 
 def _numbers(rows: list[Any]) -> Any:
-    """Return rows as one array, or as they are where they are no such thing."""
+    """Return rows as one array, or as lists where they do not make one."""
     try:
         array = np.asarray(rows)
     except ValueError:

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .limits import LIMITS, Limits
 
-_RESET = struct.pack("ii", 1, 0)
+_RESET = struct.pack("ii", 1, 0)  # linger for 0 s: closing drops what is unsent
 
 
 class ServerConfig(uvicorn.Config):

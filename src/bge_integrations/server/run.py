@@ -237,7 +237,7 @@ def run_background(
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="bge-server", daemon=True)
         thread.start()
         try:
-            while not server.started and thread.is_alive():
+            while not server.started and thread.is_alive():  # uvicorn has no event for it
                 time.sleep(0.01)
             yield url_of(host, sock.getsockname()[1])
         finally:
@@ -258,7 +258,7 @@ def _bind(host: str, port: int) -> socket.socket:
     except (ValueError, TypeError) as error:  # not a name that DNS could hold
         sock.close()
         raise ConfigError(f"cannot listen on {host!r}: not a host name or an address") from error
-    sock.set_inheritable(True)
+    sock.set_inheritable(True)  # as uvicorn does with the sockets that it binds for workers
     return sock
 
 

@@ -33,7 +33,7 @@ def _line_of(comment: str) -> str | None:
 
 
 def _with_line(comment: str, line: str) -> str:
-    """Return a comment with the line, beside what else stands in it."""
+    """Return a comment with the line in it; what else the comment says stays."""
     return f"{_LINE.sub('', comment).strip()}\n{KEY}: {line}".lstrip()
 
 
@@ -214,7 +214,7 @@ def duckdb_slot(connection: Any, table: str) -> Slot:
 
 
 def _duckdb_size(connection: Any, table: str, name: str, kind: str) -> int:
-    """Return the length of a column of vectors; 0 of another, or where there is no row to tell."""
+    """Return the length of a column of vectors; 0 of any other column, or where there is no row to measure."""
     found = re.fullmatch(r"(?:FLOAT|DOUBLE)\[(\d*)\]", kind)
     if found is None or found[1]:
         return int(found[1]) if found else 0

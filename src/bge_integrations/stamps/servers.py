@@ -70,7 +70,7 @@ def redis_slot(client: Any, name: str) -> Slot:
 
     def read() -> str | None:
         found = client.get(key)
-        return found.decode() if isinstance(found, bytes) else found
+        return found.decode() if isinstance(found, bytes) else found  # text where decode_responses is set
 
     return Slot(read, lambda line: client.set(key, line))
 

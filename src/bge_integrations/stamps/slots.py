@@ -126,7 +126,7 @@ def _simple(store: Any) -> Slot:
 
 def _chroma(collection: Any) -> Slot:
     def write(line: str) -> None:
-        # Chroma refuses to hear again which distance it uses, even the same one.
+        # Chroma refuses a change that names the distance, even the collection's own.
         kept = {key: value for key, value in (collection.metadata or {}).items() if not key.startswith("hnsw:")}
         collection.modify(metadata={**kept, KEY: line})
 
@@ -204,7 +204,7 @@ _CLIENTS: dict[tuple[str, str], Callable[[Any, str], Slot]] = {
     ("qdrant_client", "QdrantClient"): qdrant_slot,
     ("sqlalchemy", "Engine"): pg_slot,
     ("sqlite3", "Connection"): sqlite_slot,
-    ("_duckdb", "DuckDBPyConnection"): duckdb_slot,
+    ("_duckdb", "DuckDBPyConnection"): duckdb_slot,  # by DuckDB's version, in one of two modules
     ("duckdb", "DuckDBPyConnection"): duckdb_slot,
     ("pymilvus", "MilvusClient"): milvus_slot,
     ("redis", "Redis"): redis_slot,

@@ -167,7 +167,7 @@ def _behaviour(engine: Reranker, ask: Ask) -> Iterator[Finding]:
 
 
 def _length(card: RerankerCard, ask: Ask) -> Finding:
-    """Find where a passage is truncated: an answer behind so many words then changes nothing."""
+    """Find after how many words a passage is truncated: from there on, an answer at its end changes no score."""
     most = min(card.max_tokens, card.recommended_tokens or card.max_tokens)
     whole = int(most * 0.9) - 20
     try:

@@ -21,7 +21,7 @@ class Steps:
     """Counts steps and tells of each.
 
     Args:
-        told: whoever wants to know.
+        told: called at each step, if anything.
         compared: whether there is a reference.
         behaviour: whether the host's behaviour is looked at.
     """

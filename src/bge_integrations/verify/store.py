@@ -152,7 +152,7 @@ _AGAIN = "embed these texts again"
 
 
 def _explained(encoder: Encoder, sample: Sample, right: float) -> Cause | None:
-    """Return what makes of these texts the vectors that are stored, or None."""
+    """Return what was done to the texts that explains the stored vectors, or None."""
     best: Cause | None = None
     for name, remedy, make in _candidates(encoder):
         cosine = float(_cosines(make(sample.texts), sample.vectors).mean())

@@ -44,7 +44,7 @@ class MemoEncoder(Wrapper):
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards _kept and _bytes: callers take rows while the engine's thread keeps some
         self._kept: OrderedDict[tuple[bytes, str], tuple[bytes, bool]] = OrderedDict()
         self._bytes = 0
 
@@ -74,7 +74,7 @@ class MemoEncoder(Wrapper):
         try:
             self.inner.batches([texts[first] for first, *_ in missing.values()], role, computed)
         except BGEError as error:
-            if not held:
+            if not held:  # raised only while the stream is untouched, as Encoder.batches promises
                 raise
             computed.fail(error)
 
@@ -117,7 +117,7 @@ def _key(role: Role, text: str) -> bytes:
 def _put(stream: Stream, held: dict[bytes, list[tuple[bytes, bool]]], places: dict[bytes, list[int]]) -> None:
     if not held:
         return
-    truncated = [i for i, rows in enumerate(held.values()) if rows[0][1]]
+    truncated = [i for i, rows in enumerate(held.values()) if rows[0][1]]  # the same for all outputs of a text
     batch = Batch(range(len(held)), _unpacked(stream.output, list(held.values())), truncated=truncated, computed=0)
     stream.put(batch.at([places[key] for key in held]))
 

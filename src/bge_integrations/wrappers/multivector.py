@@ -69,7 +69,7 @@ class MultivectorReranker(Reranker):
         places: dict[str, list[int]] = {}
         for position, pair in enumerate(pairs):
             places.setdefault(pair.passage, []).append(position)
-        context = copy_context()
+        context = copy_context()  # a callback runs on the engine's thread, without the caller's context variables
 
         def embedded(answer: Future[Rows]) -> None:
             try:

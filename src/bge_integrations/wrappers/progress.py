@@ -110,7 +110,7 @@ class _BarRelay(Relay):
 
 
 class _LineRelay(Relay):
-    """A stream that tells on standard error how far it is, first after two seconds."""
+    """A stream that prints its progress on standard error, first after two seconds."""
 
     def __init__(self, outer: Stream, total: int, price: float | None) -> None:
         super().__init__(outer)
@@ -144,7 +144,7 @@ class _LineRelay(Relay):
 
 def in_script() -> bool:
     """Return whether a call comes from the main thread, outside any event loop: not from a server's."""
-    import asyncio
+    import asyncio  # not at the top: a first query on this machine does not need it
 
     try:
         asyncio.get_running_loop()

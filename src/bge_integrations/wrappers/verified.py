@@ -59,7 +59,7 @@ class VerifiedEncoder(Wrapper):
         if check is None:
             self.inner.batches(texts, role, stream)
             return
-        context = copy_context()
+        context = copy_context()  # a callback runs on the engine's thread, without the caller's context variables
 
         def checked(done: Future[None]) -> None:
             if stream.cancelled:
@@ -133,6 +133,7 @@ class VerifiedEncoder(Wrapper):
 
     def _remember(self) -> None:
         if self.memory is not None:
+            # Processes that write at the same time lose one another's entries: those hosts are checked once more.
             today = self._day()
             kept = {key: day for key, day in _read(self.memory).items() if day == today}
             _write(self.memory, {**kept, self._key: today})

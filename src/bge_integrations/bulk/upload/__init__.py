@@ -184,7 +184,7 @@ class _Upload:
             yield from self._taken(self.files[file], places)
 
     def _taken(self, path: Path, places: Sequence[int]) -> Iterator[Batch]:
-        """Yield some rows of a shard, which is not read where there are none."""
+        """Yield some rows of a shard; where none are wanted, it is not read."""
         first, wanted = 0, np.array(places, np.int64)
         for part in read_part(path, self.store.BATCH_ROWS, sparse=bool(self.place.vocabulary)) if places else ():
             rows = wanted[(first <= wanted) & (wanted < first + len(part.ids))] - first
@@ -223,7 +223,7 @@ def _stamped(target: Target, stamp: dict[str, Any], name: str) -> dict[str, Any]
 
 
 def _each_once(part: Part) -> Part:
-    """Leave the last row of each id, as writing them one after the other would."""
+    """Keep the last row of each id only, as writing them one after another would."""
     last = {key: i for i, key in enumerate(part.ids)}
     if len(last) == len(part.ids):
         return part

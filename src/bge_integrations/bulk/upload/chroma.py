@@ -68,6 +68,7 @@ def open_target(place: Place) -> Iterator[_Target]:
     chroma = require("chromadb", install="chromadb", purpose="the upload")
     client = place.ready(lambda: _client(chroma, place))
     try:
+        # Without None, Chroma would keep its default model with the collection.
         collection = client.get_or_create_collection(
             place.collection, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
         )

@@ -83,7 +83,7 @@ def open_target(place: Place) -> Iterator[_Target]:
 def _table(connection: Any, place: Place) -> Any:
     try:
         return connection.open_table(place.collection)
-    except (ValueError, FileNotFoundError):  # so it is told that there is none
+    except (ValueError, FileNotFoundError):  # one of these, by LanceDB's version, says that there is no such table
         none = Batch(Part([], [], np.empty((0, place.dimensions), np.float32), {}))
         return connection.create_table(place.collection, schema=_layout(none, column_types(place.shard)).schema)
 

@@ -28,7 +28,7 @@ _INDEXABLE, _STORABLE = 1000, 16_000  # elements; https://github.com/pgvector/pg
 
 
 def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
+    return '"' + name.replace('"', '""').replace("%", "%%") + '"'  # the driver reads a % as a parameter's mark
 
 
 class _Target(Target):

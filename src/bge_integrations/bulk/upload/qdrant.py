@@ -62,6 +62,7 @@ class _Target(Target):
                 vectors=_vectors(batch.vectors[part].tolist(), sparse[part]),
                 payloads=[{"page_content": text, "metadata": metadata} for text, metadata in rows],
             )
+            # wait: the record notes next that the rows are there.
             self.client.upsert(self.place.collection, points=points, wait=True)
 
     def keys(self, part: Part) -> Sequence[Key]:

@@ -157,6 +157,7 @@ def _open(folder: Path, into: str, place: Place) -> sqlite3.Connection:
     name = hashlib.sha256("\n".join([_address(place), place.collection]).encode()).hexdigest()[:16]
     database = sqlite3.connect(records / f"{into}-{name}.sqlite", timeout=0)
     try:
+        # The first write takes SQLite's lock, and this mode keeps it until the file is closed: one upload at a time.
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("BEGIN IMMEDIATE")
         database.commit()

@@ -148,6 +148,7 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, into: Tensor) -> None:
     from torch.nn.functional import scaled_dot_product_attention
 
     count, heads, length, size = query.shape
+    # str(dtype) is "torch.float32". Other precisions, such as float16 on a CPU, are always left to torch.
     if query.device.type != "cpu" or length > _FUSED_FROM.get(str(query.dtype)[6:], 0):
         into.copy_(scaled_dot_product_attention(query, key, value))
         return

@@ -83,4 +83,5 @@ class Backend(ABC):
 
 
 def _is_memory(error: BaseException) -> bool:
+    # torch and onnxruntime raise errors of their own, which say it in words.
     return isinstance(error, MemoryError) or "memory" in str(error).lower()

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_TYPICAL_ROWS = 1024
+_TYPICAL_ROWS = 1024  # for which oneDNN lays a weight out; it multiplies any number of rows
 
 
 class Linear:
@@ -38,6 +38,7 @@ class Linear:
         from torch.nn.functional import gelu, linear
 
         if self._op is not None:
+            # "none": without the approximation by tanh, as transformers' hidden_act "gelu" is.
             return self._op(x, self.weight, self.bias, "gelu", [], "none")  # type: ignore[no-any-return]
         return gelu(linear(x, self.weight, self.bias))
 
@@ -49,7 +50,7 @@ class Linear:
 
 
 def _ordered(weight: Tensor, op: Any) -> Tensor:
-    """Return a weight as the operator wants it, once, where it would order it anew in each call."""
+    """Return a weight in the operator's own layout, into which it would otherwise bring it in each call."""
     import torch
 
     return weight if op is None else torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001

@@ -26,7 +26,7 @@ from ..select import Choice, usable_cores
 from ..token_heads import TokenHeads, accept
 from .base import Backend
 
-_STATES = ("last_hidden_state", "token_embeddings")
+_STATES = ("last_hidden_state", "token_embeddings")  # as exported from transformers, and from sentence-transformers
 
 
 class OnnxGraph(Backend):
@@ -108,11 +108,11 @@ def open_session(path: Path, threads: int, *, int8: bool) -> Any:
     onnxruntime = require("onnxruntime", extra="onnx", purpose="backend='onnx'")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.inter_op_num_threads = 1  # used in onnxruntime's parallel mode alone, which is off
     try:
         if not int8:
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:  # the session has read the file when the folder goes
             small = _quantised(path, Path(folder))
             return onnxruntime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
     except MissingExtraError:

@@ -104,6 +104,7 @@ class PackedBackend(Backend):
         shape = choice.architecture
         assert shape is not None
         dtype: torch.dtype = getattr(torch, choice.precision)
+        # Embeddings and their norm stay in float32; a layer converts what it takes.
         weights = {name: tensor.to(device=choice.device, dtype=torch.float32) for name, tensor in weights.items()}
         self.tokenizer, self.heads = tokenizer, heads
         self.pick = ONE_TOKEN.get(pooling)
@@ -112,6 +113,7 @@ class PackedBackend(Backend):
         self.dtype = dtype
         self.words = _pop(weights, "embeddings.word_embeddings.weight")
         types = _pop(weights, "embeddings.token_type_embeddings.weight")
+        # Every token of a lone text is of type 0, so its vector is added once, here.
         self.positions = _pop(weights, "embeddings.position_embeddings.weight") + types[0]
         self.norm = _norm(weights, "embeddings.LayerNorm", shape.epsilon, torch.float32)
         kinds = [Layer] * (shape.layers - 1) + [OneTokenLayer if self.pick else Layer]
@@ -119,7 +121,7 @@ class PackedBackend(Backend):
         self.layers = [
             kind(weights, f"encoder.layer.{i}", shape, dtype, self.attention) for i, kind in enumerate(kinds)
         ]
-        if weights:
+        if weights:  # another architecture: without them, vectors would be wrong in silence
             raise ModelLoadError(
                 f"weights that the packed engine does not know ({', '.join(sorted(weights)[:3])}): "
                 "backend='sentence-transformers' may know them"
@@ -167,6 +169,7 @@ class PackedBackend(Backend):
         lengths = np.fromiter(map(len, items), np.int64, len(items))
         starts = np.cumsum(lengths) - lengths
         total, device = int(lengths.sum()), self.choice.device
+        # Rows after the last text hold token 0; no run and no chosen row names them, so their states are never read.
         tokens, positions = np.zeros((2, rows(total)), np.int64)
         np.concatenate(items, out=tokens[:total])
         positions[:total] = np.arange(total) - np.repeat(starts, lengths) + self.shape.first_position

@@ -66,9 +66,11 @@ class PackedScores(PackedBackend):
     tokenizer: PairTokenizer
 
     def __init__(self, choice: Choice, weights: dict[str, Tensor], tokenizer: PairTokenizer) -> None:
+        # Both before super().__init__, which takes out of weights what it knows and refuses the rest.
         self.head = Head(weights)
         types = weights["embeddings.token_type_embeddings.weight"]
         super().__init__(choice, weights, tokenizer, pooling="cls")
+        # The vector of type 0 is in the positions already: a token of the second text differs by this.
         self.step = (types[1] - types[0]).float().to(choice.device) if len(types) > 1 else None
 
     def forward(self, items: Sequence[NDArray[np.int32]], output: Output) -> NDArray[np.float32]:
@@ -122,8 +124,8 @@ class CrossEncoderScores(Backend):
 
         logits = self.model.predict(
             [(pair.query, pair.passage) for pair in items],
-            batch_size=len(items),
-            activation_fn=torch.nn.Identity(),
+            batch_size=len(items),  # the scheduler has cut the batch
+            activation_fn=torch.nn.Identity(),  # else the sigmoid, the default for models with one label
             convert_to_tensor=True,
             show_progress_bar=False,
         )

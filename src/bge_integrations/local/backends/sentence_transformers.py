@@ -67,7 +67,7 @@ class SentenceTransformerBackend(Backend):
         rows = self.model.encode(
             list(items),
             prompt="",  # an empty prompt keeps the saved default prompt away
-            batch_size=len(items),
+            batch_size=len(items),  # the scheduler has cut the batch
             convert_to_tensor=True,
             normalize_embeddings=False,
             show_progress_bar=False,
@@ -109,12 +109,13 @@ def without_bar() -> Iterator[None]:
 
 
 def _dimensions(model: Any) -> int | None:
+    # The second name is the older one, and warns where the first is there, as in sentence-transformers 6.2.
     ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
     return cast("int | None", ask())
 
 
 def _set_pooling(model: Any, pooling: str, card: ModelCard) -> None:
-    """Pool as the card says, in a folder that says nothing (sentence-transformers would take the mean), or as asked.
+    """Pool as was asked, or as the card says where a folder does not (sentence-transformers would take the mean).
 
     Raises:
         ModelLoadError: the loaded model has no pooling that could be set.

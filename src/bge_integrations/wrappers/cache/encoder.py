@@ -49,7 +49,7 @@ class CachedEncoder(Wrapper):
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._own_thread: set[int] = set()
-        self._queue: deque[tuple[bytes, bytes]] = deque()
+        self._queue: deque[tuple[bytes, bytes]] = deque()  # threads append and pop without a lock
 
     def describe(self) -> dict[str, Any]:
         """Return how the inner encoder works, and where the cache is."""
@@ -61,9 +61,10 @@ class CachedEncoder(Wrapper):
 
     def close(self) -> None:
         """Close the inner encoder, write finished rows, and close the store; a later call opens them again."""
-        self.inner.close()
+        self.inner.close()  # first: the last rows of calls that this ends go to the pool
         pool, self._pool = self._pool, None
         if pool is not None and self._pid == os.getpid():
+            # A callback of a call may close the encoder, on the pool's thread, which cannot wait for itself.
             pool.shutdown(wait=threading.get_ident() not in self._own_thread)
         self.store.close()
 
@@ -89,6 +90,7 @@ class CachedEncoder(Wrapper):
             try:
                 self._pool.submit(guarded)
             except RuntimeError as error:
+                # The pool keeps work that no thread took, and would do it at the next call.
                 self._pool = None
                 raise BGEError(
                     f"no thread for the cache ({error}): raise the limit of processes (ulimit -u, pids.max) and call "

@@ -39,7 +39,7 @@ def keyer(encoder: Encoder, role: Role, output: Output) -> Callable[[str], bytes
         spaces = "+".join(card.output_space(name, encoder.variant) for name in output.names)
     for part in (spaces, role, instruction, joined):
         raw = part.encode("utf-8", "surrogatepass")
-        start.update(b"%d:" % len(raw) + raw)
+        start.update(b"%d:" % len(raw) + raw)  # with lengths, no two lists of parts hash the same bytes
 
     def key(text: str) -> bytes:
         hashed = start.copy()
@@ -79,7 +79,7 @@ def unpack(keys: Sequence[bytes], stored: Sequence[bytes | None], output: Output
     indices = [i for i, row in enumerate(stored) if row is not None and _is_intact(keys[i], row, output)]
     good = [row for i in indices if (row := stored[i]) is not None]
     rows = output.unpack([memoryview(row)[_HEAD:] for row in good])
-    return Hits(indices, rows, [i for i, row in zip(indices, good, strict=True) if row[4]])
+    return Hits(indices, rows, [i for i, row in zip(indices, good, strict=True) if row[4]])  # the byte after magic
 
 
 def _is_intact(key: bytes, row: bytes, output: Output) -> bool:

@@ -67,11 +67,11 @@ class SQLiteStore:
             refuse_foreign(self.path)
 
     def _reset(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # guards all below; held while SQLite works, and by a fork
         self._db: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
         self._end: weakref.finalize[..., Any] | None = None
-        self._seen: set[int] = set()
+        self._seen: set[int] = set()  # rows whose times of use are to be written
         with _forking:
             _stores.add(self)
 
@@ -119,7 +119,7 @@ class SQLiteStore:
                     [(number, now) for number in range(first, first + len(pairs))],
                 )
             if self.max_bytes is not None and bytes_used(db) > self.max_bytes:
-                shrink(db, int(self.max_bytes * 0.9))
+                shrink(db, int(self.max_bytes * 0.9))  # a tenth less, so that not every write has to delete
 
     def settle(self) -> None:
         """Write down which rows were used; called when nobody waits.
@@ -202,7 +202,7 @@ class SQLiteStore:
         create(self.path)
         _damaged.pop(self.path, None)
         db = self.connect()
-        self._end = weakref.finalize(self, db.close)
+        self._end = weakref.finalize(self, db.close)  # before prepare: if that fails, this closes the connection
         prepare(db, self.path)
         self._db, self._inode = db, inode(self.path)
         return db
@@ -224,7 +224,7 @@ class SQLiteStore:
 
 # A connection must not reach a forked child, not even to be closed there, and a lock that another thread holds would
 # stay held (https://sqlite.org/howtocorrupt.html, 2.6): before a fork all files are closed, to be opened at next use.
-_forking = threading.Lock()
+_forking = threading.Lock()  # held from before a fork until after it; a store that is made meanwhile waits
 _locked: list[SQLiteStore] = []
 _held = threading.local()
 

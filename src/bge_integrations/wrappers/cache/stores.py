@@ -100,7 +100,7 @@ class MemoryStore:
 
 
 class _Foreign:
-    """Another package's store: its methods, or their async twins where it has no others."""
+    """Another package's store, called by its plain methods, or by their async twins where it has no others."""
 
     def __init__(self, store: Any) -> None:
         self.store = store
@@ -113,7 +113,7 @@ class _Foreign:
         """Call ``plain``, or run ``twin`` where there is no such thing."""
         try:
             return plain()
-        except NotImplementedError:
+        except NotImplementedError:  # what the frameworks' stores raise that have async methods alone
             return self._loop.run(twin()).result()
 
 
@@ -155,7 +155,7 @@ class KVStoreRows(_Foreign):
     def put_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
         """Store rows."""
         for key, row in pairs:
-            name, value = _name(key), {"row": base64.b64encode(row).decode("ascii")}
+            name, value = _name(key), {"row": base64.b64encode(row).decode("ascii")}  # values become JSON there
             self._put(name, value)
 
     def _put(self, name: str, value: dict[str, str]) -> None:
