@@ -89,11 +89,13 @@ def differences(engines: list[local.Peer]) -> dict[str, float]:
 def measure(engines: list[local.Peer], job: str, passages: list[str], repeats: int) -> dict[str, dict[str, Any]]:
     """Return each reranker's ratio to the baseline: the median over turns, the least and the most."""
     samples: dict[str, list[float]] = {engine.name: [] for engine in engines}
-    for turn in range(repeats + 1):
+    for engine in engines:
+        engine.ask(job, [QUERY, *passages[:8]])
+    for turn in range(repeats):
         # A query of its own each turn: nobody's cache may answer.
         found = {engine.name: engine.ask(job, [f"{QUERY} {turn}", *passages]) for engine in engines}
         print(turn, {name: round(one["seconds"], 2) for name, one in found.items() if one}, file=sys.stderr)
-        if turn and found[BASELINE]:  # the first warms up
+        if found[BASELINE]:
             for name, one in found.items():
                 if one:
                     samples[name].append(found[BASELINE]["seconds"] / one["seconds"])

@@ -66,7 +66,7 @@ def llama_index(folder: str) -> peers.Engine:
     from llama_index.core.postprocessor import SentenceTransformerRerank
     from llama_index.core.schema import NodeWithScore, TextNode
 
-    model = SentenceTransformerRerank(folder, top_n=10_000, device="cpu")
+    model = SentenceTransformerRerank(model=folder, top_n=10_000, device="cpu")
 
     def score(query: str, passages: list[str]) -> list[float]:
         nodes = [NodeWithScore(node=TextNode(id_=str(i), text=text)) for i, text in enumerate(passages)]
