@@ -172,7 +172,10 @@ class RemoteEngine(HostClient, Encoder):
 
     def _ask(self, path: str, body: dict[str, Any], bound: int) -> bytes:
         async def send() -> bytes:
-            return await self._here().transport.send(path, body, bound)
+            session = self._here()
+            async with Deadline(self.limits) as deadline:
+                await session.rate_limiter.acquire(0, deadline.allows)
+                return await session.transport.send(path, body, bound)
 
         self.usage.add(requests=1)
         try:

@@ -112,9 +112,10 @@ class RemoteReranker(HostClient, Reranker):
 
         async def ask() -> list[float]:
             exchange = self._exchange_of(self._here())
-            await exchange.identify()
-            pairs = [exchange.templated(Pair(query, passage)) for passage in passages]
-            answer = await exchange.request(pairs[0].query, [pair.passage for pair in pairs])
+            async with Deadline(self.limits):
+                await exchange.identify()
+                pairs = [exchange.templated(Pair(query, passage)) for passage in passages]
+                answer = await exchange.request(pairs[0].query, [pair.passage for pair in pairs])
             scores: list[float] = check_scores(answer.scores, len(passages)).tolist()
             return scores
 
