@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bge_integrations.core import lock as lock_module
 from bge_integrations.core.lock import Lock
 from bge_integrations.wrappers.memo import MemoEncoder
 from encoders import WordsEncoder
+from interleaving import at_step
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"),
@@ -69,25 +67,6 @@ def test_a_child_finds_a_lock_free_that_a_thread_of_its_parent_holds():
         in_child(enter)
 
 
-def pausing(step, paused, resume):
-    """Return a trace function that pauses at a step of the lock's own code."""
-    seen = 0
-
-    def trace(frame, event, _):
-        nonlocal seen
-        if Path(frame.f_code.co_filename) != Path(lock_module.__file__):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            seen += 1
-            if seen == step:
-                paused.set()
-                resume.wait(60)
-        return trace
-
-    return trace
-
-
 def both_inside(lock, step):
     """Enter on one thread, pause it at a step, and enter on a second one meanwhile.
 
@@ -97,12 +76,16 @@ def both_inside(lock, step):
     paused, resume, first_in, second_in, leave = (threading.Event() for _ in range(5))
     together = []
 
+    def pause():
+        paused.set()
+        resume.wait(60)
+
     def first():
-        sys.settrace(pausing(step, paused, resume))
-        with lock:
-            sys.settrace(None)
-            together.append(second_in.is_set() and not leave.is_set())
-            first_in.set()
+        with at_step(step, {Lock.__init__.__code__, Lock.__enter__.__code__}, pause):
+            lock.__enter__()
+        together.append(second_in.is_set() and not leave.is_set())
+        first_in.set()
+        lock.__exit__()
         paused.set()
 
     def second():

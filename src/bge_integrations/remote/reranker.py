@@ -198,7 +198,9 @@ class RemoteReranker(HostClient, Reranker):
         tokens: list[int] = []
         for start in range(0, len(pairs), _SLICE):
             part, over, counts = await asyncio.to_thread(cutter.cut_pairs, pairs[start : start + _SLICE])
-            whole, long, tokens = whole + part, long + [start + i for i in over], tokens + counts
+            whole += part  # in place: a sum would copy all slices so far, on the event loop
+            long += [start + i for i in over]
+            tokens += counts
             deadline.progress()
         self.longest = max(self.longest, *tokens)
         return whole, long, tokens
