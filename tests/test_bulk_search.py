@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("pyarrow")
 
 from bge_integrations.bulk import formats, search
+from bge_integrations.bulk.part import Part
 from bge_integrations.bulk.search import encoder_of, search_files
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, InputError, SpaceMismatchError, UnknownModelError
@@ -61,6 +62,22 @@ def test_the_nearest_rows_of_all_shards_in_order(many, k, monkeypatch):
         assert np.allclose([hit.score for hit in hits], scores[:k], atol=1e-6)
         assert all(hit.text == MANY[hit.id] for hit in hits)
         assert all(hit.kept["note"] == (f"of {hit.id}" if int(hit.id[1:]) % 2 else None) for hit in hits)
+
+
+@pytest.mark.usefixtures("counter")
+@pytest.mark.parametrize("questions", [1, 30])  # FAISS counts many in another way than few
+def test_of_equal_scores_the_earlier_rows_are_found_at_every_k(questions):
+    # Whole numbers: their products are exact, whoever adds them up.
+    numbers = np.random.default_rng(7)
+    rows = numbers.integers(-1, 2, (300, 4)).astype(np.float32)
+    queries = numbers.integers(-2, 3, (questions, 4)).astype(np.float32)
+    order = np.argsort(-(queries @ rows.T), axis=1, kind="stable")
+    for size in (300, 70):
+        pieces = [Part([], [], rows[first : first + size], {}) for first in range(0, 300, size)]
+        for k in (1, 2, 5, 10, 69, 70, 120, 299, 300):
+            scores, found = search.nearest(pieces, queries, k)
+            assert np.array_equal(found, order[:, :k])
+            assert np.array_equal(scores, np.take_along_axis(queries @ rows.T, order, 1)[:, :k])
 
 
 def test_the_question_gets_the_instruction_and_each_is_sent_once(tmp_path):

@@ -21,7 +21,7 @@ from bge_integrations.bulk import (
     stamp_of,
     upload_files,
 )
-from bge_integrations.bulk.part import SparseRows
+from bge_integrations.bulk.part import Part, SparseRows
 from bge_integrations.cli import main
 from bge_integrations.errors import BGEWarning, ConfigError, SpaceMismatchError
 from bge_integrations.stamps.stamp import check_stamp
@@ -178,6 +178,16 @@ def test_ranks_are_fused_and_a_row_without_common_words_has_none(tmp_path, monke
     ids, scores = expected(encoder, "group often 6", fuse)
     assert [hit.id for hit in hits] == ids[:10]
     np.testing.assert_allclose([hit.score for hit in hits], scores[:10], atol=1e-7)
+
+
+@pytest.mark.parametrize("fusion", ["sum", "rrf"])
+def test_of_equal_sums_the_earlier_rows_are_found(fusion):
+    # More rows than the 100 of each ranking that rrf looks at; whole numbers, whose sums are exact.
+    vectors = np.ones((400, 4), np.float32)
+    pieces = [Part([], [], vectors[:size], {}, SparseRows.of([{7: 1.0}] * size)) for size in (250, 150)]
+    for k in (1, 3, 90):
+        _, found = Hybrid(fusion).search(pieces, vectors[:2], [{7: 1.0}, {8: 1.0}], 10, k)
+        assert found.tolist() == [list(range(k))] * 2
 
 
 def test_hybrid_search_wants_sparse_shards_and_sound_weights(tmp_path):

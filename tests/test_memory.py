@@ -54,3 +54,19 @@ def test_vectors_go_with_their_last_holder(kind, tmp_path):
                 break
             time.sleep(0.01)  # the engine's thread is on its way out of the call
         assert whole() is None
+
+
+def test_the_event_loop_of_an_encoder_goes_when_it_is_closed():
+    with Rig() as host, load_encoder("bge-small", base_url=host.url, api_key="k", show_progress=False) as encoder:
+        loops = []
+        for _ in range(3):
+            encoder.encode(["a"], role="document")
+            loops.append(weakref.ref(encoder.engine._loop._loop))
+            encoder.close()
+        for _ in range(100):  # the loop's own thread lets go of it last
+            gc.collect()
+            left = [loop for loop in loops if loop() is not None]
+            if not left:
+                break
+            time.sleep(0.05)
+        assert left == []

@@ -507,6 +507,26 @@ def test_rate_limiters_are_asked_before_each_request(engine_of, kind):
         assert asked == [True] * 5
 
 
+def test_requests_of_its_own_are_paced_too(engine_of):
+    class Counting:
+        asked = 0
+
+        async def async_acquire(self, num_tokens=0):
+            self.asked += 1
+
+    def without_format(exchange):
+        known = "encoding_format" not in exchange.request.body
+        (ok if known else status(400, "encoding_format is not supported"))(exchange)
+
+    limiter = Counting()
+    with Rig(default=without_format) as host:
+        engine = engine_of(host, rate_limiter=limiter)
+        assert right(host, engine)
+        assert limiter.asked == len(host.requests) == 2
+        engine.post(["a"], encoding=None)  # as `bge verify` does
+        assert limiter.asked == len(host.requests) == 3
+
+
 def test_tokens_per_minute(engine_of):
     with Rig() as host:
         engine = engine_of(host, limits={"max_inputs": 1, "tokens_per_minute": 6000.0})

@@ -365,6 +365,40 @@ def test_sigmoids_that_happen_to_sum_to_one_are_no_softmax():
         np.testing.assert_allclose(reranker.score(QUERY, ["a", "b", "c"]), [0.5, 0.25, 0.25], atol=1e-6)
 
 
+class Counting:
+    """A user's own rate limiter."""
+
+    asked = 0
+
+    async def async_acquire(self, num_tokens=0):
+        assert num_tokens > 0
+        self.asked += 1
+
+
+def sums_to_one(logits):
+    return [0.5, 0.25, 0.25] if len(logits) == 3 else [0.25]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "options", "requests"),
+    [
+        ("tei", {"verify": "first-use"}, 2),  # the published pairs, and the caller's
+        ("jina", {"scale": list}, 2),  # its scale is measured
+        ("xinference", {"scale": sums_to_one}, 2),  # a passage alone, to tell a softmax
+        ("vllm", {"missing": 1}, 2),  # at another path
+    ],
+)
+def test_every_request_is_paced(dialect, options, requests):
+    limiter, options = Counting(), dict(options)
+    missing, scale = options.pop("missing", 0), options.pop("scale", None)
+    with RerankServer(dialect, scale=scale) as host, reranker_at(host, rate_limiter=limiter, **options) as reranker:
+        host.faults = [lambda handler: handler.reply(404, {"detail": "Not Found"})] * missing
+        reranker.score(QUERY, PASSAGES[:3])
+        assert limiter.asked == len(host.requests) == requests
+        reranker.engine.raw_scores(QUERY, PASSAGES[:3])
+        assert limiter.asked == len(host.requests) == requests + 1
+
+
 def test_logits_from_a_host_of_sigmoids_are_refused():
     with (
         RerankServer("xinference", scale=list) as host,

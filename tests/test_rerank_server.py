@@ -51,6 +51,8 @@ def test_teis_shape(url, ranks, inner):
     logits = inner.score(QUERY, PASSAGES, scale="logit")
     assert {row["index"]: row["score"] for row in raw} == pytest.approx(dict(enumerate(logits.tolist())), abs=1e-4)
     assert "text" not in raw[0]
+    some = ask(url, "/rerank", texts=PASSAGES, top_n=2, return_documents=True, model=inner.card.id).json()
+    assert some == rows[:2]
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
@@ -60,6 +62,8 @@ def test_jinas_and_coheres_shape(url, ranks, path, inner):
     assert answer["results"][0]["document"] == {"text": PASSAGES[ranks[0].position]}
     assert answer["results"][0]["relevance_score"] == pytest.approx(ranks[0].score, abs=1e-5)
     assert answer["usage"]["total_tokens"] > 0
+    if path == "/rerank":
+        assert ask(url, path, documents=PASSAGES, top_n=2, return_text=True).json()["results"] == answer["results"]
     plain = ask(url, path, documents=[{"text": text} for text in PASSAGES]).json()
     assert [row["index"] for row in plain["results"]] == [one.position for one in ranks]
 
@@ -87,6 +91,9 @@ def test_the_packages_own_client(url, inner, dialect):
         ("/rerank", {"texts": "a"}, 422),
         ("/rerank", {"texts": [1]}, 422),
         ("/rerank", {"texts": ["a"], "raw_score": True}, 422),
+        ("/rerank", {"texts": ["a"], "model": "another"}, 404),
+        ("/rerank", {"texts": ["a"], "truncation_direction": "Left"}, 422),
+        ("/v2/rerank", {"documents": ["a"], "rank_fields": ["title"]}, 422),
         ("/rerank", {"texts": ["a", "a word " * 600], "truncate": False}, 413),
         ("/v1/rerank", {"documents": ["a"], "top_n": -1}, 400),
         ("/v1/rerank", {"documents": ["a"], "model": "another"}, 404),

@@ -15,10 +15,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.mmap_dict import MmapedDict
 
 from bge_integrations import load_encoder
 from bge_integrations.errors import ConfigError
 from bge_integrations.server import background, serve
+from bge_integrations.server.access import Keys
 from server_processes import RUN, SOURCE, children, served, started, wait_for
 from serving import CARD, ServedEncoder, vector_of
 
@@ -98,6 +100,81 @@ def test_workers_of_another_server_are_added_up_where_they_share_a_folder(shared
     for count in (2, 4 if shared else 2):
         said = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60).stdout
         assert f'bge_texts_total{{role="document"}} {count}.0' in said
+
+
+BACKGROUND = """
+import os, resource, sys, threading
+from bge_integrations.errors import BGEError
+from bge_integrations.server import background
+from serving import ServedEncoder
+
+with background(ServedEncoder()) as url:  # imports everything
+    pass
+if sys.argv[1] == "threads":
+    threading.stack_size(1 << 46)  # no memory holds it: pthread_create fails as it does at a limit on threads
+else:
+    most = 1 + max(map(int, os.listdir("/proc/self/fd")))  # enough for the server's socket, not for an event loop
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+try:
+    with background(ServedEncoder()) as url:
+        print(url)
+except BGEError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of open files here")
+@pytest.mark.parametrize(
+    ("limit", "said"), [("threads", "no thread for the server"), ("files", "the server cannot start: OSError")]
+)
+def test_a_server_in_the_background_that_cannot_start_is_an_error(limit, said):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])}
+    command = [sys.executable, "-c", BACKGROUND, limit]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert done.stdout.startswith(said)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from bge_integrations.server.metrics import Metrics
+
+os.chdir(sys.argv[1])
+if not os.getuid():
+    os.setuid(65534)
+Metrics(".").text()
+print(*sorted(path.name for path in Path(".").iterdir()))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nothing is removed there")
+def test_gauges_of_killed_workers_go_and_those_of_another_user_s_stay(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(60)
+    for pid in (1, ended.pid):  # the first process of all lives, and no user but root may send it a signal
+        MmapedDict(str(tmp_path / f"gauge_livesum_{pid}.db")).close()
+    for path in (tmp_path, *tmp_path.iterdir()):
+        path.chmod(0o777)
+    command = [sys.executable, "-c", ANOTHER_USER, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("gauge_livesum_1.db\n", "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
+def test_a_signal_to_read_keys_again_that_finds_no_thread_ends_nothing(caplog):
+    keys = Keys(lambda: ["k-one"])
+    before = signal.signal(signal.SIGHUP, keys.reload_soon)
+    size = threading.stack_size(1 << 46)  # no memory holds it
+    try:
+        signal.raise_signal(signal.SIGHUP)
+    finally:
+        threading.stack_size(size)
+        signal.signal(signal.SIGHUP, before)
+    assert "the previous keys stay valid: no thread" in caplog.text
+    assert keys.allow([(b"authorization", b"Bearer k-one")])
 
 
 def test_bge_serve_wants_the_key_that_the_environment_holds():

@@ -14,6 +14,7 @@ from bge_integrations.catalog import find_model
 from bge_integrations.cli import main
 from bge_integrations.core.encoder import Encoder, Usage
 from bge_integrations.errors import ConfigError
+from bge_integrations.local.engine import LocalEngine
 from bge_integrations.remote.engine import Endpoint, RemoteEngine
 from bge_integrations.verify import pin, table, verify
 from bge_integrations.verify.causes import pooled_otherwise
@@ -227,6 +228,27 @@ def test_the_report_is_plain_data_and_a_table(place, encoder):
     assert marks["verdict"] == "!!"
     assert marks["order"] == "ok"
     assert all(isinstance(cell, str) for row in table(report) for cell in row)
+
+
+def test_an_interrupted_verification_leaves_no_model_loaded(demo):
+    made = []
+
+    class Interrupted(LocalEngine):
+        def __init__(self, card, **options):
+            super().__init__(card, **options)
+            made.append(self)
+
+        def encode(self, texts, *, role, on_batch=None):
+            vectors = super().encode(texts, role=role, on_batch=on_batch)
+            if self.card.max_tokens < 200:
+                raise KeyboardInterrupt
+            return vectors
+
+    with Interrupted(find_model("demo"), blank="keep") as reference:
+        with pytest.raises(KeyboardInterrupt):
+            verify(demo, reference, others=[], behaviour=False)
+        assert len(made) > 1
+        assert [engine.describe()["loaded"] for engine in made] == [True] + [False] * (len(made) - 1)
 
 
 def test_a_local_engine_is_verified_too(place):

@@ -102,7 +102,6 @@ def hide_secrets(options: dict[str, Any]) -> None:
         options["headers"] = HiddenValues(headers)
     elif headers is not None:
         options["headers"] = Hidden(headers)
-    del key, headers
 
 
 SECRET_NAMES = ("key", "token", "secret", "password", "sig")

@@ -105,10 +105,14 @@ def _fused(rankings: Sequence[tuple[Best, float]], k: int) -> Best:
 
 
 def top(scores: Any, k: int) -> Best:
-    """Return the k best of each line of scores, and their places, in no order."""
+    """Return the k best of each line of scores, and their places, in no order; among equals the earlier places."""
     count = scores.shape[1]
-    places = np.argpartition(scores, count - k, axis=1)[:, count - k :] if k < count else None
-    if places is None:
+    if k < count:
+        places = np.argpartition(scores, count - k, axis=1)[:, count - k :]  # the first of them is the k-th best
+        tied = (scores >= np.take_along_axis(scores, places[:, :1], axis=1)).sum(axis=1) > k
+        if tied.any():  # sorting every line takes far longer
+            places[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
+    else:
         places = np.broadcast_to(np.arange(count), scores.shape)
     return np.take_along_axis(scores, places, axis=1), places
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -128,8 +129,7 @@ class _Shards(NamedTuple):
                 found[first:last] = piece.vectors[numbers[first:last] - row]
                 row += len(piece.vectors)
         scores = np.einsum("qd,qkd->qk", queries, found[np.searchsorted(numbers, best[1])])
-        none: Best = (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
-        return merged(none, (scores, best[1]), k)
+        return merged(_none(len(queries)), (scores, best[1]), k)
 
 
 def _ask(shards: _Shards, encoder: Encoder, asked: list[str], k: int, how: Hybrid | None) -> list[list[Hit]]:
@@ -202,7 +202,7 @@ def nearest(pieces: Iterable[Part], queries: Vectors, k: int) -> Best:
         k: rows per query.
     """
     counted = _faiss if find_spec("faiss") else _numpy
-    best: Best = (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
+    best = _none(len(queries))
     row = 0
     for piece in pieces if len(queries) else ():
         scores, numbers = counted(queries, piece.vectors, min(k, len(piece.vectors)))
@@ -219,13 +219,25 @@ def _hits(files: Sequence[Path], starts: Sequence[int], best: Best) -> list[list
     ]
 
 
+def _none(queries: int) -> Best:
+    return np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64)
+
+
 def _faiss(queries: Vectors, vectors: Vectors, k: int) -> Best:
     import faiss
 
-    found: Best = faiss.knn(
-        np.ascontiguousarray(queries), np.ascontiguousarray(vectors), k, metric=faiss.METRIC_INNER_PRODUCT
-    )
-    return found
+    queries, vectors = np.ascontiguousarray(queries), np.ascontiguousarray(vectors)
+    knn = partial(faiss.knn, metric=faiss.METRIC_INNER_PRODUCT)
+    if k == len(vectors):
+        return cast("Best", knn(queries, vectors, k))
+    # Of equal scores at the last place, FAISS returns any: one row more tells where that is so.
+    scores, rows = knn(queries, vectors, k + 1)
+    tied = scores[:, k] == scores[:, k - 1]
+    scores, rows = scores[:, :k], rows[:, :k]
+    if tied.any():
+        whole = knn(queries[tied], vectors, len(vectors))
+        scores[tied], rows[tied] = merged(_none(int(tied.sum())), whole, k)
+    return scores, rows
 
 
 def _numpy(queries: Vectors, vectors: Vectors, k: int) -> Best:

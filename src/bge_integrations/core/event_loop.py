@@ -32,6 +32,7 @@ class BackgroundLoop:
     def _reset(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._stop: Callable[[], object] | None = None
         self._endings: list[Ending] = []
         self._pid = os.getpid()
 
@@ -75,7 +76,7 @@ class BackgroundLoop:
             ) from None
         self._loop, self._thread, self._endings = loop, thread, endings
         # Neither thread nor finalizer holds self, so a forgotten owner's loop ends.
-        weakref.finalize(self, _stop, loop, self._pid)
+        self._stop = weakref.finalize(self, _stop, loop, self._pid)
 
     def at_end(self, ending: Ending) -> None:
         """Have a coroutine function run on the loop before it closes, whether its owner closes it or is forgotten."""
@@ -84,11 +85,11 @@ class BackgroundLoop:
     def close(self) -> None:
         """Stop the loop and wait for its endings; the next ``run`` starts another."""
         with self._lock:
-            loop, thread, pid = self._loop, self._thread, self._pid
+            stop, thread, pid = self._stop, self._thread, self._pid
             self._reset()
-            if pid != os.getpid() or loop is None or thread is None:
+            if pid != os.getpid() or stop is None or thread is None:
                 return
-            _stop(loop, pid)
+            stop()  # a finalizer that has been called no longer holds the loop
         if threading.current_thread() is not thread:
             thread.join(ENDING_SECONDS)
 

@@ -67,8 +67,9 @@ class LocalReranker(Reranker):
     def describe(self) -> dict[str, Any]:
         """Return backend, precision, device, threads, why they were chosen, and how often the model ran."""
         loop = self._scheduler.loop
-        chosen = loop.backend.describe() if loop.backend is not None else foreseen(self.settings, choose_scores)
-        return {**super().describe(), **chosen, "loaded": loop.backend is not None, "forward_passes": loop.passes}
+        backend = loop.backend  # read once: another thread may close the engine meanwhile
+        chosen = backend.describe() if backend is not None else foreseen(self.settings, choose_scores)
+        return {**super().describe(), **chosen, "loaded": backend is not None, "forward_passes": loop.passes}
 
     def close(self) -> None:
         """Stop the worker after the batch in hand and let the model go; a later call loads it again."""

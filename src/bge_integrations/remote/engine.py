@@ -116,7 +116,8 @@ class RemoteEngine(HostClient, Encoder):
             return {}
         dialect = self._output_dialect
         shown = {} if dialect == "" else {"dialect": dialect or "detected at first use"}
-        special = {"special_tokens": "dropped here"} if self._session and self._session.keeps_special else {}
+        session = self._session
+        special = {"special_tokens": "dropped here"} if session and session.keeps_special else {}
         return {"outputs": list(self.outputs), **shown, **special}
 
     def why_not(self, name: str) -> str:
@@ -172,7 +173,10 @@ class RemoteEngine(HostClient, Encoder):
 
     def _ask(self, path: str, body: dict[str, Any], bound: int) -> bytes:
         async def send() -> bytes:
-            return await self._here().transport.send(path, body, bound)
+            session = self._here()
+            async with Deadline(self.limits) as deadline:
+                await session.rate_limiter.acquire(0, deadline.allows)
+                return await session.transport.send(path, body, bound)
 
         self.usage.add(requests=1)
         try:
@@ -223,7 +227,9 @@ class RemoteEngine(HostClient, Encoder):
         tokens: list[int] = []
         for start in range(0, len(texts), _SLICE):
             part, over, counts = await asyncio.to_thread(_cut, cutter, texts, start, room)
-            whole, long, tokens = whole + part, long + [start + i for i in over], tokens + counts
+            whole += part  # in place: a sum would copy all slices so far, on the event loop
+            long += [start + i for i in over]
+            tokens += counts
             deadline.progress()
         return whole, long, tokens
 

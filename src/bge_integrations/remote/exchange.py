@@ -85,6 +85,7 @@ class Exchange:
                 raise
             if not (refused or (self._session.base64 and not self._session.base64_works)):
                 raise
+            await self._session.rate_limiter.acquire(tokens)
             vectors, counted, packed = await self._without_base64(texts, error)
         if encoding == "base64" and not packed:  # the host ignores encoding_format
             self._session.base64 = False
@@ -138,7 +139,7 @@ class Exchange:
         """Learn whether the host answers base64: only where it equals the floats of the same text."""
         try:
             async with self._session.slots:
-                await self._session.rate_limiter.acquire(tokens, lambda _: True)
+                await self._session.rate_limiter.acquire(tokens)
                 again, _, packed = await self._request(texts, "base64")
         except (BadAnswerError, RequestRefusedError):
             return

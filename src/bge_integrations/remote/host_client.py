@@ -121,12 +121,13 @@ class HostClient:
             stream.fail(self._complete(_closed()))
 
     def _here(self) -> HostSession:
-        if self._session is None or self._session.loop is not asyncio.get_running_loop():
-            if self._session is not None:
-                _LEFT_BEHIND.append(self._session)
-            self._session = HostSession(self.endpoint, self.limits, self.rate_limiter)
-            self._loop.at_end(self._session.transport.close)
-        return self._session
+        session = self._session  # read once: another thread may close the client meanwhile
+        if session is None or session.loop is not asyncio.get_running_loop():
+            if session is not None:
+                _LEFT_BEHIND.append(session)
+            session = self._session = HostSession(self.endpoint, self.limits, self.rate_limiter)
+            self._loop.at_end(session.transport.close)
+        return session
 
     def _complete(self, error: HostError) -> HostError:
         """Return an error that says which host and model it is about, what to do, how long to wait, and no secret."""
@@ -152,9 +153,9 @@ class HostClient:
 
     def close(self) -> None:
         """Close the connections and the loop, and end the calls under way; a later call makes them anew."""
-        if self._session is not None:  # before the loop ends: calls that this cancels then say why
-            self._session.closing = True
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:  # before the loop ends: calls that this cancels then say why
+            session.closing = True
         self._loop.close()
 
 

@@ -159,7 +159,7 @@ class OutputExchange:
     async def _pace(self, *, first: bool) -> None:
         """Wait for the rate limiter, which ``Call`` has asked already for the first of these requests."""
         if not first:
-            await self._session.rate_limiter.acquire(0, lambda _: True)
+            await self._session.rate_limiter.acquire(0)
 
     async def _post(self, path: str, payload: dict[str, Any], bound: int) -> bytes:
         self._usage.add(requests=1)

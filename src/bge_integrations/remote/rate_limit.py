@@ -51,12 +51,13 @@ class RateLimiter:
         if resumes > self._resumes:
             self._resumes, self._reason = resumes, reason
 
-    async def acquire(self, tokens: int, in_time: Callable[[float], bool]) -> None:
+    async def acquire(self, tokens: int, in_time: Callable[[float], bool] = lambda _: True) -> None:
         """Wait until one request with so many tokens may be sent.
 
         Args:
             tokens: of the request.
-            in_time: whether so many seconds of waiting end before the call does.
+            in_time: whether so many seconds of waiting end before the call does; not asked where something else ends
+                the waiting.
 
         Raises:
             HostError: the host asked for more time than the call has; what it said when it did.

@@ -112,9 +112,10 @@ class RemoteReranker(HostClient, Reranker):
 
         async def ask() -> list[float]:
             exchange = self._exchange_of(self._here())
-            await exchange.identify()
-            pairs = [exchange.templated(Pair(query, passage)) for passage in passages]
-            answer = await exchange.request(pairs[0].query, [pair.passage for pair in pairs])
+            async with Deadline(self.limits):
+                await exchange.identify()
+                pairs = [exchange.templated(Pair(query, passage)) for passage in passages]
+                answer = await exchange.request(pairs[0].query, [pair.passage for pair in pairs])
             scores: list[float] = check_scores(answer.scores, len(passages)).tolist()
             return scores
 
@@ -197,7 +198,9 @@ class RemoteReranker(HostClient, Reranker):
         tokens: list[int] = []
         for start in range(0, len(pairs), _SLICE):
             part, over, counts = await asyncio.to_thread(cutter.cut_pairs, pairs[start : start + _SLICE])
-            whole, long, tokens = whole + part, long + [start + i for i in over], tokens + counts
+            whole += part  # in place: a sum would copy all slices so far, on the event loop
+            long += [start + i for i in over]
+            tokens += counts
             deadline.progress()
         self.longest = max(self.longest, *tokens)
         return whole, long, tokens

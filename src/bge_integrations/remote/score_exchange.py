@@ -172,7 +172,7 @@ class ScoreExchange:
 
     async def send(self, query: str, passages: list[str], tokens: int) -> tuple[Rows, int]:
         """Return the logits of passages, and the tokens that the host counted."""
-        answer = await self.request(query, passages)
+        answer = await self.request(query, passages, paced=True)
         try:
             scores = check_scores(answer.scores, len(passages))
         except BadAnswerError as error:
@@ -215,14 +215,22 @@ class ScoreExchange:
             )
         self._alone = True
 
-    async def request(self, query: str, passages: list[str]) -> RerankAnswer:
-        """Send one request to the first of the dialect's paths that the host knows, and read the answer."""
+    async def request(self, query: str, passages: list[str], *, paced: bool = False) -> RerankAnswer:
+        """Send one request to the first of the dialect's paths that the host knows, and read the answer.
+
+        Args:
+            query: of all passages.
+            passages: as they are sent.
+            paced: the rate limiter has been asked already, as ``Call`` does.
+        """
         request = RerankRequest(query, passages, self._endpoint.wire_model, self._truncate)
         size = len(query.encode()) + sum(len(passage.encode()) for passage in passages)
         bound = 2**20 + 12 * size + 500 * len(passages)  # some send the passages back, each letter as \uXXXX
         missing: HostError | None = None
         for place in range(self._path, len(self.protocol.paths)):
             path = self.protocol.paths[place].replace("{model}", self._endpoint.wire_model)
+            if not paced or missing:
+                await self.session.rate_limiter.acquire(size // 4)
             self._count_request()
             try:
                 body = await self.session.transport.send(path, self.protocol.payload(request), bound)

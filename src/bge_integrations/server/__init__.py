@@ -153,6 +153,7 @@ def background(
     Raises:
         MissingExtraError: the extra ``server`` is not installed.
         ConfigError: the address cannot be bound, or a key is empty.
+        BGEError: the server cannot start.
     """
     _check_extra()
     from .run import run_background

@@ -67,7 +67,10 @@ class Keys:
 
     def reload_soon(self, *_: Any) -> None:
         """Reload on a thread: in a signal handler, a log line could interrupt another."""
-        threading.Thread(target=self.reload, name="bge-keys").start()
+        try:
+            threading.Thread(target=self.reload, name="bge-keys").start()
+        except RuntimeError as error:  # raised here, it would end the server
+            log.error("the previous keys stay valid: no thread to read them again (%s)", error)
 
     def __bool__(self) -> bool:
         return bool(self._keys)

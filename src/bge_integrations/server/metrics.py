@@ -53,10 +53,13 @@ def _gauge(name: str, about: str, registry: CollectorRegistry) -> Gauge:
 
 def _forget_dead_workers(folder: Path) -> None:
     """Drop the gauges of killed workers, whose queues are gone; their counters stay."""
+    if os.name == "nt":
+        return  # os.kill(pid, 0) sends Ctrl-C there
     for path in folder.glob("gauge_live*_*.db"):
         pid = int(path.stem.rpartition("_")[2])
         try:
-            os.kill(pid, 0)
-        except OSError:
+            with contextlib.suppress(PermissionError):  # it lives, as another user
+                os.kill(pid, 0)
+        except ProcessLookupError:
             with contextlib.suppress(FileNotFoundError):  # another worker was faster
                 mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

@@ -48,7 +48,8 @@ def _open_files() -> int:
         import resource
     except ImportError:  # Windows
         return 1 << 20
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] or 1 << 20
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return files if files > 0 else 1 << 20  # -1 is RLIM_INFINITY
 
 
 class TimeoutProtocol(H11Protocol):

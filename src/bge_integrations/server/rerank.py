@@ -3,7 +3,7 @@
 
 import asyncio
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, model_validator
@@ -38,7 +38,7 @@ class JinaRequest(schemas.Strict):
     top_n: int | None = Field(default=None, ge=0)
     return_documents: StrictBool = False
     raw_scores: StrictBool = Field(default=False, description="Logits instead of scores from 0 to 1, as in Infinity.")
-    rank_fields: list[str] | None = Field(default=None, description='Accepted where it is ["text"].')
+    rank_fields: list[Literal["text"]] | None = Field(default=None, description='Accepted where it is ["text"].')
     max_tokens_per_doc: int | None = Field(default=None, description="Accepted and ignored.")
     max_chunks_per_doc: int | None = Field(
         default=None, description="Accepted and ignored: passages are not split into chunks."
@@ -47,7 +47,7 @@ class JinaRequest(schemas.Strict):
 
 
 class RerankRequest(schemas.Strict):
-    """TEI's request, with ``texts``, or Jina's, with ``documents``."""
+    """TEI's request, with ``texts``, or Jina's, with ``documents``; what either has holds for both."""
 
     query: schemas.Text
     texts: Passages | None = None
@@ -55,7 +55,7 @@ class RerankRequest(schemas.Strict):
     model: str | None = None
     top_n: int | None = Field(default=None, ge=0)
     truncate: StrictBool | None = Field(default=None, description="false refuses pairs that are too long.")
-    truncation_direction: str | None = Field(default=None, description='Accepted where it is "Right".')
+    truncation_direction: Literal["Right", "right"] | None = Field(default=None, description="Texts lose their end.")
     raw_scores: StrictBool = False
     return_text: StrictBool = False
     return_documents: StrictBool = False
@@ -73,17 +73,19 @@ def add_reranking(app: FastAPI, service: Service, reranker: Reranker) -> None:
 
     @app.post("/rerank", responses=errors, summary="Rerank, in TEI's or Jina's format")
     async def rerank(body: RerankRequest, request: Request) -> Response:
+        returned = body.return_text or body.return_documents
         if body.documents is not None:
             jina = JinaRequest(
                 query=body.query, documents=body.documents, model=body.model, top_n=body.top_n,
-                return_documents=body.return_documents, raw_scores=body.raw_scores, truncation=body.truncate,
+                return_documents=returned, raw_scores=body.raw_scores, truncation=body.truncate,
             )  # fmt: skip
             return await as_jina(jina, request)
+        _check_model(service, reranker, body.model)
         texts = body.texts or []
         logits, truncated, _ = await _score(service, reranker, request, body.query, texts, body.truncate)
         scores = _scaled(reranker, logits, raw=body.raw_scores)
-        rows: list[dict[str, Any]] = [{"index": i, "score": scores[i]} for i in order_by_logit(logits)]
-        if body.return_text:
+        rows: list[dict[str, Any]] = [{"index": i, "score": scores[i]} for i in order_by_logit(logits)[: body.top_n]]
+        if returned:
             rows = [{**row, "text": texts[row["index"]]} for row in rows]
         return JSONResponse(rows, headers=truncated_header(truncated))
 

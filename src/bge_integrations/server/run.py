@@ -25,7 +25,7 @@ from uvicorn.supervisors import Multiprocess
 
 from ..core.encoder import Encoder
 from ..environment import variable_set
-from ..errors import BGEError, ConfigError
+from ..errors import BGEError, ConfigError, no_thread
 from .access import Keys, check_list
 from .app import PATHS, build_app
 from .limits import Limits
@@ -229,16 +229,37 @@ class Supervisor(Multiprocess):
 def run_background(
     encoder: Encoder, *, host: str, port: int, limits: Limits, api_keys: Sequence[str], **options: Any
 ) -> Iterator[str]:
-    """Serve on a thread; see ``background``."""
+    """Serve on a thread; see ``background``.
+
+    Raises:
+        BGEError: the server cannot start.
+    """
     local = _trusts_all(host, api_keys)
     app = build_app(encoder, limits=limits, api_keys=api_keys, local_hosts_only=local, **options)
     with contextlib.closing(_bind(host, port)) as sock:
         server = uvicorn.Server(config_of(app, limits))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="bge-server", daemon=True)
-        thread.start()
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                server.run(sockets=[sock])
+            except BaseException as error:
+                failures.append(error)
+                if server.started:  # nobody waits for it any more
+                    raise
+            else:
+                failures.append(BGEError("it ended at once"))
+
+        thread = threading.Thread(target=run, name="bge-server", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise no_thread("the server", error) from error
         try:
             while not server.started and thread.is_alive():  # uvicorn has no event for it
                 time.sleep(0.01)
+            if not server.started:
+                raise BGEError(f"the server cannot start: {failures[0]!r}") from failures[0]
             yield url_of(host, sock.getsockname()[1])
         finally:
             server.should_exit = True

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..core.files import is_partial
 from ..errors import ConfigError
 from ..extras import require
 
@@ -90,7 +91,8 @@ def find_index(folder: Path, name: str | None = None) -> Path:
         ConfigError: there is none, or there are several and none was named.
     """
     endings = (".faiss", "__vector_store.json")
-    found = sorted(path for ending in endings for path in folder.glob(f"*{ending}"))
+    paths = (path for ending in endings for path in folder.glob(f"*{ending}"))
+    found = sorted(path for path in paths if not is_partial(path.name))  # which a killed upload leaves
     if name is not None:
         found = [path for path in found if path.name in {name + ending for ending in endings}]
     if len(found) == 1:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..catalog.golden import ACCEPTED, VERDICTS
+from ..catalog.records import ModelCard
 from ..core.encoder import Encoder, HoldsEncoder, Vectors, held_encoder
 from ..errors import BadAnswerError, BGEError, BGEWarning, ConfigError
 from ..local.engine import LocalEngine
@@ -198,12 +199,16 @@ def _with_reference(
     probes = make_probes(mine.max_tokens, _counter(reference))
     steps.begin(HOST)
     answers, notes = _answers(encoder, probes)
-    made = other_models(encoder.card) if others is None else []
-    with _pooled(reference, cast("Pooling", mine.pooling)) as right:
+    with _pooled(reference, cast("Pooling", mine.pooling)) as right, closing(_others(mine)) as made:
         found = diagnose(answers, probes, encoder, right, made if others is None else others, begin=steps.begin)
-    for other in made:
-        other.close()
     return _merged(report, found, probes, notes)
+
+
+def _others(card: ModelCard) -> Generator[Encoder, None, None]:
+    """Yield engines of the catalogue's other models on this machine, each of which is closed before the next one."""
+    for other in other_models(card):
+        with other:
+            yield other
 
 
 @contextmanager

@@ -144,10 +144,9 @@ def _by_engine(reference: Encoder, probes: Sequence[Probe], wording: Wording, ri
             yield Candidate(f"{pooling} pooling", remedy, _Embed(engine)(texts))
     long = [i for i, probe in enumerate(probes) if probe.kind == "long"]
     for limit in lower_limits(reference.card.max_tokens, LONGEST):
-        engine = sibling(reference, replace(reference.card, max_tokens=limit))
         vectors = right.copy()
-        vectors[long] = _Embed(engine)([texts[i] for i in long])
-        engine.close()
+        with sibling(reference, replace(reference.card, max_tokens=limit)) as engine:
+            vectors[long] = _Embed(engine)([texts[i] for i in long])
         remedy = f"the host reads {limit} tokens where the model reads {reference.card.max_tokens}: raise its limit"
         yield Candidate(f"cut at {limit} tokens", remedy, vectors)
 

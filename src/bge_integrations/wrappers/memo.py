@@ -6,7 +6,6 @@ sparse vectors when nodes are stored, up to 2,048 of them later.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 from ..catalog.records import OutputName, Role
 from ..core.batches import Placed
 from ..core.encoder import Batch, Encoder, Stream
+from ..core.lock import Lock
 from ..core.outputs import Output, Rows
 from ..core.token_outputs import Several, output_of, select
 from ..errors import BGEError
@@ -44,7 +44,7 @@ class MemoEncoder(Wrapper):
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()  # guards _kept and _bytes: callers take rows while the engine's thread keeps some
+        self._lock = Lock()  # guards _kept and _bytes: callers take rows while the engine's thread keeps some
         self._kept: OrderedDict[tuple[bytes, str], tuple[bytes, bool]] = OrderedDict()
         self._bytes = 0
 

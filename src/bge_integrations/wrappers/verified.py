@@ -47,10 +47,11 @@ class VerifiedEncoder(Wrapper):
         super().__init__(inner)
         self.host, self.memory, self._day = host, memory, today
         self._passed = ""
+        self._lock = Lock()  # guards what follows
         self._reset()
 
     def _reset(self) -> None:
-        self._lock, self._pid = Lock(), os.getpid()
+        self._pid = os.getpid()
         self._probe: Future[None] | None = None
 
     def batches(self, texts: list[str], role: Role, stream: Stream) -> None:
@@ -74,9 +75,9 @@ class VerifiedEncoder(Wrapper):
         check.add_done_callback(checked)
 
     def _check(self) -> Future[None] | None:
-        if self._pid != os.getpid():  # a probe under way in the parent never ends here
-            self._reset()
         with self._lock:
+            if self._pid != os.getpid():  # a probe under way in the parent never ends here
+                self._reset()
             if self._passed == self._day():
                 return None
             if self._probe is None:
@@ -143,7 +144,7 @@ class VerifiedEncoder(Wrapper):
         return {**self.inner.describe(), "verify": "first-use"}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_pid", "_probe")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pid", "_probe")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import pickle
 import secrets
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ PACKAGES = {"faiss": "faiss-cpu", "langchain_community": "langchain-community"}
 MARKS: tuple[str, ...] = ("*.faiss", f"{KEY}.json")
 SPARSE = False
 LASTS = False
+_TOKEN = 16
 
 
 class _Target(Target):
@@ -57,16 +59,23 @@ class _Target(Target):
             self.ids = [key for key in self.ids if key not in replaced]
 
     def save(self, name: str) -> None:
+        """Write both files beside the old ones, then give them their names.
 
-        index, texts = self.stamped / f"{name}.faiss", self.stamped / f"{name}.pkl"
-        for path, write in ((index, self._write_index), (texts, self._write_texts)):
-            # A name that nobody can have put there before, as a file or as a link.
-            partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}-{path.name}")
-            try:
-                write(partial)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        A kill never leaves vectors of one state and texts of another: between the two renames there are no texts, so
+        that nobody can open the index, and the next upload completes it.
+        """
+        # A name that nobody can have put there before, as a file or as a link.
+        token = secrets.token_hex(_TOKEN // 2)
+        index, texts = (self.stamped / f"{PARTIAL}{token}-{name}.{ending}" for ending in ("faiss", "pkl"))
+        try:
+            self._write_index(index)
+            self._write_texts(texts)
+        except BaseException:
+            index.unlink(missing_ok=True)
+            texts.unlink(missing_ok=True)
+            raise
+        (self.stamped / f"{name}.pkl").unlink(missing_ok=True)  # from here on the new files count
+        _complete(self.stamped, name)
 
     def _write_index(self, path: Path) -> None:
         import faiss
@@ -78,6 +87,22 @@ class _Target(Target):
 
         with path.open("xb") as file:
             pickle.dump((InMemoryDocstore(self.documents), dict(enumerate(self.ids))), file)
+
+
+def _complete(folder: Path, name: str) -> None:
+    """Give the last files that ``save`` wrote their names, if it was killed after it deleted the old texts."""
+    index, texts = folder / f"{name}.faiss", folder / f"{name}.pkl"
+    if texts.exists():
+        return
+    written = folder.glob(f"{PARTIAL}{'?' * _TOKEN}-{glob.escape(texts.name)}")
+    last = max(written, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if last is None:
+        return
+    vectors = last.with_suffix(".faiss")
+    if vectors.exists():
+        vectors.replace(index)
+    if index.exists():
+        last.replace(texts)
 
 
 @contextmanager
@@ -92,6 +117,8 @@ def open_target(place: Place) -> Iterator[_Target]:
     require("langchain_community.docstore.in_memory", install="langchain-community", purpose="the upload")
     folder = Path(str(place.path))
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / f"{place.collection}.faiss").exists():
+        _complete(folder, place.collection)
     if any((folder / f"{place.collection}.{ending}").exists() for ending in ("faiss", "pkl")):
         target = _read(faiss, folder, place)
     else:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextvars
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ...core.batches import Batch, Relay, Stream
+from ...core.batches import Batch, Stream
 from ...core.checks import refuse_truncation
-from ...core.reranker import Pair, Placed, Reranker
+from ...core.reranker import Pair, Reranker
 from ...errors import BGEError
-from .rows import pack, unpack
+from .rows import unpack
 from .stores import CircuitBreaker, Store, as_store
+from .thread import CacheThread, Misses
 
 __all__ = ["CachedReranker"]
 
@@ -56,11 +54,7 @@ class CachedReranker(Reranker):
     def __init__(self, inner: Reranker, store: Store | str | Path | Any, *, max_bytes: int | None = None) -> None:
         self.inner = inner
         self.store = CircuitBreaker(as_store(store, max_bytes=max_bytes))
-        self._reset()
-
-    def _reset(self) -> None:
-        self._pid, self._lock = os.getpid(), threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._thread = CacheThread(self.store)
 
     def describe(self) -> dict[str, Any]:
         """Return how the inner reranker works, and where the cache is."""
@@ -68,31 +62,7 @@ class CachedReranker(Reranker):
 
     def batches(self, pairs: list[Pair], stream: Stream) -> None:
         """Begin to look pairs up and to score those that are not there; returns at once."""
-        self.run(stream, contextvars.copy_context().run, self._look_up, pairs, stream)
-
-    def run(self, stream: Stream, work: Callable[..., Any], *args: Any) -> None:
-        """Run work on the cache's own thread, in the order of asking; what it raises fails the stream.
-
-        Raises:
-            BGEError: the thread cannot be started.
-        """
-
-        def guarded() -> None:
-            try:
-                work(*args)
-            except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who waits
-                stream.fail(error)
-
-        if self._pid != os.getpid():
-            self._reset()
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(1, "bge-cache")
-            try:
-                self._pool.submit(guarded)
-            except RuntimeError as error:
-                self._pool = None
-                raise BGEError(f"the cache's thread cannot be started ({error}): call again") from error
+        self._thread.run(stream.fail, contextvars.copy_context().run, self._look_up, pairs, stream)
 
     def _look_up(self, pairs: list[Pair], stream: Stream) -> None:
         if stream.cancelled:
@@ -104,13 +74,17 @@ class CachedReranker(Reranker):
                 refuse_truncation(hits.truncated, model=self.card.id, max_tokens=self.card.max_tokens)
             stream.put(Batch(hits.indices, hits.rows, truncated=hits.truncated, computed=0))
         found = set(hits.indices)
-        missing = [i for i in range(len(pairs)) if i not in found]
-        if not missing:
+        places: dict[bytes, list[int]] = {}
+        for position, key in enumerate(keys):
+            if position not in found:
+                places.setdefault(key, []).append(position)
+        if not places:
             stream.finish()
+            self.store.settle()
             return
-        misses = _Misses(self, stream, missing, [keys[i] for i in missing])
+        misses = Misses(self._thread, stream, places)
         try:
-            self.inner.batches([pairs[i] for i in missing], misses)
+            self.inner.batches([pairs[first] for first, *_ in places.values()], misses)
         except BGEError as error:
             misses.fail(error)
 
@@ -128,43 +102,12 @@ class CachedReranker(Reranker):
 
     def close(self) -> None:
         """Close the inner reranker, write what is finished, and close the store; a later call opens them again."""
-        self.inner.close()
-        pool, self._pool = self._pool, None
-        if pool is not None and self._pid == os.getpid():
-            pool.shutdown()
-        self.store.close()
+        self.inner.close()  # first: the last rows of calls that this ends go to the cache's thread
+        self._thread.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"inner": self.inner, "store": self.store}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._reset()
-
-
-class _Misses(Relay):
-    """Stores the logits of pairs that were not in the cache, before the call ends."""
-
-    def __init__(self, cache: CachedReranker, outer: Stream, positions: list[int], keys: list[bytes]) -> None:
-        super().__init__(Placed(outer, [[position] for position in positions]))
-        self._cache, self._keys = cache, keys
-
-    def put(self, batch: Batch) -> None:
-        truncated = set(batch.truncated)
-        rows = [
-            (self._keys[i], pack(self._keys[i], self.output.pack(row), truncated=i in truncated))
-            for i, row in zip(batch.positions, batch.rows, strict=True)
-        ]
-        self._cache.run(self.outer, self._cache.store.put_many, rows)
-        self.outer.put(batch)
-
-    def finish(self) -> None:
-        # After the last row: a caller that has its scores finds them stored.
-        self._cache.run(self.outer, self._end)
-
-    def _end(self) -> None:
-        self.outer.finish()
-        self._cache.store.settle()
-
-    def fail(self, error: BaseException) -> None:
-        self._cache.run(self.outer, self.outer.fail, error)
+        self._thread = CacheThread(self.store)
