@@ -89,7 +89,7 @@ def test_text_files_of_a_folder_are_rows(tmp_path):
     ]
     assert [(Path(row.source).name, row.reason) for row in rows if row.reason] == [
         ("c.txt", "not UTF-8"),
-        ("d.txt", "holds NUL bytes: not text"),
+        ("d.txt", "not text (it holds NUL bytes)"),
         ("e.txt", "'text' is blank"),
     ]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llama_index.core import Document, Settings
+from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import (
     CallbackManager,
@@ -604,3 +604,19 @@ async def test_a_view_embeds_everything_in_one_role_and_is_saved_as_another_tran
     saved = BGEEmbedding("demo").as_queries().to_dict()
     assert get_transformation_hash(NODES, face.as_queries()) != get_transformation_hash(NODES, face.as_documents())
     assert saved["fixed_role"] == "query"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda face, text: VectorStoreIndex([TextNode(text=text)], embed_model=face),
+        lambda face, text: VectorStoreIndex([TextNode(text=text)], embed_model=face, use_async=True),
+        lambda face, text: IngestionPipeline(transformations=[face]).run(nodes=[TextNode(text=text)]),
+        lambda face, text: VectorStoreIndex([TextNode(text="a")], embed_model=face).as_retriever().retrieve(text),
+    ],
+    ids=["index", "index-async", "pipeline", "retrieve"],
+)
+def test_a_warning_names_the_users_line_and_not_the_frameworks(call):
+    with HashEncoder(max_words=2) as encoder, pytest.warns(TruncationWarning) as caught:
+        call(BGEEmbedding(encoder=encoder), "more than two words")
+    assert [warning.filename for warning in caught] == [__file__]

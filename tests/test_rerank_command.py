@@ -79,6 +79,15 @@ def test_without_passages_nothing_is_asked(monkeypatch, capsys):
     assert "no passages" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("broken", [b"caf\xe9", b"\x7fELF\0"])
+@pytest.mark.parametrize("command", [["rerank", "q"], ["search", "nowhere"]], ids=lambda words: words[0])
+def test_a_line_of_standard_input_that_is_no_text_is_named(command, broken, monkeypatch, capsys):
+    raw = io.BytesIO(b"first\n" + broken + b"\nlast\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(raw, encoding="utf-8"))
+    assert main(command) == 2
+    assert capsys.readouterr().err == "bge: standard input, line 2: not text in UTF-8\n"
+
+
 def test_a_row_without_its_column_is_named(tmp_path, capsys):
     file = tmp_path / "passages.jsonl"
     file.write_text('{"text": "a"}\n{"other": "b"}\n')

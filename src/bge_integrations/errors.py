@@ -39,7 +39,10 @@ import copy
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 Places = Sequence[int] | Sequence[Sequence[int]]
 """For each position in a part of a list, its position or positions in the whole list."""
@@ -353,10 +356,24 @@ def no_thread(purpose: str, error: BaseException) -> BGEError:
     )
 
 
+# What stands between this package and the line of a user: the frameworks with their integrations, and what runs them.
+_FRAMEWORKS = ("langchain", "langgraph", "langsmith", "llama_index")
+_RUNNERS = ("asyncio", "concurrent", "contextlib", "threading", "wrapt")
+
+
 def warn(message: str, category: type[BGEWarning] = BGEWarning) -> None:
-    """Warn at the first line outside this package, so that users see which call of theirs it is about."""
-    frame, level = sys._getframe(1), 2  # noqa: SLF001 - warnings' own skip_file_prefixes needs Python 3.12
-    package = __name__.partition(".")[0]
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (package, "contextlib"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+    """Warn at the first line outside this package and the frameworks, so that users see which call of theirs it is.
+
+    In a thread that a framework started, no line is a user's: then it is the first one outside this package.
+    """
+    package, level, outside = __name__.partition(".")[0], 1, 0
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - warnings' own skip_file_prefixes needs Python 3.12
+    while frame is not None:
+        level += 1
+        name = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if name not in (package, *_RUNNERS):
+            outside = outside or level
+            if not name.startswith(_FRAMEWORKS):
+                break
+        frame = frame.f_back
+    warnings.warn(message, category, stacklevel=level if frame is not None else outside or level)

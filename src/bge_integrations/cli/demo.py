@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
@@ -56,9 +57,11 @@ def run(parsed: argparse.Namespace) -> int:
     require_all({**_NEEDS, **local}, purpose="bge demo")
     encoder = with_bar(make_encoder(parsed, show_progress=False))
     files = _files_of(Path(parsed.folder)) if parsed.folder else _own_documentation()
-    chunks = _chunks(files, encoder, parsed.chunk)
+    texts = _texts_of(files)
+    chunks = _chunks(texts, encoder, parsed.chunk)
     questions = parsed.ask or (_questions_of(chunks) if parsed.folder else list(_QUESTIONS))
-    print(f"{len(files)} files, {len(chunks)} chunks of up to {parsed.chunk} tokens; the model is {encoder.card.id!r}")
+    counted = f"{_count(len(texts), 'file')}, {_count(len(chunks), 'chunk')}"
+    print(f"{counted} of up to {parsed.chunk} tokens; the model is {encoder.card.id!r}")
     print(f"a query is sent as   {encoder.card.format('...', 'query', encoder.query_instruction)!r}")
     print("a document is sent as it is\n")
     store = _store(encoder, chunks)
@@ -99,14 +102,35 @@ def _visible(path: Path, folder: Path) -> bool:
     return not any(part.startswith(".") or part in ("node_modules", "site-packages") for part in parts)
 
 
-def _chunks(files: Sequence[Path], encoder: Encoder, size: int) -> list[tuple[str, str]]:
+def _texts_of(files: Sequence[Path]) -> list[tuple[str, str]]:
+    """Return name and text of each file; one that is not text, or cannot be read, is skipped with a line that says so.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    from ..bulk.documents import plain_text
+
+    texts = []
+    for path in files:
+        try:
+            texts.append((path.name, plain_text(path.read_bytes())))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            print(f"bge: skipped {str(path)!r}: {reason}", file=sys.stderr)
+    if not any(text.strip() for _, text in texts):
+        raise ConfigError(f"no text in {_count(len(files), 'file')}: each is empty or was skipped")
+    return texts
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _chunks(texts: Sequence[tuple[str, str]], encoder: Encoder, size: int) -> list[tuple[str, str]]:
     from ..langchain.embeddings import BGEEmbeddings
 
     splitter = BGEEmbeddings(encoder=encoder).splitter(chunk_size=size)
-    texts = ((path, path.read_text("utf-8", errors="replace")) for path in files)
-    chunks = [(path.name, chunk) for path, text in texts for chunk in splitter.split_text(text) if chunk.strip()]
-    if not chunks:
-        raise ConfigError(f"the {len(files)} files hold no text")
+    chunks = [(name, chunk) for name, text in texts for chunk in splitter.split_text(text) if chunk.strip()]
     return [(name, chunk) for name, chunk in chunks if len(chunk.split()) >= _FEWEST_WORDS] or chunks
 
 

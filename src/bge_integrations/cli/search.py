@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .options import add_encoder_arguments, encoder_options
+from .options import add_encoder_arguments, encoder_options, standard_input
 
 if TYPE_CHECKING:
     from ..bulk.hybrid import Hybrid
@@ -52,7 +52,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Print what was found; 1 where nothing was asked."""
     from ..bulk.search import encoder_of, search_files
 
-    questions = parsed.questions or [line.strip() for line in sys.stdin if line.strip()]
+    questions = parsed.questions or [line.strip() for line in standard_input() if line.strip()]
     if not questions:
         print("bge: no question: pass one, or write one per line to standard input", file=sys.stderr)
         return 1
