@@ -73,6 +73,17 @@ def test_what_cannot_be_done_is_said_in_a_line(arguments, said, monkeypatch, cap
     assert told.count("\n") == 1
 
 
+def test_the_users_cache_is_named_true(host, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["rerank", QUERY, "a.txt", "--base-url", host.url, "--dialect", "tei", "--cache", "True"]
+    (tmp_path / "a.txt").write_text("an apple")
+    assert main(arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "cache"}
+    assert main(["cache", "info"]) == 0
+    assert str(tmp_path / "cache") in capsys.readouterr().out
+
+
 def test_without_passages_nothing_is_asked(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["rerank", "q"]) == 1

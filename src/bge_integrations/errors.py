@@ -1,10 +1,10 @@
 """Every error the package raises.
 
 BGEError
-├── InputError (ValueError)              a text that cannot be embedded; see ``positions``
+├── InputError (ValueError)              a text that cannot be embedded; see positions
 │   ├── InputTypeError (TypeError)       not a text at all
 │   ├── TextError                        the model or its tokenizer fails at a text
-│   └── TooLongError                     longer than the model reads, with ``truncate="error"``
+│   └── TooLongError                     longer than the model reads, with truncate="error"
 ├── ConfigError (ValueError)             the call names something that cannot work
 │   ├── UnknownModelError                no such model; names near matches
 │   ├── UnknownProviderError             no such provider; names near matches
@@ -18,19 +18,19 @@ BGEError
 ├── SpaceMismatchError (ValueError)      vectors of two spaces would have been mixed
 └── HostError                            the host failed; carries what was finished and what was not
     ├── AuthenticationError              401, 403
-    ├── QuotaError                       402, or a 429 that speaks of an exhausted quota
-    ├── RateLimitError                   429 that outlasted the retries; see ``retry_after``
+    ├── QuotaError                       402, or a 429 that mentions an exhausted quota
+    ├── RateLimitError                   429 that outlasted the retries; see retry_after
     ├── RequestRefusedError              400, 404, 422 and other answers that a retry would not change
-    │   └── TooLargeError                413, or a refusal that speaks of size, for a single text
+    │   └── TooLargeError                413, or a refusal that mentions size, for a single text
     ├── HostUnavailableError (ConnectionError)   connection faults, 408, 409, 5xx
     ├── BadAnswerError (ValueError)      an answer that is not the vectors asked for
-    └── DeadlineError (TimeoutError)     the whole-call ``timeout`` ran out
+    └── DeadlineError (TimeoutError)     the whole-call timeout ran out
 
 BGEWarning (UserWarning)
 ├── InstructionWarning                   a model is used without a known query instruction
 ├── RepairWarning                        something was repaired on the way
 ├── TruncationWarning                    texts are longer than the model reads and were truncated
-└── UnverifiedWarning                    ``verify="first-use"`` for a model without published values
+└── UnverifiedWarning                    verify="first-use" for a model without published values
 """
 
 from __future__ import annotations
@@ -351,8 +351,8 @@ class RepairWarning(BGEWarning):
 def no_thread(purpose: str, error: BaseException) -> BGEError:
     """Return the error for a thread that the system does not grant; what was asked for was not begun."""
     return BGEError(
-        f"no thread for {purpose} ({error}): raise the limit of threads or processes (ulimit -u, pids.max) or end "
-        "others, and call again"
+        f"cannot start a thread for {purpose} ({error}): raise the limit of threads or processes "
+        "(ulimit -u, pids.max) or end others, and call again"
     )
 
 

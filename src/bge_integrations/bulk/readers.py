@@ -99,7 +99,7 @@ def _jsonl(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
             if line is None:
                 yield number, _TOO_LONG
             elif number == 1 and line.lstrip()[:1] == b"[":
-                raise ConfigError(f"{file!r} is a JSON array, not an object per line: jq -c '.[]' makes lines of it")
+                raise ConfigError(f"{file!r} is a JSON array, not one object per line: convert it with jq -c '.[]'")
             elif line.strip():
                 yield number, _fields(line)
 

@@ -36,12 +36,14 @@ _FEWEST_WORDS = 6  # a chunk of fewer is a heading alone, which answers nothing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge demo``."""
-    parser.add_argument("folder", nargs="?", help="a folder of text (default: this package's documentation)")
+    parser.add_argument(
+        "folder", nargs="?", metavar="FOLDER", help="a folder of text (default: this package's documentation)"
+    )
     parser.add_argument("--ask", action="append", metavar="QUESTION", help="question to ask (repeatable)")
     parser.add_argument(
-        "--chunk", type=int, default=128, help="tokens per chunk, up to the model's limit (default: 128)"
+        "--chunk", type=int, default=128, metavar="N", help="tokens per chunk, up to the model's limit (default: 128)"
     )
-    parser.add_argument("-k", type=int, default=2, help="hits per question (default: 2)")
+    parser.add_argument("-k", type=int, default=2, metavar="N", help="hits per question (default: 2)")
     parser.add_argument(
         "--reranker", metavar="MODEL", help="reranker to show (default: the demo's with the demo model)"
     )

@@ -79,6 +79,8 @@ def make_reranker(parsed: argparse.Namespace) -> Reranker:
 def _options(parsed: argparse.Namespace, table: Mapping[str, Option]) -> dict[str, Any]:
     flags = (name for name, option in table.items() if option.flag)
     given: dict[str, Any] = {name: value for name in flags if (value := vars(parsed).get(name)) is not None}
+    if given.get("cache") in ("True", "true"):
+        given["cache"] = True
     if "headers" in given:
         pairs = [header.partition(":") for header in given["headers"]]
         if not all(colon for _, colon, _ in pairs):

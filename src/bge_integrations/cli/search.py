@@ -21,9 +21,7 @@ _ID = 40
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge search``."""
     parser.add_argument("folder", metavar="FOLDER", help="output folder of bge embed or bge quantise")
-    parser.add_argument(
-        "questions", nargs="*", metavar="QUESTION", help="read from standard input, one per line, if omitted"
-    )
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="if omitted: one per line of standard input")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="hits per question (default: 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON line per question, with full texts")
     parser.add_argument(

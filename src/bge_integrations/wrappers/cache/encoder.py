@@ -91,8 +91,8 @@ class CachedEncoder(Wrapper):
             except RuntimeError as error:
                 self._pool = None
                 raise BGEError(
-                    f"no thread for the cache ({error}): raise the limit of processes (ulimit -u, pids.max) and call "
-                    "again, or encode before the interpreter shuts down"
+                    f"cannot start a thread for the cache ({error}): raise the limit of processes (ulimit -u, "
+                    "pids.max) and call again, or encode before the interpreter shuts down"
                 ) from error
 
     def _look_up(self, texts: list[str], role: Role, stream: Stream) -> None:
