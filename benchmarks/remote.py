@@ -227,12 +227,12 @@ def ratios(rates: dict[str, int]) -> dict[str, float]:
         "encoder / limit with aiohttp": ("ours, encoder", "limit: aiohttp, orjson, numpy"),
         "encoder / limit with httpx": ("ours, encoder", "limit: httpx, orjson, numpy"),
         "encoder / AsyncOpenAI": ("ours, encoder", "AsyncOpenAI, gather"),
-        "LangChain face / encoder": ("ours, LangChain", "ours, encoder"),
-        "LlamaIndex face / encoder": ("ours, LlamaIndex", "ours, encoder"),
-        "LangChain face / encoder with lists": ("ours, LangChain", "ours, encoder, .tolist()"),
-        "LlamaIndex face / encoder with lists": ("ours, LlamaIndex", "ours, encoder, .tolist()"),
-        "LangChain face / LangChain, chunk 64": ("ours, LangChain", "LangChain OpenAIEmbeddings, chunk 64"),
-        "LlamaIndex face / LlamaIndex, batch 64": ("ours, LlamaIndex", "LlamaIndex OpenAILikeEmbedding, batch 64"),
+        "LangChain adapter / encoder": ("ours, LangChain", "ours, encoder"),
+        "LlamaIndex adapter / encoder": ("ours, LlamaIndex", "ours, encoder"),
+        "LangChain adapter / encoder with lists": ("ours, LangChain", "ours, encoder, .tolist()"),
+        "LlamaIndex adapter / encoder with lists": ("ours, LlamaIndex", "ours, encoder, .tolist()"),
+        "LangChain adapter / LangChain, chunk 64": ("ours, LangChain", "LangChain OpenAIEmbeddings, chunk 64"),
+        "LlamaIndex adapter / LlamaIndex, batch 64": ("ours, LlamaIndex", "LlamaIndex OpenAILikeEmbedding, batch 64"),
     }
     return {name: round(rates[one] / rates[other], 2) for name, (one, other) in pairs.items()}
 

@@ -20,7 +20,7 @@ from bge_integrations import MODELS, PROVIDERS, Provider, errors
 from bge_integrations.catalog import who_serves
 from bge_integrations.catalog.golden import read_golden
 from bge_integrations.catalog.records import ModelCard, Offer
-from bge_integrations.options import OPTIONS
+from bge_integrations.options import OPTIONS, RERANKER_OPTIONS
 from bge_integrations.remote.protocols import OUTPUT_PROTOCOLS
 
 ROOT = Path(__file__).parent.parent
@@ -322,8 +322,7 @@ def _example_address(provider: Provider) -> str:
 
 
 def _sentences(text: str) -> list[str]:
-    parts = [part.strip().rstrip(".") for part in re.split(r"(?<=\.) (?=[A-Z])|; ", html.escape(text, quote=False))]
-    return [f"{part[0].upper()}{part[1:]}." for part in parts if part]
+    return [html.escape(part, quote=False) for part in re.split(r"(?<=\.) (?=\S)", text) if part]
 
 
 # --- models and the command line
@@ -405,14 +404,19 @@ def cli_page() -> str:
 
 
 def options_page() -> str:
-    """Return the page of the keywords that load_encoder, the adapters and the command line take."""
-    rows = [(f"`{name}`", option.wanted, option.help) for name, option in OPTIONS.items()]
+    """Return the page of the keywords that load_encoder, load_reranker, the adapters and the command line take."""
+    rows, pairs = (
+        [(f"`{name}`", option.wanted, option.help) for name, option in options.items()]
+        for options in (OPTIONS, RERANKER_OPTIONS)
+    )
     saved = ", ".join(f"`{name}`" for name, option in OPTIONS.items() if option.decides == "vectors")
     return (
         "# Options\n\nThese are the keywords of `load_encoder`, `BGEEmbeddings` and `BGEEmbedding` and, written with "
         "dashes, the options of the command line. `None` stands for the default.\n\n"
         f"{table(rows, ('option', 'value', 'meaning'))}\n\n"
-        f"`to_dict` of the LlamaIndex adapter contains those that determine the vectors or their origin: {saved}.\n"
+        f"`to_dict` of the LlamaIndex adapter contains those that determine the vectors or their origin: {saved}.\n\n"
+        "## Rerankers\n\nThese are the keywords of `load_reranker` and of both `BGEReranker`.\n\n"
+        f"{table(pairs, ('option', 'value', 'meaning'))}\n"
     )
 
 
@@ -440,7 +444,8 @@ def errors_page() -> str:
         "# Errors\n\nEvery error is a `BGEError`; the built-in exceptions that catch it too are in brackets. "
         f"All errors can be pickled, and none contains an API key or a whole text.\n\n```text\n{tree}```\n\n"
         "::: bge_integrations.errors\n"
-        "    options: {show_root_heading: false, show_root_toc_entry: false, show_docstring_description: true}\n"
+        "    options: {show_root_heading: false, show_root_toc_entry: false, show_docstring_description: true,\n"
+        "      filters: ['!^_', '!^(no_thread|shorten|warn)$']}\n"  # for this package's own modules
     )
 
 

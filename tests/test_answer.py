@@ -95,6 +95,6 @@ def test_without_simdjson_it_is_read_too(monkeypatch):
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[1.0, 2", b"\xff", b'{"a": [0.5, 0.5]', b"[" * 5000])
 def test_what_is_no_json_is_told(broken):
-    with pytest.raises(BadAnswerError, match="not whole JSON") as caught:
+    with pytest.raises(BadAnswerError, match="not complete JSON") as caught:
         read_answer(broken)
     assert caught.value.retryable

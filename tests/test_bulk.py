@@ -125,7 +125,7 @@ def test_a_blank_folder_is_not_the_working_directory(blank, rows, tmp_path, monk
         lambda: upload_files(tmp_path / "shards", "faiss", path=blank),
     ):
         with pytest.raises(
-            ConfigError, match=r"names no file or folder: is a variable not set|wants one of path, not none"
+            ConfigError, match=r"names no file or folder: is a variable not set|needs one of path, not none"
         ):
             write()
     assert not [*Path.cwd().iterdir()]
@@ -532,7 +532,7 @@ def test_a_thread_that_cannot_start_is_an_error_and_the_same_call_goes_on(rows, 
 
     with monkeypatch.context() as limited:
         limited.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(BGEError, match="no thread for shards"):
+        with pytest.raises(BGEError, match="cannot start a thread for shards"):
             embed_files(rows, tmp_path / "out", HashEncoder())
     report = embed_files(rows, tmp_path / "out", HashEncoder())
     assert report.rows == len(rows.read_text("utf-8").splitlines())

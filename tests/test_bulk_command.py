@@ -67,7 +67,7 @@ def test_a_dry_run_tells_and_writes_nothing(rows, tmp_path, capsys):
         assert not host.requests
     told = capsys.readouterr().out
     assert "unknown (the model's tokenizer is not on this machine: pass --tokenizer or --probe)" in told
-    assert "unknown (the host's speed is not known before it is asked: --probe)" in told
+    assert "unknown (the host's speed is unknown; --probe measures it)" in told
     assert not (tmp_path / "out").exists()
 
 

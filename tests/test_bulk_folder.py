@@ -267,8 +267,12 @@ def without(name: str):
         ("jsonl", lambda row: row["embedding"].append(0) if row["id"] == 12 else None, "all of one length"),
         ("jsonl", lambda row: row["embedding"].insert(0, None), "one of its vectors holds null"),
         ("jsonl", lambda row: row.update(more=1) if row["id"] == 12 else None, "its rows have different fields"),
-        ("jsonl", lambda row: row.pop("sparse_values") if row["id"] == 12 else None, "as many weights as token ids"),
-        ("jsonl", without("sparse_values"), "as many weights as token ids"),
+        (
+            "jsonl",
+            lambda row: row.pop("sparse_values") if row["id"] == 12 else None,
+            "different numbers of token ids and weights",
+        ),
+        ("jsonl", without("sparse_values"), "different numbers of token ids and weights"),
     ],
 )
 def test_a_shard_that_lacks_something_is_refused_in_words(rows, out, format, change, said):

@@ -89,7 +89,7 @@ def test_text_files_of_a_folder_are_rows(tmp_path):
     ]
     assert [(Path(row.source).name, row.reason) for row in rows if row.reason] == [
         ("c.txt", "not UTF-8"),
-        ("d.txt", "holds NUL bytes: not text"),
+        ("d.txt", "not text (it holds NUL bytes)"),
         ("e.txt", "'text' is blank"),
     ]
 
@@ -253,7 +253,7 @@ def test_what_is_no_input_is_said(name, told, tmp_path):
         ("in.parquet", b"PAR1 not really", "in.parquet"),
         ("in.csv", b"body,key\na,b\n", "no column 'text'; it has body, key"),
         ("in.json", b'[{"text": "a"},\n{"text": "b"}]', "JSON array"),
-        ("in.parquet.gz", b"", "Parquet is packed inside"),
+        ("in.parquet.gz", b"", "Parquet is compressed inside"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(name, data, told, tmp_path):
@@ -309,7 +309,7 @@ def test_kept_values_of_standard_input_are_what_they_were(format):
 
 
 def test_kept_values_of_standard_input_that_become_strings_are_warned_of():
-    with pytest.warns(BGEWarning, match="format='jsonl' keeps their types"):
+    with pytest.warns(BGEWarning, match="use format='jsonl'"):
         assert kept_kinds(["-"], Columns(keep=("a",)), "parquet") == (None,)
 
 

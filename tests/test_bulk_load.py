@@ -336,7 +336,7 @@ def test_a_folder_with_files_of_others_is_refused_and_stays_as_it_was(into, name
     mine = tmp_path / "mine" / name
     mine.parent.mkdir(parents=True)
     mine.write_text("{}")
-    with pytest.raises(ConfigError, match=f"and nothing of {into}: choose a new or empty folder"):
+    with pytest.raises(ConfigError, match=f"but no {into} store: choose a new or empty folder"):
         upload_files(shards, into, path=tmp_path / "mine", collection=NAME)
     assert main(["upload", str(shards), "--into", into, "--path", str(tmp_path / "mine"), "--collection", NAME]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -402,7 +402,7 @@ def test_the_command_says_how_to_open_it(place, shards, capsys):
     assert store.similarity_search(QUESTION, k=1)[0].page_content == TEXTS[ANSWER]
     close(store)
     if llama_index.startswith("LlamaIndex"):
-        assert "does not read this one" in llama_index
+        assert "cannot read this one" in llama_index
         return
     store = opens(llama_index)
     assert read_stamp(store)["model"] == "demo"

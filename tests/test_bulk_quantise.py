@@ -160,7 +160,7 @@ def test_folders_that_are_not_taken(floats, tmp_path):
     for source, target, message in (
         (floats, floats, "holds the float vectors"),
         (floats, tmp_path / "mine", "notes.txt"),
-        (tmp_path / "small", tmp_path / "next", "name their folder"),
+        (tmp_path / "small", tmp_path / "next", "pass the folder that was quantised"),
         (make_shards(tmp_path / "lines", HashEncoder(), format="jsonl"), tmp_path / "next", "--format parquet"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -324,9 +324,9 @@ def test_repeated_ids_are_counted(source, tmp_path):
 def test_kept_types_stay_the_folders(source, tmp_path):
     out = tmp_path / "out"
     embed(write(source, [row("a", n=1), row("b", n=2)]), out)
-    with pytest.raises(ConfigError, match=r"the kept column 'n' is of int64 .* is not .*embed into another folder"):
+    with pytest.raises(ConfigError, match=r"the column 'n' has type int64 .* does not fit .*embed into another folder"):
         update(write(source, [row("a", n=1), {**row("c"), "n": "many"}]), out)
-    with pytest.raises(ConfigError, match=r"2\.5 is no whole number.*embed into another folder"):
+    with pytest.raises(ConfigError, match=r"2\.5 is not a whole number.*embed into another folder"):
         update(write(source, [{**row("a"), "n": 2.5}, row("b", n=2)]), out)
     assert stored(out) == expected([row("a", n=1), row("b", n=2)])
     update(write(source, [row("a", n=1), {"id": "c", "text": "no n"}, row("d")]), out)

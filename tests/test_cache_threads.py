@@ -160,7 +160,7 @@ def test_a_thread_that_cannot_start_is_a_typed_error_and_the_next_call_tries_aga
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
             for _ in range(2):
-                with pytest.raises(BGEError, match="no thread for the cache"):
+                with pytest.raises(BGEError, match="cannot start a thread for the cache"):
                     cached.encode(TEXTS, role="document")
         assert np.array_equal(cached.encode(TEXTS, role="document"), inner.expected(TEXTS, "document"))
 

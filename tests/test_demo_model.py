@@ -204,3 +204,24 @@ def test_the_demo_answers_its_own_questions(capsys, monkeypatch):
         answers = [hit[1] for question, hit in pairwise(lines) if question and question[-1].endswith("?")]
         assert answers == right, part
     assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_the_demo_skips_files_that_are_not_text_and_says_so(tmp_path, capsys):
+    pytest.importorskip("llama_index.core")
+    from bge_integrations.cli import main
+
+    (tmp_path / "good.txt").write_bytes(b"\xef\xbb\xbfA fox that sleeps under an old oak tree.")
+    (tmp_path / "binary.txt").write_bytes(b"\x7fELF\0\0 with words that nobody should find here")
+    (tmp_path / "latin1.md").write_bytes(b"caf\xe9 au lait with words that nobody should find here")
+    assert main(["demo", str(tmp_path), "--ask", "where is the fox?"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("1 file, 1 chunk of ")
+    assert "nobody" not in shown.out
+    assert "\ufeff" not in shown.out
+    assert [line for line in shown.err.splitlines() if "skipped" in line] == [
+        f"bge: skipped {str(tmp_path / 'binary.txt')!r}: not text (it holds NUL bytes)",
+        f"bge: skipped {str(tmp_path / 'latin1.md')!r}: not UTF-8",
+    ]
+    (tmp_path / "good.txt").unlink()
+    assert main(["demo", str(tmp_path)]) == 2
+    assert "no text in 2 files: each is empty or was skipped" in capsys.readouterr().err

@@ -143,14 +143,18 @@ def test_blank_passages_and_unknown_ids_are_counted(folder):
 
 
 WRONG = [
-    ("corpus.jsonl", '{"_id": "x"}\n', "'corpus.jsonl', line 1: no 'text'"),
-    ("corpus.jsonl", '{"_id": "x", "text": "a"}\n{"text": "b"}\n', "'corpus.jsonl', line 2: no '_id' or 'id'"),
+    ("corpus.jsonl", '{"_id": "x"}\n', "'corpus.jsonl', line 1: 'text'"),
+    ("corpus.jsonl", '{"_id": "x", "text": "a"}\n{"text": "b"}\n', "'corpus.jsonl', line 2: '_id' or 'id' is missing"),
     ("corpus.jsonl", '{"_id": "x", "text": "a"}\n{"_id": "x", "text": "b"}\n', "'corpus.jsonl', line 2: the id 'x'"),
     ("corpus.jsonl", '{"_id": "x", "text": "a"}\nnonsense\n', "'corpus.jsonl', line 2: not JSON"),
-    ("corpus.jsonl", '{"_id": "x", "text": 5}\n', "'corpus.jsonl', line 1: no 'text'"),
+    ("corpus.jsonl", '{"_id": "x", "text": 5}\n', "'corpus.jsonl', line 1: 'text'"),
     ("corpus.jsonl", "", "'corpus.jsonl' has no passages"),
-    ("corpus.jsonl", '{"_id": "x", "text": "a"}\n', "no passage that 'qrels/test.tsv' judges is in 'corpus.jsonl'"),
-    ("queries.jsonl", '{"_id": "a", "text": " "}\n', "'queries.jsonl', line 1: no 'text'"),
+    (
+        "corpus.jsonl",
+        '{"_id": "x", "text": "a"}\n',
+        "none of the passages that 'qrels/test.tsv' judges is in 'corpus.jsonl'",
+    ),
+    ("queries.jsonl", '{"_id": "a", "text": " "}\n', "'queries.jsonl', line 1: 'text'"),
     ("queries.jsonl", '{"_id": "a", "text": "b"}\n' * 2, "'queries.jsonl', line 2: the id 'a'"),
     ("queries.jsonl", '{"_id": "y", "text": "b"}\n', "'qrels/test.tsv' judges none of the questions"),
     ("qrels/test.tsv", BEIR + "a\td1\n", "'qrels/test.tsv', line 5: 2 columns"),
@@ -182,7 +186,7 @@ def test_what_is_wrong_is_said_with_file_and_line(folder, monkeypatch, name, tex
         (["corpus.jsonl", "queries.jsonl", "nowhere.tsv"], "'nowhere.tsv' cannot be read"),
         (["qrels"], "no files corpus.*"),
         (["pairs.csv"], "'pairs.csv' has no column 'passage'; it has question, answer"),
-        (["pairs.jsonl"], "'pairs.jsonl', line 1: no 'question' or 'query'"),
+        (["pairs.jsonl"], "'pairs.jsonl', line 1: 'question' or 'query' is missing"),
         (
             ["corpus.jsonl", "unknown.jsonl"],
             "'unknown.jsonl', line 1: no passage of 'corpus.jsonl' has this id or text",

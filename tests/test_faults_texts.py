@@ -221,7 +221,7 @@ def test_a_host_that_truncates_in_silence_is_told_by_its_count(face_of, special)
         outcome = face.call(["short too", LONG])
         assert outcome.error is None
         (said,) = outcome.warnings
-        assert "it truncates what" in said
+        assert "it truncates texts that" in said
         assert "n_ctx" in said
         assert face.call([LONG + "again"]).warnings == []  # said once
 

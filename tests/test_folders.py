@@ -426,7 +426,7 @@ def test_a_folder_that_pools_otherwise_than_its_card_says_names_both(tmp_path):
     path = pooled(tmp_path / "bge-small-en-v1.5", {"pooling_mode": "max"}, place="2_Pooling")
     card = find_model(path)
     engine = LocalEngine(replace(card, pooling="cls"), device="cpu")
-    with engine, pytest.raises(ModelLoadError, match=r"by cls, .* by max"):
+    with engine, pytest.raises(ModelLoadError, match=r"uses cls pooling, .* states max"):
         engine.encode(["x"], role="document")
 
 

@@ -238,7 +238,7 @@ deprecated = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_proxy_that_answers_itself_is_named(engine_at, monkeypatch, plain, code, error):
     with Rig(default=raw("<html>proxy</html>", "text/html", code)) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://user:hunter2@127.0.0.1:{proxy.port}")
-        with pytest.raises(error, match="proxy of HTTP_PROXY") as caught:
+        with pytest.raises(error, match="proxy in HTTP_PROXY") as caught:
             engine_at("http://models.example/v1", **plain).encode(["a"], role="document")
         assert "hunter2" not in str(caught.value)
         assert len(proxy.requests) == 1
@@ -280,7 +280,7 @@ def refusing_proxy():
 def test_a_proxy_that_opens_no_tunnel_is_named(engine_at, monkeypatch, refusing_proxy, answer, error):
     refusing_proxy.answer = answer
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:hunter2@127.0.0.1:{refusing_proxy.port}")
-    with pytest.raises(error, match="proxy of HTTPS_PROXY") as caught:
+    with pytest.raises(error, match="proxy in HTTPS_PROXY") as caught:
         engine_at("https://models.example/v1", SECRET).encode(["a"], role="document")
     assert type(caught.value) is error
     assert "hunter2" not in f"{caught.value!r} {caught.value.__context__!r}"

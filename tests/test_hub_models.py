@@ -234,7 +234,7 @@ def test_a_hub_that_takes_connections_and_answers_nothing_is_given_up(tmp_path, 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         shown = ask(code, tmp_path, url, HF_HUB_ETAG_TIMEOUT="1")
-    assert "no answer in 1 s, HF_HUB_ETAG_TIMEOUT= waits longer" in shown
+    assert "no answer in 1 s; a larger HF_HUB_ETAG_TIMEOUT= waits longer" in shown
     assert shown.count("\n") == 1
 
 
@@ -250,7 +250,9 @@ except errors.BGEError as error:
 
 
 LIMITS = {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-LOOKING_UP, DOWNLOADING = (f"no answer in {seconds} s, {name}= waits longer" for name, seconds in LIMITS.items())
+LOOKING_UP, DOWNLOADING = (
+    f"no answer in {seconds} s; a larger {name}= waits longer" for name, seconds in LIMITS.items()
+)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ def test_what_another_program_left_out_is_said_where_nobody_can_be_asked(tmp_pat
     with hub(pooled_otherwise(tmp_path / "model")) as (url, _):
         ask(OTHER % ["config.json"], tmp_path / "home", url)
     said = ask(SAID, tmp_path / "home", "http://127.0.0.1:9")
-    assert "modules.json was never fetched" in said
+    assert "modules.json was never downloaded" in said
     assert "(no connection to 127.0.0.1:9: Connection refused)" in said
     assert f"hf download {NAME}" in said
 
@@ -353,7 +355,7 @@ def test_files_that_a_repository_does_not_have_are_asked_for_once(tmp_path, befo
         ask(before, tmp_path / "home", url)
         first = ask(SAID, tmp_path / "home", url)
         assert "its folder does not state its pooling" in first
-        assert "never fetched" not in first
+        assert "never downloaded" not in first
         del asked[:]
         assert ask(SAID, tmp_path / "home", url) == first
         assert not asked

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from operator import methodcaller
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -18,6 +19,7 @@ import pytest
 from langchain_core.embeddings import Embeddings
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.stores import InMemoryByteStore
+from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from bge_integrations import (
@@ -289,7 +291,7 @@ def test_a_model_has_one_space_however_it_is_loaded(demo):
 @pytest.mark.parametrize("name", ["query_instruction", "model_name", "model", "space", "api_key", "timeout", "headers"])
 def test_what_is_decided_when_it_is_made_cannot_be_assigned(face, name):
     before = face.embed_query("q")
-    with pytest.raises(ReadOnlyError, match=f"{name} is decided") as caught:
+    with pytest.raises(ReadOnlyError, match=f"{name} cannot be changed") as caught:
         setattr(face, name, "x")
     assert isinstance(caught.value, AttributeError)
     assert face.embed_query("q") == before
@@ -333,3 +335,25 @@ def test_a_table_is_refused_and_its_column_taken(face):
     with pytest.raises(InputTypeError, match=r"DataFrame.*df\['text'\]"):
         face.embed_documents(table)
     assert face.embed_documents(table["text"]) == face.embed_documents(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda face, text: InMemoryVectorStore.from_texts([text], face),
+        lambda face, text: InMemoryVectorStore.afrom_texts([text], face),
+        lambda face, text: InMemoryVectorStore(face).as_retriever().invoke(text),
+        lambda face, text: InMemoryVectorStore(face).as_retriever().ainvoke(text),
+    ],
+    ids=["from_texts", "afrom_texts", "invoke", "ainvoke"],
+)
+def test_a_warning_names_the_users_line_and_not_the_frameworks(call):
+    with HashEncoder(max_words=2) as encoder, pytest.warns(TruncationWarning) as caught:
+        finished(call(BGEEmbeddings(encoder=encoder), "more than two words"))
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_warning_of_a_thread_without_any_line_of_the_users_is_still_given():
+    with HashEncoder(max_words=2) as encoder, pytest.warns(TruncationWarning) as caught:
+        InMemoryVectorStore(BGEEmbeddings(encoder=encoder)).as_retriever().batch(["one two three", "four five six"])
+    assert {Path(warning.filename).name for warning in caught} == {"in_memory.py"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llama_index.core import Document, Settings
+from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import (
     CallbackManager,
@@ -530,7 +530,7 @@ def test_a_splitter_counts_alike_on_the_other_side_of_a_pickle(demo):
 @pytest.mark.parametrize("name", ["query_instruction", "model_name", "space", "api_key", "timeout", "wire_model"])
 def test_what_is_decided_when_it_is_made_cannot_be_assigned(face, name):
     before = face.to_dict()
-    with pytest.raises(ReadOnlyError, match=f"{name} is decided") as caught:
+    with pytest.raises(ReadOnlyError, match=f"{name} cannot be changed") as caught:
         setattr(face, name, "x")
     assert isinstance(caught.value, AttributeError)
     with pytest.raises(ReadOnlyError, match=name):
@@ -604,3 +604,19 @@ async def test_a_view_embeds_everything_in_one_role_and_is_saved_as_another_tran
     saved = BGEEmbedding("demo").as_queries().to_dict()
     assert get_transformation_hash(NODES, face.as_queries()) != get_transformation_hash(NODES, face.as_documents())
     assert saved["fixed_role"] == "query"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda face, text: VectorStoreIndex([TextNode(text=text)], embed_model=face),
+        lambda face, text: VectorStoreIndex([TextNode(text=text)], embed_model=face, use_async=True),
+        lambda face, text: IngestionPipeline(transformations=[face]).run(nodes=[TextNode(text=text)]),
+        lambda face, text: VectorStoreIndex([TextNode(text="a")], embed_model=face).as_retriever().retrieve(text),
+    ],
+    ids=["index", "index-async", "pipeline", "retrieve"],
+)
+def test_a_warning_names_the_users_line_and_not_the_frameworks(call):
+    with HashEncoder(max_words=2) as encoder, pytest.warns(TruncationWarning) as caught:
+        call(BGEEmbedding(encoder=encoder), "more than two words")
+    assert [warning.filename for warning in caught] == [__file__]

@@ -215,7 +215,7 @@ def test_a_withdrawn_offer_is_refused_unless_asked_for():
 
 def test_a_host_that_pools_otherwise_is_refused_or_gets_a_space_of_its_own(monkeypatch):
     monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", "abc")
-    with pytest.raises(NotServedError, match=r"pools by mean.*accept_space='mean'"):
+    with pytest.raises(NotServedError, match=r"uses mean pooling.*accept_space='mean'"):
         load_encoder("bge-small", provider="cloudflare", api_key="k")
     accepted = load_encoder("bge-small", provider="cloudflare", api_key="k", accept_space="mean")
     assert accepted.space != load_encoder("bge-small").space

@@ -207,7 +207,7 @@ print(engine.encode(["text"], role="document").shape)
 """)
     first, second, shape = out.splitlines()
     assert first == second
-    assert "cannot be started" in first
+    assert "cannot start the thread that embeds" in first
     assert "ulimit -u" in first
     assert shape == "(1, 256)"
 
@@ -374,6 +374,6 @@ def test_a_model_that_reads_no_text_is_refused(tmp_path, tokens):
     path = tmp_path / "finetune"
     shutil.copytree(models.folder("bge-small", layers=1), path)
     (path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": tokens}))
-    told = pytest.raises(ModelLoadError, match="cannot read a text")
+    told = pytest.raises(ModelLoadError, match="too few for a text")
     with LocalEngine(find_model(path), backend="torch") as engine, told:
         engine.encode(["x"], role="document")

@@ -136,7 +136,7 @@ def test_outputs_are_some_of_three_names(m3, outputs):
 
 @pytest.mark.parametrize("key", ["17", 10**9, -1, 10**30, None])
 def test_what_is_no_token_id_has_no_word(m3, key):
-    with pytest.raises(errors.InputError, match="is no token id"):
+    with pytest.raises(errors.InputError, match="is not a token id"):
         m3.words({key: 0.5})
 
 
@@ -219,7 +219,7 @@ def test_a_folder_without_a_head_says_what_is_missing(tmp_path, lost):
 
 
 def test_a_model_without_heads_says_who_has_them(demo_without_heads):
-    with pytest.raises(errors.ConfigError, match=r"no sparse output here: dense alone; BAAI/bge-m3"):
+    with pytest.raises(errors.ConfigError, match=r"no sparse output here: it has only dense; BAAI/bge-m3"):
         demo_without_heads.encode_outputs(["a"], role="document", outputs=["sparse"])
     with pytest.raises(errors.ConfigError, match="dense, sparse, multivector, not 'colbert'"):
         demo_without_heads.encode_outputs(["a"], role="document", outputs=["colbert"])
@@ -470,7 +470,7 @@ def test_weights_are_bge_m3s_alone():
 
 
 def test_a_model_without_heads_is_no_second_stage():
-    with pytest.raises(errors.BGEError, match="gives no scores of pairs"):
+    with pytest.raises(errors.BGEError, match="does not score pairs"):
         load_reranker(models.folder("bge-small"))
 
 

@@ -166,7 +166,7 @@ def test_a_word_or_two_that_a_text_has_not_are_about_that_text(served):
 
     with M3Server("bge", *served) as host, remote(host, max_concurrency=1) as encoder:
         host.change = spoiled
-        with pytest.raises(errors.BadAnswerError, match=r"1 of \d+ ids are no tokens of its text") as caught:
+        with pytest.raises(errors.BadAnswerError, match=r"1 of \d+ ids are not tokens of its text") as caught:
             encoder.encode_outputs(TEXTS, role="document", outputs=["sparse"])
     assert caught.value.unfinished == (2,)
 
@@ -273,14 +273,14 @@ def of_text(change, name="sparse"):
 
 
 NOT_WEIGHTS = {
-    "an id beyond the vocabulary": ({"250002": 0.5}, "none of the model's"),
-    "a negative id": ({"-1": 0.5}, "no token ids"),
-    "a word for an id": ({"pump": 0.5}, "no token ids"),
+    "an id beyond the vocabulary": ({"250002": 0.5}, "outside the model's vocabulary"),
+    "a negative id": ({"-1": 0.5}, "not token ids"),
+    "a word for an id": ({"pump": 0.5}, "not token ids"),
     "a negative weight": ({"700": -0.5}, "negative or not finite"),
     "NaN": ({"700": math.nan}, "negative or not finite"),
     "infinity": ({"700": math.inf}, "negative or not finite"),
-    "a string": ({"700": "0.5"}, "no number"),
-    "true": ({"700": True}, "no number"),
+    "a string": ({"700": "0.5"}, "not a number"),
+    "true": ({"700": True}, "not a number"),
     "no map": (7, "neither a map"),
     "a list of another size": ([0.0] * 30522, "30,522 numbers"),
 }
@@ -357,7 +357,7 @@ def test_special_tokens_are_dropped_and_told(served):
 
     with M3Server("bge", *served) as host, remote(host) as encoder:
         host.change = special
-        with pytest.warns(errors.RepairWarning, match="keeps special tokens"):
+        with pytest.warns(errors.RepairWarning, match="returns special tokens"):
             found = encoder.encode_outputs(TEXTS, role="document", outputs=["sparse"])
     same(found, served[0](TEXTS), ["sparse"])
 
@@ -449,11 +449,11 @@ def test_a_back_end_that_failed_once_is_asked_again(served):
 
 
 def test_a_known_host_of_dense_vectors_is_told_at_load():
-    with pytest.raises(errors.ConfigError, match=r"novita gives dense only; it is served by: .*deepinfra.*vllm"):
+    with pytest.raises(errors.ConfigError, match=r"novita returns only dense output; served by: .*deepinfra.*vllm"):
         load_m3(provider="novita", api_key="k")
-    with pytest.raises(errors.ConfigError, match=r"no dense output here: .* gives sparse only \(SGLang"):
+    with pytest.raises(errors.ConfigError, match=r"no dense output here: .* returns only sparse output \(SGLang"):
         load_m3(dialect="sglang", base_url="http://localhost:1", api_key="k").use("dense")
-    with pytest.raises(errors.ConfigError, match=r"no multivector output here: tei gives dense, sparse only"):
+    with pytest.raises(errors.ConfigError, match=r"no multivector output here: tei returns only dense, sparse"):
         load_reranker("bge-m3", provider="tei", base_url="http://localhost:1")
 
 
@@ -462,14 +462,16 @@ def test_both_adapters_tell_it():
     from bge_integrations.llama_index import BGEM3 as LlamaIndex
 
     for adapter in (LangChain, LlamaIndex):
-        with pytest.raises(errors.ConfigError, match="openrouter gives dense only"):
+        with pytest.raises(errors.ConfigError, match="openrouter returns only dense output"):
             adapter(provider="openrouter", api_key="k")
 
 
 def test_an_unknown_host_of_dense_vectors_is_told_at_the_first_call(served):
     with M3Server("plain", *served) as host, remote(host) as encoder:
         assert encoder.encode(TEXTS, role="document").shape == (5, 1024)
-        with pytest.raises(errors.NotServedError, match=r"gives no sparse output, as far as it tells: dialect="):
+        with pytest.raises(
+            errors.NotServedError, match=r"returns no sparse output, and does not say which server it is: pass dialect="
+        ):
             encoder.encode_outputs(TEXTS, role="document", outputs=["sparse"])
 
 
@@ -490,7 +492,7 @@ def test_a_dialect_must_be_known_and_have_a_host_and_a_model():
         load_encoder("bge-m3", base_url="http://localhost:1", dialect="infinity")
     with pytest.raises(errors.ConfigError, match="pass its base_url="):
         load_encoder("bge-m3", dialect="vllm")
-    with pytest.raises(errors.ConfigError, match="has none"):
+    with pytest.raises(errors.ConfigError, match="does not have: leave it out"):
         load_encoder("bge-small", base_url="http://localhost:1", dialect="vllm")
 
 

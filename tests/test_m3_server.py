@@ -115,7 +115,7 @@ def test_token_vectors_have_a_limit_of_their_own(url, wanted, inner):
 def test_too_long_a_text_is_refused_where_that_is_asked_for(url):
     refused = post(url, "/embed_sparse", inputs=["a", "word " * 9000], truncate=False)
     assert refused.status_code == 413
-    assert "text 1 is too long: 8192 tokens are read" in refused.json()["detail"]
+    assert "text 1 is too long: 'random-m3-2' reads 8192 tokens" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def test_a_model_of_dense_vectors_says_what_to_do(inner):
     with background(ServedEncoder()) as url:
         for answer in (post(url, "/embed_sparse", inputs=["a"]), post(url, "/embed", texts=["a"], outputs=["sparse"])):
             assert answer.status_code == 422
-            assert "gives no sparse output here: dense alone; BAAI/bge-m3 gives" in answer.json()["detail"]
+            assert "has no sparse output here: it has only dense; BAAI/bge-m3 has" in answer.json()["detail"]
         assert httpx.get(f"{url}/info").json()["outputs"] == ["dense"]
-        told = pytest.raises(errors.HostError, match="BAAI/bge-m3 gives dense, sparse, multivector")
+        told = pytest.raises(errors.HostError, match="BAAI/bge-m3 has dense, sparse, multivector")
         with client(url) as encoder, told:
             encoder.encode_outputs(["a"], role="document", outputs=["sparse"])
     assert "/embed_sparse" not in create_app(ServedEncoder()).openapi()["paths"]

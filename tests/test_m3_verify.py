@@ -124,7 +124,7 @@ CAUSES = {
     "SPLADE": (
         "sparse values",
         changed("sparse", lambda row: {**row, **{str(k): 0.3 for k in range(200, 260)}}),
-        "as of SPLADE",
+        "as with SPLADE",
     ),
     "special": (
         "sparse values",

@@ -119,7 +119,7 @@ def test_llama_index_opens_what_was_uploaded_in_a_layout_that_it_reads(uploaded,
 
 @pytest.mark.parametrize("uploaded", ["faiss", "pgvector"], indirect=True)
 def test_llama_index_says_which_layout_it_does_not_read(uploaded, demo):
-    with pytest.raises(ConfigError, match=r"open it there"):
+    with pytest.raises(ConfigError, match=r"open it with LangChain"):
         open_llama_index(uploaded, BGEEmbedding(encoder=demo))
 
 

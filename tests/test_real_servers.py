@@ -241,7 +241,7 @@ def test_what_llama_cpp_python_cuts_off_in_silence_is_told(pooled, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder.encode([short, "a b"], role="document")
-    with pytest.warns(errors.TruncationWarning, match="it truncates what"):
+    with pytest.warns(errors.TruncationWarning, match="it truncates texts that"):
         found = encoder.encode(["a b c", long], role="document")
     read = reference([" ".join(long.split()[: gguf_bert.CONTEXT - 2])])[0]
     assert found[1] @ read > 0.9  # the beginning of the text, with or without [SEP]

@@ -84,7 +84,7 @@ def test_a_negative_top_n_and_unknown_options_are_refused(inner, adapter):
         adapter(reranker=inner, top_n=-1)
     with pytest.raises(errors.ConfigError, match="did you mean 'truncate'"):
         adapter("bge-reranker-base", truncat="error")
-    with pytest.raises(errors.ConfigError, match="reranker= is ready"):
+    with pytest.raises(errors.ConfigError, match="reranker= has been created already"):
         adapter(reranker=inner, truncate="error")
 
 

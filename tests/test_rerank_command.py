@@ -73,10 +73,30 @@ def test_what_cannot_be_done_is_said_in_a_line(arguments, said, monkeypatch, cap
     assert told.count("\n") == 1
 
 
+def test_the_users_cache_is_named_true(host, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["rerank", QUERY, "a.txt", "--base-url", host.url, "--dialect", "tei", "--cache", "True"]
+    (tmp_path / "a.txt").write_text("an apple")
+    assert main(arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "cache"}
+    assert main(["cache", "info"]) == 0
+    assert str(tmp_path / "cache") in capsys.readouterr().out
+
+
 def test_without_passages_nothing_is_asked(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["rerank", "q"]) == 1
     assert "no passages" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [b"caf\xe9", b"\x7fELF\0"])
+@pytest.mark.parametrize("command", [["rerank", "q"], ["search", "nowhere"]], ids=lambda words: words[0])
+def test_a_line_of_standard_input_that_is_no_text_is_named(command, broken, monkeypatch, capsys):
+    raw = io.BytesIO(b"first\n" + broken + b"\nlast\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(raw, encoding="utf-8"))
+    assert main(command) == 2
+    assert capsys.readouterr().err == "bge: standard input, line 2: not text in UTF-8\n"
 
 
 def test_a_row_without_its_column_is_named(tmp_path, capsys):

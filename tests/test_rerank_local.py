@@ -186,7 +186,7 @@ def test_it_travels(reranker):
 
 
 def test_a_folder_that_is_no_reranker_is_refused():
-    with pytest.raises(errors.ModelLoadError, match="no scores of pairs"):
+    with pytest.raises(errors.ModelLoadError, match="does not score pairs"):
         load_reranker(models.folder("bge-small"))
 
 

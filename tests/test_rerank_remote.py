@@ -194,9 +194,9 @@ def row_change(change):
     [
         (lambda rows: rows[:-1], "scores were returned for"),
         (lambda rows: [*rows, rows[0]], "scores were returned for"),
-        (lambda rows: [{**row, "index": 0} for row in rows], "no index of their own"),
+        (lambda rows: [{**row, "index": 0} for row in rows], "an index of their own"),
         (lambda rows: [{**row, "index": row["index"] + 1} for row in rows], "indices are not 0"),
-        (lambda rows: [{k: v for k, v in row.items() if k != "index"} for row in rows], "no index of their own"),
+        (lambda rows: [{k: v for k, v in row.items() if k != "index"} for row in rows], "an index of their own"),
         (lambda rows: [{**rows[0], "relevance_score": None, "score": None}, *rows[1:]], "not a finite number"),
         (lambda rows: [{**rows[0], "relevance_score": "0.5", "score": "0.5"}, *rows[1:]], "not a finite number"),
         (lambda rows: [{**rows[0], "relevance_score": True, "score": True}, *rows[1:]], "not a finite number"),
@@ -403,7 +403,7 @@ def test_logits_from_a_host_of_sigmoids_are_refused():
     with (
         RerankServer("xinference", scale=list) as host,
         reranker_at(host) as reranker,
-        pytest.raises(errors.BadAnswerError, match="known to give 0 to 1"),
+        pytest.raises(errors.BadAnswerError, match="known to return 0 to 1"),
     ):
         reranker.score(QUERY, PASSAGES)
 
@@ -432,7 +432,7 @@ def test_an_embedding_model_at_a_tei_is_refused():
         with (
             RerankServer("tei") as host,
             reranker_at(host, None) as reranker,
-            pytest.raises(errors.NotServedError, match="no reranker"),
+            pytest.raises(errors.NotServedError, match="not a reranker"),
         ):
             reranker.score(QUERY, PASSAGES)
     finally:

@@ -33,7 +33,7 @@ CAUSES = {
     "sigmoid is applied twice": (lambda logits: [sigmoid(sigmoid(x)) for x in logits], False),
     "softmax": (softmax, False),
     "cosines of an embedding model": (lambda logits: [0.5 + x / 40 for x in logits], False),
-    "a coarser copy": (lambda logits: [x + 0.3 for x in logits], False),
+    "a copy at lower precision": (lambda logits: [x + 0.3 for x in logits], False),
     "wrong passages": (lambda logits: logits[::-1], False),
     "not this model's scores": (lambda logits: [x * 0.3 - 1 for x in logits], False),
 }
@@ -121,7 +121,7 @@ def test_known_scores_come_from_a_file(tmp_path, capsys):
         assert main([*command, "--golden", str(file)]) == 1
         file.write_text("{}")
         assert main([*command, "--golden", str(file)]) == 2
-        assert "no file of known scores" in capsys.readouterr().err
+        assert "not a file of known scores" in capsys.readouterr().err
 
 
 def test_the_command_prints_a_table_and_json(capsys):

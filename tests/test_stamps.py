@@ -287,7 +287,7 @@ def test_a_faiss_store_in_memory_and_unknown_things_say_what_to_do(face, tmp_pat
 
 def test_a_broken_stamp_is_said(tmp_path, encoder):
     (tmp_path / "bge_stamp.json").write_text("{nonsense")
-    with pytest.raises(ConfigError, match="not JSON"):
+    with pytest.raises(ConfigError, match="not written by this package"):
         check_store(tmp_path, encoder)
 
 
@@ -297,7 +297,7 @@ def test_a_broken_stamp_is_said(tmp_path, encoder):
 def test_an_encoder_of_other_dimensions_is_refused_whatever_is_said(store):
     other = HashEncoder(replace(CARD, dimensions=8))
     for replaced in (False, True):
-        with pytest.raises(SpaceMismatchError, match="16 dimensions, 'test/hash' makes 8") as caught:
+        with pytest.raises(SpaceMismatchError, match="16 dimensions, but 'test/hash' has 8") as caught:
             stamp_store(store, other, replace=replaced)
         assert caught.value.differences == {"dimensions": (16, 8)}
     assert read_stamp(store) == {}
@@ -346,7 +346,7 @@ def test_what_stands_in_the_place_of_a_stamp_is_refused_untouched(tmp_path, data
     place = tmp_path / "bge_stamp.json"
     place.mkdir() if data is None else place.write_bytes(data)
     for look in (read_stamp, lambda store: check_store(store, encoder), lambda store: stamp_store(store, encoder)):
-        with pytest.raises(ConfigError, match=r"not a readable stamp|not JSON of ours") as caught:
+        with pytest.raises(ConfigError, match=r"not a readable stamp|not written by this package") as caught:
             look(tmp_path)
         assert "\n" not in str(caught.value)
     assert place.is_dir() if data is None else place.read_bytes() == data

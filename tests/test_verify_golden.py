@@ -168,7 +168,7 @@ def test_a_user_s_file_is_read_and_a_wrong_one_is_explained(tmp_path):
         '{"vectors": [{"model": "a", "text": "b", "at": {}}]}',
     ):
         path.write_text(nonsense)
-        with pytest.raises(ConfigError, match="wants a list 'vectors'"):
+        with pytest.raises(ConfigError, match="needs a list 'vectors'"):
             verify(encoder, golden=path)
     with pytest.raises(ConfigError, match=r"nowhere\.json"):
         verify(encoder, golden=tmp_path / "nowhere.json")

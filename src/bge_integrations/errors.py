@@ -1,10 +1,10 @@
 """Every error the package raises.
 
 BGEError
-├── InputError (ValueError)              a text that cannot be embedded; see ``positions``
+├── InputError (ValueError)              a text that cannot be embedded; see positions
 │   ├── InputTypeError (TypeError)       not a text at all
 │   ├── TextError                        the model or its tokenizer fails at a text
-│   └── TooLongError                     longer than the model reads, with ``truncate="error"``
+│   └── TooLongError                     longer than the model reads, with truncate="error"
 ├── ConfigError (ValueError)             the call names something that cannot work
 │   ├── UnknownModelError                no such model; names near matches
 │   ├── UnknownProviderError             no such provider; names near matches
@@ -18,19 +18,19 @@ BGEError
 ├── SpaceMismatchError (ValueError)      vectors of two spaces would have been mixed
 └── HostError                            the host failed; carries what was finished and what was not
     ├── AuthenticationError              401, 403
-    ├── QuotaError                       402, or a 429 that speaks of an exhausted quota
-    ├── RateLimitError                   429 that outlasted the retries; see ``retry_after``
+    ├── QuotaError                       402, or a 429 that mentions an exhausted quota
+    ├── RateLimitError                   429 that outlasted the retries; see retry_after
     ├── RequestRefusedError              400, 404, 422 and other answers that a retry would not change
-    │   └── TooLargeError                413, or a refusal that speaks of size, for a single text
+    │   └── TooLargeError                413, or a refusal that mentions size, for a single text
     ├── HostUnavailableError (ConnectionError)   connection faults, 408, 409, 5xx
     ├── BadAnswerError (ValueError)      an answer that is not the vectors asked for
-    └── DeadlineError (TimeoutError)     the whole-call ``timeout`` ran out
+    └── DeadlineError (TimeoutError)     the whole-call timeout ran out
 
 BGEWarning (UserWarning)
 ├── InstructionWarning                   a model is used without a known query instruction
 ├── RepairWarning                        something was repaired on the way
 ├── TruncationWarning                    texts are longer than the model reads and were truncated
-└── UnverifiedWarning                    ``verify="first-use"`` for a model without published values
+└── UnverifiedWarning                    verify="first-use" for a model without published values
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ import copy
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 Places = Sequence[int] | Sequence[Sequence[int]]
 """For each position in a part of a list, its position or positions in the whole list."""
@@ -348,15 +351,29 @@ class RepairWarning(BGEWarning):
 def no_thread(purpose: str, error: BaseException) -> BGEError:
     """Return the error for a thread that the system does not grant; what was asked for was not begun."""
     return BGEError(
-        f"no thread for {purpose} ({error}): raise the limit of threads or processes (ulimit -u, pids.max) or end "
-        "others, and call again"
+        f"cannot start a thread for {purpose} ({error}): raise the limit of threads or processes "
+        "(ulimit -u, pids.max) or end others, and call again"
     )
 
 
+# What stands between this package and the line of a user: the frameworks with their integrations, and what runs them.
+_FRAMEWORKS = ("langchain", "langgraph", "langsmith", "llama_index")
+_RUNNERS = ("asyncio", "concurrent", "contextlib", "threading", "wrapt")
+
+
 def warn(message: str, category: type[BGEWarning] = BGEWarning) -> None:
-    """Warn at the first line outside this package, so that users see which call of theirs it is about."""
-    frame, level = sys._getframe(1), 2  # noqa: SLF001 - warnings' own skip_file_prefixes needs Python 3.12
-    package = __name__.partition(".")[0]
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (package, "contextlib"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+    """Warn at the first line outside this package and the frameworks, so that users see which call of theirs it is.
+
+    In a thread that a framework started, no line is a user's: then it is the first one outside this package.
+    """
+    package, level, outside = __name__.partition(".")[0], 1, 0
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - warnings' own skip_file_prefixes needs Python 3.12
+    while frame is not None:
+        level += 1
+        name = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if name not in (package, *_RUNNERS):
+            outside = outside or level
+            if not name.startswith(_FRAMEWORKS):
+                break
+        frame = frame.f_back
+    warnings.warn(message, category, stacklevel=level if frame is not None else outside or level)

@@ -175,15 +175,18 @@ OPTIONS: dict[str, Option] = {
         Option("precision", str, "float32, bfloat16, float16 or int8 (a separate vector space)"),
         Option("trust_remote_code", bool, "run code from the model's repository"),
         Option(
-            "cache", Any, "True for the user's cache, the path of an SQLite file, ':memory:', or a store", "patience"
+            "cache",
+            Any,
+            "True for the user's cache, the path of an SQLite file, ':memory:', or, in Python, a store",
+            "patience",
         ),
         Option("timeout", float, "seconds for a whole call to a host, retries included", "patience"),
         Option("read_timeout", float, "seconds to wait for the next byte of a response (default: 60)", "patience"),
         Option("max_retries", int, "how many times a failed request is retried", "patience", least=0),
         Option("max_concurrency", int, "maximum number of requests in flight", "patience"),
         Option("max_inputs", int, "maximum number of texts per request", "patience"),
-        Option("requests_per_minute", float, "rate limit shared by all requests of the encoder", "patience"),
-        Option("tokens_per_minute", float, "token rate limit shared by all requests of the encoder", "patience"),
+        Option("requests_per_minute", float, "rate limit shared by all its requests", "patience"),
+        Option("tokens_per_minute", float, "token rate limit shared by all its requests", "patience"),
         Option(
             "rate_limiter",
             Any,
@@ -204,7 +207,14 @@ OPTIONS: dict[str, Option] = {
 _OF_PAIRS = {
     option.name: option
     for option in (
+        Option("base_url", str, "URL of a rerank server; it may end in /v1, in /rerank or in neither"),
         Option("dialect", str, "API of the rerank server, if it cannot be detected: tei, vllm, ..."),
+        Option(
+            "blank",
+            Literal["error", "keep"],
+            "a blank query is refused and a blank passage above others is warned of; keep: neither",
+        ),
+        Option("precision", str, "float32, bfloat16, float16 or int8"),
         Option("weights", "weights", "bge-m3 only: weights of its dense, sparse and multivector scores"),
     )
 }
@@ -293,4 +303,6 @@ def check_assignment(owner: str, name: str) -> None:
     """
     if name in OPTIONS or name in ("model", "space"):
         argument = "another model" if name == "space" else f"{name}=..."
-        raise ReadOnlyError(f"{name} is decided when a {owner} is made: make another one, {owner}({argument})")
+        raise ReadOnlyError(
+            f"{name} cannot be changed after a {owner} is created: create another one with {owner}({argument})"
+        )

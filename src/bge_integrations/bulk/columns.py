@@ -42,8 +42,9 @@ def kept_kinds(files: Sequence[str], columns: Columns, format: Format = "parquet
         return (None,) * len(columns.keep)
     if STDIN in files and format == "parquet":
         warn(
-            "a Parquet file states its types first, and standard input cannot be read twice: the kept columns become "
-            "strings; format='jsonl' keeps their types, and so does a file"
+            "Parquet needs the type of each column before its first row, and standard input cannot be "
+            "read twice: the kept columns become strings. To keep their types, read from a file, or use "
+            "format='jsonl' (--format jsonl)"
         )
         return (None,) * len(columns.keep)
     return tuple(_number(names) if format == "parquet" else JSON for names in seen)
@@ -78,7 +79,9 @@ def _kind_of_table(name: str, found: Sequence[Any], format: Format) -> Any:
         return kind
     binary = [str(other) for other in found if "binary" in str(other)]
     if binary:
-        raise ConfigError(f"the kept column {name!r} is of {binary[0]}, which would become text: do not keep it")
+        raise ConfigError(
+            f"the column {name!r} has type {binary[0]}, which cannot be kept: leave it out of keep= (--keep)"
+        )
     number = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return JSON if format != "parquet" and number else None
 

@@ -1,4 +1,4 @@
-"""HTML and PDF as text: HTML as Markdown, so that its headings stay, and PDF page after page."""
+"""The text of a file: plain text as it is, HTML as Markdown so that its headings stay, PDF page after page."""
 
 from __future__ import annotations
 
@@ -9,9 +9,24 @@ from ..errors import MissingExtraError
 from ..extras import require
 from .chunking import PAGE
 
-__all__ = ["html_text", "pdf_text"]
+__all__ = ["html_text", "pdf_text", "plain_text"]
 
+_BOM = b"\xef\xbb\xbf"
 _NO_TEXT = ("script", "style", "template", "noscript", "nav", "head")
+
+
+def plain_text(raw: bytes) -> str:
+    """Return the text of a file in UTF-8, without a byte order mark.
+
+    Raises:
+        ValueError: says why it is not such a text.
+    """
+    if b"\0" in raw:
+        raise ValueError("not text (it holds NUL bytes)")
+    try:
+        return raw.removeprefix(_BOM).decode()
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
 
 
 def html_text(raw: bytes) -> str:

@@ -87,7 +87,7 @@ def parse_manifest(path: Path, raw: bytes) -> Record | None:
         if not lines:
             return None
         if not isinstance(lines[0], dict) or not isinstance(lines[0]["stamp"], dict):
-            raise ValueError("its first line names no job")
+            raise ValueError("its first line does not describe a job")
         shards = [line for line in lines[1:] if "file" in line]
         for shard in shards:
             if not SHARD.fullmatch(shard["file"]) or not describes_shard(shard, _NOTED):
@@ -122,7 +122,8 @@ def shard_files(folder: str | Path) -> list[Path]:
         files = [path for path in files if not path.name.endswith(ROWS)]
     missing = [path.name for path in files if not path.is_file()]
     if missing or not files:
-        raise ConfigError(f"{str(folder)!r}: " + (f"{missing[0]!r} is missing" if missing else "no shards here"))
+        what = f"{missing[0]!r} is missing from {str(folder)!r}" if missing else f"{str(folder)!r} holds no shards"
+        raise ConfigError(what)
     return files
 
 
@@ -179,8 +180,8 @@ def check_float(folder: str | Path, purpose: str) -> None:
         made_of = record.job.get("inputs", {}).get("first") if record else None
         source = f" ({os.path.normpath(Path(folder) / made_of)!r})" if made_of else ""
         raise ConfigError(
-            f"{str(folder)!r} holds quantised vectors, and {purpose} takes the floats that they were made of: name "
-            f"their folder{source}"
+            f"{str(folder)!r} holds quantised vectors, but {purpose} needs float vectors: pass the folder "
+            f"that was quantised{source}"
         )
 
 

@@ -56,7 +56,7 @@ def _check(part: Part, *, rows: bool, vectors: bool) -> None:
     if len(set(map(len, columns))) > 1:
         raise ValueError("it does not hold the same number of ids, texts and vectors")
     if part.sparse is not None and not part.sparse.starts[-1] == len(part.sparse.indices) == len(part.sparse.values):
-        raise ValueError("its sparse vectors have not as many weights as token ids")
+        raise ValueError("its sparse vectors have different numbers of token ids and weights")
 
 
 def column_types(path: Path) -> dict[str, Any]:

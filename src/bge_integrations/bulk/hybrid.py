@@ -47,7 +47,9 @@ class Hybrid:
         except (TypeError, ValueError):
             dense = sparse = -1.0
         if not (isfinite(dense + sparse) and min(dense, sparse) >= 0 < dense + sparse):
-            raise ConfigError(f"weights must be two numbers of at least 0, of dense and sparse, not {self.weights!r}")
+            raise ConfigError(
+                f"weights must be two numbers of at least 0, for dense and sparse scores, not {self.weights!r}"
+            )
         object.__setattr__(self, "weights", (dense, sparse))
 
     def search(

@@ -242,6 +242,6 @@ def explain(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ConfigError(
-            f"cannot write into {str(folder)!r}: {error.strerror or error}; finished shards stay, and the same call "
-            "goes on from there"
+            f"cannot write into {str(folder)!r}: {error.strerror or error}; finished shards are kept: "
+            "repeat the call to resume"
         ) from error

@@ -152,7 +152,7 @@ def check_ours(folder: Path) -> None:
     path, errors = side_files(folder)
     for each in (path, errors):
         if each.is_symlink() or (each.exists() and not each.is_file()):
-            raise ConfigError(f"{str(each)!r} is a link or no file: use another folder")
+            raise ConfigError(f"{str(each)!r} is a link or not a regular file: use another folder")
     raw = path.read_bytes() if path.exists() else b""
     if parse_manifest(path, raw) is not None:
         return
@@ -210,7 +210,8 @@ def check_same(written: Line, job: Line, folder: Path, *, update: bool = False) 
     old, new = _space(written), _space(job)
     if old != new:
         raise SpaceMismatchError(
-            f"{str(folder)!r} holds vectors of another space by their stamp ({_changes(old, new)}): use another folder"
+            f"{str(folder)!r} holds vectors of another space, according to its stamp "
+            f"({_changes(old, new)}): use another folder"
         )
     if update:
         _check_instruction(written, job, folder)
@@ -224,7 +225,7 @@ def check_same(written: Line, job: Line, folder: Path, *, update: bool = False) 
             updates = name == "inputs" and "quantise" not in job["options"]  # quantised shards are made anew instead
             remedy = "--update (update=True) brings it up to date, or " if updates else ""
             raise ConfigError(
-                f"{name} of the job in {str(folder)!r} have changed ({_changes(old, new)}): {remedy}name another folder"
+                f"{name} of the job in {str(folder)!r} have changed ({_changes(old, new)}): {remedy}use another folder"
             )
 
 
@@ -238,8 +239,8 @@ def _check_instruction(written: Line, job: Line, folder: Path) -> None:
     old, new = (each["stamp"].get("query_instruction") or None for each in (written, job))
     if old != new:
         raise SpaceMismatchError(
-            f"{str(folder)!r} is stamped with another query instruction ({old!r} there, {new!r} now): pass that one, "
-            "or use another folder"
+            f"{str(folder)!r} is stamped with another query instruction ({old!r} there, {new!r} now): "
+            "pass the one from there, or use another folder"
         )
 
 

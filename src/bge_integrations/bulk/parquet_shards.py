@@ -125,7 +125,7 @@ def _array(values: Sequence[Any], kind: Any) -> Any:
     if pa.types.is_integer(kind):
         cut = next((value for value in values if isinstance(value, (float, Decimal)) and value % 1 != 0), None)
         if cut is not None:
-            raise ValueError(f"{cut} is no whole number")
+            raise ValueError(f"{cut} is not a whole number")
     return pa.array(values, kind)
 
 

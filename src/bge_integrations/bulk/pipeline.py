@@ -265,10 +265,11 @@ def with_sparse(outputs: Sequence[OutputName], encoder: Encoder) -> bool:
     names = check_names(outputs)
     if names not in (("dense",), ("dense", "sparse")):
         raise ConfigError(
-            f"shards hold dense, or dense,sparse, not {','.join(names)}: vectors per token would be hundreds of kB a "
-            "text; score some tens of candidates by them instead (load_reranker)"
+            f"shards can hold dense, or dense,sparse, not {','.join(names)}: token vectors take hundreds "
+            "of kB per text; use them to score a few dozen candidates instead (load_reranker)"
             if "multivector" in names
-            else "shards hold dense, or dense,sparse, not sparse alone: both are of one forward pass"
+            else "shards can hold dense, or dense,sparse, not sparse alone: one forward pass computes both, "
+            "so pass dense,sparse"
         )
     encoder.output_for(names)
     return "sparse" in names

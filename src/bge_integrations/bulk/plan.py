@@ -236,7 +236,7 @@ def _add_time(plan: Plan, encoder: Encoder, sample: Sequence[str]) -> None:
     else:
         rate, texts = _measured(encoder.engine, sample)
         plan.seconds = (plan.characters / rate) if rate else None
-        plan.how = f"from {texts} texts of it, embedded on this machine"
+        plan.how = f"from {texts} of its texts, embedded on this machine"
 
 
 def _paced(plan: Plan, host: Mapping[str, Any]) -> tuple[float | None, str]:
@@ -248,8 +248,8 @@ def _paced(plan: Plan, host: Mapping[str, Any]) -> tuple[float | None, str]:
     if "tokens_per_minute" in host and plan.tokens is not None:
         times.append(plan.tokens / host["tokens_per_minute"] * 60)
     if not times:
-        return None, "the host's speed is not known before it is asked: --probe"
-    return max(times), "at the pace that was set; the host may be slower"
+        return None, "the host's speed is unknown; --probe measures it"
+    return max(times), "at the rate limit that was set; the host may be slower"
 
 
 def _measured(engine: Encoder, sample: Sequence[str]) -> tuple[float, int]:

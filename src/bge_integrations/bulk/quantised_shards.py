@@ -86,8 +86,8 @@ def quantise_files(
         rows = _write_all(target, {"inputs": inputs, "options": {"quantise": to}, "stamp": new}, files, record, on_rows)
     except OSError as error:
         raise ConfigError(
-            f"cannot write into {str(out)!r}: {error.strerror or error}; finished shards stay, and the same call goes "
-            "on from there"
+            f"cannot write into {str(out)!r}: {error.strerror or error}; finished shards are kept: repeat "
+            "the call to resume"
         ) from error
     dimensions = int(stamp["dimensions"])
     wide = 2 if record.job.get("options", {}).get("half") else 4
@@ -142,7 +142,7 @@ def _copy_numpy(path: Path, target: Path, change: Callable[[Any], Any], _: dict[
 
 def _check(source: Path, target: Path, files: Sequence[Path], record: Record | None) -> None:
     if source.resolve() == target.resolve():
-        raise ConfigError(f"{str(target)!r} holds the float vectors, which are kept: choose another output folder")
+        raise ConfigError(f"{str(target)!r} holds the float vectors themselves: choose another output folder")
     if record is None:
         raise ConfigError(f"{str(source)!r} has no manifest: pass a folder that bge embed wrote")
     if not record.complete:
@@ -161,7 +161,7 @@ def _ranges(files: Sequence[Path]) -> Vectors:
                 least = np.minimum(least, piece.vectors.min(0))
                 largest = np.maximum(largest, piece.vectors.max(0))
     if np.ndim(least) == 0:
-        raise ConfigError("there are no rows, so there are no int8 ranges")
+        raise ConfigError("there are no rows to compute int8 ranges from")
     return np.stack([least, largest])
 
 
@@ -189,7 +189,7 @@ def float_shards(folder: str | Path) -> list[Path]:
             return shard_files(source)
         if held is not None:
             warn(
-                f"the shards in {str(source)!r} have changed since {str(folder)!r} was made of them, so nothing is "
-                "scored again by them: quantise them into a new folder, or pass rescore=0 (--rescore 0)"
+                f"the shards in {str(source)!r} have changed since {str(folder)!r} was made of them, so hits "
+                "are not rescored: quantise them into a new folder, or pass rescore=0 (--rescore 0)"
             )
     return []

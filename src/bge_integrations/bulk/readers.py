@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from ..errors import BGEError, ConfigError
-from .documents import html_text, pdf_text
+from .documents import html_text, pdf_text, plain_text
 from .parquet_shards import need_pyarrow
 from .rows import ID, Columns, Fields, Row, RowParser
 from .sources import DOCUMENTS, HTML, LINES, PDF, TABLES, TEXTS, BytesRead, input_kind, open_input, open_seekable
@@ -99,7 +99,7 @@ def _jsonl(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
             if line is None:
                 yield number, _TOO_LONG
             elif number == 1 and line.lstrip()[:1] == b"[":
-                raise ConfigError(f"{file!r} is a JSON array, not an object per line: jq -c '.[]' makes lines of it")
+                raise ConfigError(f"{file!r} is a JSON array, not one object per line: convert it with jq -c '.[]'")
             elif line.strip():
                 yield number, _fields(line)
 
@@ -236,7 +236,7 @@ def _text(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
         try:
             text = _decoded(raw, input_kind(file))
         except ValueError as error:
-            yield 1, "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            yield 1, str(error)
         else:
             yield from _parts(_written(file), text, parser)
     tally.settle()
@@ -245,9 +245,7 @@ def _text(file: str, parser: RowParser, tally: BytesRead) -> Numbered:
 def _decoded(raw: bytes, kind: str) -> str:
     if kind == PDF:
         return pdf_text(raw)
-    if b"\0" in raw and kind not in HTML:
-        raise ValueError("holds NUL bytes: not text")
-    return html_text(raw) if kind in HTML else raw.removeprefix(_BOM).decode()
+    return html_text(raw) if kind in HTML else plain_text(raw)
 
 
 def _parts(file: str, text: str, parser: RowParser) -> Numbered:

@@ -40,7 +40,7 @@ class Columns:
     def __post_init__(self) -> None:
         taken = [name for name in self.keep if name in RESERVED]
         if taken or len(set(self.keep)) < len(self.keep):
-            raise ConfigError(f"keep={self.keep!r}: each column once, and none of {', '.join(RESERVED)}")
+            raise ConfigError(f"keep={self.keep!r} must name each column once, and none of {', '.join(RESERVED)}")
 
     @property
     def wanted(self) -> list[str]:

@@ -179,8 +179,8 @@ def _model(stamp: dict[str, Any], folder: str | Path) -> str:
         return find_model(name).id
     except UnknownModelError:
         raise ConfigError(
-            f"the shards in {str(folder)!r} are of {name!r}, which is not in the catalogue: name the model's "
-            "folder by model= (--model)"
+            f"the shards in {str(folder)!r} were embedded by {name!r}, which is not in the catalogue: "
+            "pass the model's folder as model= (--model)"
         ) from None
 
 

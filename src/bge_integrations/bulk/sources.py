@@ -99,7 +99,7 @@ def _expand_path(path: Path, name: str, besides: Path | None, kinds: Sequence[st
     if path.is_dir():
         found = [str(file) for file in sorted(path.rglob("*")) if _is_known(file, kinds) and _is_visible(file, path)]
     elif path.exists():
-        raise ConfigError(f"{name!r} is not a file: pipe it into standard input, named -")
+        raise ConfigError(f"{name!r} is not a regular file: pipe it to standard input, and pass - as the input")
     else:
         found = [file for file in sorted(glob.glob(name, recursive=True)) if Path(file).is_file()]  # noqa: PTH207
     found = [file for file in found if not _is_inside(file, besides)]
@@ -149,7 +149,7 @@ def input_kind(file: str) -> str:
     if kind not in KINDS and kind not in DOCUMENTS:
         raise ConfigError(f"unsupported file type: {file!r}; supported: {_known()}")
     if kind == ".parquet" and packing:
-        raise ConfigError(f"{file!r}: Parquet is packed inside, unpack the file")
+        raise ConfigError(f"{file!r}: Parquet is compressed inside already: decompress the file")
     return kind
 
 

@@ -169,8 +169,8 @@ class Update(Job):
                 columns.append(stored([row.kept[i] for row in rows], kind))
             except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
                 raise ConfigError(
-                    f"the kept column {name!r} is of {kind} in {str(self.folder)!r}, which a value from line "
-                    f"{rows[0].line} of {rows[0].source!r} on is not ({error}): embed into another folder"
+                    f"the column {name!r} has type {kind} in {str(self.folder)!r}, which a value in or after line "
+                    f"{rows[0].line} of {rows[0].source!r} does not fit ({error}): embed into another folder"
                 ) from error
         return columns
 
@@ -232,7 +232,7 @@ class Update(Job):
     def _check_any(self, known: Known, lines: Sequence[Line]) -> None:
         if len(known.ids) and not any(line["rows"] for line in lines):
             raise ConfigError(
-                f"the inputs hold no row that can be embedded, and all {len(known.ids)} rows of {str(self.folder)!r} "
+                f"no row of the inputs can be embedded, and all {len(known.ids)} rows of {str(self.folder)!r} "
                 "would be dropped: is it the right file? If so, remove the folder"
             )
 

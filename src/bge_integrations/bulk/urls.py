@@ -86,8 +86,8 @@ def _check_http(url: str, way: str = "") -> None:
     host = urlsplit(url).hostname or ""
     if url.lower().startswith("http://") and not is_loopback(host) and not switched_on("BGE_ALLOW_HTTP"):
         raise InsecureHostError(
-            f"{way}plain http to {host!r}: anybody on the way could read and change the texts: use https, or set "
-            "BGE_ALLOW_HTTP=1 where that network is yours"
+            f"{way}plain http to {host!r} is refused, because anyone on the network could read and change "
+            "the texts: use https, or set BGE_ALLOW_HTTP=1 if you trust that network"
         )
 
 

@@ -82,7 +82,7 @@ def _remedy(name: str) -> str:
     fetch = (
         f"For a model on the hub: hf download {name.strip()} --local-dir FOLDER, and pass the folder. " if owned else ""
     )
-    return f"{fetch}A provider's own name for a model is passed as wire_model="
+    return f"{fetch}If it is a provider's own name for a model, pass it as wire_model="
 
 
 def known_model(name: str) -> ModelCard | None:
@@ -159,6 +159,6 @@ def check_served(provider: Provider, card: ModelCard, *, allow_withdrawn: bool =
         raise NotServedError(f"{provider.name} does not serve {card.id!r} (it serves {serves}){others}")
     if offer.withdrawn and not allow_withdrawn:
         raise NotServedError(
-            f"{provider.name} withdrew {card.id!r} on {offer.withdrawn}{others}; "
-            "allow_withdrawn=True calls it nevertheless"
+            f"{provider.name} withdrew {card.id!r} on {offer.withdrawn}{others}; pass "
+            "allow_withdrawn=True to call it anyway"
         )

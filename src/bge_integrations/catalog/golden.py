@@ -123,8 +123,8 @@ def _parse(path: Path) -> GoldenFile:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{str(path)!r} is not a file of golden values ({type(error).__name__}: {error}); "
-            "it wants a list 'vectors' of objects with 'model', 'text' and 'at', or 'm3_sparse' and 'm3_colbert'"
+            f"{str(path)!r} is not a file of golden values ({type(error).__name__}: {error}); it needs a "
+            "list 'vectors' of objects with 'model', 'text' and 'at', or 'm3_sparse' and 'm3_colbert'"
         ) from None
 
 

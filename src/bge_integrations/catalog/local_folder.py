@@ -66,7 +66,10 @@ def describe_contents(folder: Path) -> str:
         return f"{pointers[0]} is a git-lfs pointer, not the file: run `git lfs pull` there, or use `hf download`"
     if "adapter_config.json" in names:
         base = _object(folder / "adapter_config.json").get("base_model_name_or_path")
-        return f"it holds a LoRA adapter of {base!r} alone: merge it with peft's merge_and_unload() and save that model"
+        return (
+            f"it holds a LoRA adapter of {base!r} without the model itself: merge it with peft's "
+            "merge_and_unload() and save that model"
+        )
     for ending, advice in _OTHER_FORMATS.items():
         found = sorted(name for name in names if name.endswith(ending))
         if found:
@@ -182,14 +185,14 @@ def no_reranker(folder: Path) -> str:
         return ""
     if kind.endswith("ForCausalLM"):
         return (
-            f"holds a {kind}, and no file says with which prompt and which words it answers: start a server with it "
-            "(vLLM) and pass base_url=, or save it as a CrossEncoder with a LogitScore"
+            f"holds a {kind}, and no file says which prompt and which answers it was trained with: serve "
+            "it (vLLM) and pass base_url=, or save it as a CrossEncoder with a LogitScore"
         )
     if not any(name.endswith("SequenceClassification") for name in names):
-        return f"holds a {kind}, which gives no scores of pairs; for an embedding model, use load_encoder(...)"
+        return f"holds a {kind}, which does not score pairs; for an embedding model, use load_encoder(...)"
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, Mapping) else config.get("num_labels", 2)
-    return "" if count == 1 else f"sorts into {count} classes: a reranker has one"
+    return "" if count == 1 else f"is a classifier of {count} classes: a reranker has one"
 
 
 def _named(card: ModelCard, folder: Path, commit: str | None, stated: str | None) -> ModelCard:
@@ -282,7 +285,9 @@ def pooling_of(folder: Path) -> str | None:
     mode = config.get("pooling_mode", [name for key, name in _OLD_KEYS.items() if config.get(key)] or "mean")
     names = [mode] if isinstance(mode, str) else mode
     if not isinstance(names, Sequence) or not names or not all(name in list(POOLINGS) for name in names):
-        raise ModelLoadError(f"{str(folder / path)!r} pools by {mode!r}, which is none of {', '.join(POOLINGS)}")
+        raise ModelLoadError(
+            f"{str(folder / path)!r} uses the pooling {mode!r}, which is not one of {', '.join(POOLINGS)}"
+        )
     return "+".join(POOLINGS[name] for name in names)
 
 

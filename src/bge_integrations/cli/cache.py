@@ -13,9 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action", choices=("info", "prune", "clear"), help="show sizes, delete old rows, or delete everything"
     )
-    parser.add_argument("--path", help="the SQLite file (default: BGE_CACHE, or the user's cache)")
-    parser.add_argument("--max-mb", type=float, help="prune: keep the most recently used vectors up to this size")
-    parser.add_argument("--older-than-days", type=float, help="prune: drop vectors not used for this many days")
+    parser.add_argument("--path", metavar="FILE", help="the SQLite file (default: BGE_CACHE, or the user's cache)")
+    parser.add_argument(
+        "--max-mb", type=float, metavar="N", help="prune: keep the most recently used vectors up to this size"
+    )
+    parser.add_argument(
+        "--older-than-days", type=float, metavar="N", help="prune: drop vectors not used for this many days"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
@@ -35,12 +36,14 @@ _FEWEST_WORDS = 6  # a chunk of fewer is a heading alone, which answers nothing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge demo``."""
-    parser.add_argument("folder", nargs="?", help="a folder of text (default: this package's documentation)")
+    parser.add_argument(
+        "folder", nargs="?", metavar="FOLDER", help="a folder of text (default: this package's documentation)"
+    )
     parser.add_argument("--ask", action="append", metavar="QUESTION", help="question to ask (repeatable)")
     parser.add_argument(
-        "--chunk", type=int, default=128, help="tokens per chunk, up to the model's limit (default: 128)"
+        "--chunk", type=int, default=128, metavar="N", help="tokens per chunk, up to the model's limit (default: 128)"
     )
-    parser.add_argument("-k", type=int, default=2, help="hits per question (default: 2)")
+    parser.add_argument("-k", type=int, default=2, metavar="N", help="hits per question (default: 2)")
     parser.add_argument(
         "--reranker", metavar="MODEL", help="reranker to show (default: the demo's with the demo model)"
     )
@@ -56,9 +59,11 @@ def run(parsed: argparse.Namespace) -> int:
     require_all({**_NEEDS, **local}, purpose="bge demo")
     encoder = with_bar(make_encoder(parsed, show_progress=False))
     files = _files_of(Path(parsed.folder)) if parsed.folder else _own_documentation()
-    chunks = _chunks(files, encoder, parsed.chunk)
+    texts = _texts_of(files)
+    chunks = _chunks(texts, encoder, parsed.chunk)
     questions = parsed.ask or (_questions_of(chunks) if parsed.folder else list(_QUESTIONS))
-    print(f"{len(files)} files, {len(chunks)} chunks of up to {parsed.chunk} tokens; the model is {encoder.card.id!r}")
+    counted = f"{_count(len(texts), 'file')}, {_count(len(chunks), 'chunk')}"
+    print(f"{counted} of up to {parsed.chunk} tokens; the model is {encoder.card.id!r}")
     print(f"a query is sent as   {encoder.card.format('...', 'query', encoder.query_instruction)!r}")
     print("a document is sent as it is\n")
     store = _store(encoder, chunks)
@@ -99,14 +104,35 @@ def _visible(path: Path, folder: Path) -> bool:
     return not any(part.startswith(".") or part in ("node_modules", "site-packages") for part in parts)
 
 
-def _chunks(files: Sequence[Path], encoder: Encoder, size: int) -> list[tuple[str, str]]:
+def _texts_of(files: Sequence[Path]) -> list[tuple[str, str]]:
+    """Return name and text of each file; one that is not text, or cannot be read, is skipped with a line that says so.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    from ..bulk.documents import plain_text
+
+    texts = []
+    for path in files:
+        try:
+            texts.append((path.name, plain_text(path.read_bytes())))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            print(f"bge: skipped {str(path)!r}: {reason}", file=sys.stderr)
+    if not any(text.strip() for _, text in texts):
+        raise ConfigError(f"no text in {_count(len(files), 'file')}: each is empty or was skipped")
+    return texts
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _chunks(texts: Sequence[tuple[str, str]], encoder: Encoder, size: int) -> list[tuple[str, str]]:
     from ..langchain.embeddings import BGEEmbeddings
 
     splitter = BGEEmbeddings(encoder=encoder).splitter(chunk_size=size)
-    texts = ((path, path.read_text("utf-8", errors="replace")) for path in files)
-    chunks = [(path.name, chunk) for path, text in texts for chunk in splitter.split_text(text) if chunk.strip()]
-    if not chunks:
-        raise ConfigError(f"the {len(files)} files hold no text")
+    chunks = [(name, chunk) for name, text in texts for chunk in splitter.split_text(text) if chunk.strip()]
     return [(name, chunk) for name, chunk in chunks if len(chunk.split()) >= _FEWEST_WORDS] or chunks
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge export``."""
-    parser.add_argument("model", help="model name or folder")
-    parser.add_argument("-o", "--output", required=True, help="output folder, for onnx/model.onnx")
+    parser.add_argument("model", metavar="MODEL", help="model name or folder")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="output folder; onnx/model.onnx is written into it"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from ..catalog.rerankers import RERANKERS, find_reranker, is_reranker
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge models``."""
-    parser.add_argument("name", nargs="?", help="show one model in full")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="model or reranker to show in full")
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -78,6 +79,8 @@ def make_reranker(parsed: argparse.Namespace) -> Reranker:
 def _options(parsed: argparse.Namespace, table: Mapping[str, Option]) -> dict[str, Any]:
     flags = (name for name, option in table.items() if option.flag)
     given: dict[str, Any] = {name: value for name in flags if (value := vars(parsed).get(name)) is not None}
+    if given.get("cache") in ("True", "true"):
+        given["cache"] = True
     if "headers" in given:
         pairs = [header.partition(":") for header in given["headers"]]
         if not all(colon for _, colon, _ in pairs):
@@ -102,6 +105,29 @@ def require_packages_of(parsed: argparse.Namespace, needs: Mapping[str, Sequence
     here = parsed.provider == "local" or not hosted
     missing = here and not any(find_spec(name) for name in ("torch", "onnxruntime"))
     require_all({**needs, **({"local": ("torch",)} if missing else {})}, purpose=purpose)
+
+
+def standard_input() -> Iterator[str]:
+    """Yield the lines of standard input, with their newlines.
+
+    Raises:
+        ConfigError: a line is not text; names it.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "surrogateescape":
+        sys.stdin.reconfigure(errors="surrogateescape")  # a broken line is named below, whatever the locale
+    for number, line in enumerate(sys.stdin, 1):
+        if "\0" in line or not _encodes(line):
+            encoding = getattr(sys.stdin, "encoding", None) or "utf-8"
+            raise ConfigError(f"standard input, line {number}: not text in {encoding.upper()}")
+        yield line
+
+
+def _encodes(line: str) -> bool:
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def with_bar(encoder: Encoder) -> Encoder:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..core.reranker import check_top_n
 from ..errors import ConfigError
-from .options import add_reranker_arguments, make_reranker
+from .options import add_reranker_arguments, make_reranker, standard_input
 from .search import beginning
 
 
@@ -76,7 +76,7 @@ def _read(parsed: argparse.Namespace) -> Iterator[_Passage]:
 
 def _lines(parser: Any) -> Iterator[_Passage]:
     """Yield the lines of standard input: objects where they are JSON objects, else passages as they are."""
-    for number, line in enumerate(sys.stdin, 1):
+    for number, line in enumerate(standard_input(), 1):
         text = line.rstrip("\r\n")
         if not text.lstrip().startswith("{"):
             if text.strip():

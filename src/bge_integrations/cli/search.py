@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .options import add_encoder_arguments, encoder_options
+from .options import add_encoder_arguments, encoder_options, standard_input
 
 if TYPE_CHECKING:
     from ..bulk.hybrid import Hybrid
@@ -21,9 +21,7 @@ _ID = 40
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bge search``."""
     parser.add_argument("folder", metavar="FOLDER", help="output folder of bge embed or bge quantise")
-    parser.add_argument(
-        "questions", nargs="*", metavar="QUESTION", help="read from standard input, one per line, if omitted"
-    )
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="if omitted: one per line of standard input")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="hits per question (default: 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON line per question, with full texts")
     parser.add_argument(
@@ -52,7 +50,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Print what was found; 1 where nothing was asked."""
     from ..bulk.search import encoder_of, search_files
 
-    questions = parsed.questions or [line.strip() for line in sys.stdin if line.strip()]
+    questions = parsed.questions or [line.strip() for line in standard_input() if line.strip()]
     if not questions:
         print("bge: no question: pass one, or write one per line to standard input", file=sys.stderr)
         return 1

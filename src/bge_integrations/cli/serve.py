@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port",
         type=int,
         default=variable("BGE_SERVE_PORT") or "7860",
-        help="0 for any free one (default: BGE_SERVE_PORT, or 7860)",
+        help="port to listen on, 0 for any free one (default: BGE_SERVE_PORT, or 7860)",
     )
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument("--api-key-env", metavar="VARIABLE", help="variable with this server's keys, separated by commas")
@@ -49,21 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-file", metavar="FILE", help="file with this server's keys, one per line; SIGHUP reads it again"
     )
     parser.add_argument(
-        "--workers", type=int, default=1, help="processes, each with its own copy of the model (default: 1)"
+        "--workers", type=int, default=1, metavar="N", help="processes, each with a copy of the model (default: 1)"
     )
     parser.add_argument(
         "--root-path", type=str, default="", metavar="PATH", help="prefix behind a reverse proxy, such as /ml/bge"
     )
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="lines or JSON (default: text)")
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="text or JSON lines (default: text)"
+    )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
         help="debug also logs probes, warning only failures (default: info)",
     )
-    parser.add_argument(
-        "--cors-origin", action="append", default=[], help="origin of a web page that may call this server; repeatable"
-    )
+    origins = "origin of a web page that may call this server (repeatable)"
+    parser.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN", help=origins)
     parser.add_argument(
         "--provider-key-env", metavar="VARIABLE", help="variable with the provider's key, instead of --api-key"
     )

@@ -315,14 +315,14 @@ class Encoder(ABC):
         """
         missing = [name for name in check_names(names) if name not in self.outputs]
         if missing:
-            raise ConfigError(f"{self.card.id!r} gives no {missing[0]} output here: {self.why_not(missing[0])}")
+            raise ConfigError(f"{self.card.id!r} has no {missing[0]} output here: {self.why_not(missing[0])}")
         return output_of(self.card, names)
 
     def why_not(self, name: str) -> str:
         """Return why an output is not available, and who serves it."""
         if name in self.card.outputs:
-            return "its host gives others alone"
-        return f"{' and '.join(self.card.outputs)} alone; BAAI/bge-m3 gives {', '.join(NAMES)}"
+            return "its host returns only other outputs"
+        return f"it has only {' and '.join(self.card.outputs)}; BAAI/bge-m3 has {', '.join(NAMES)}"
 
     def words(self, sparse: SparseVector) -> list[tuple[str, float]]:
         """Return a sparse vector as readable tokens with their weights, largest first.

@@ -71,8 +71,8 @@ class BackgroundLoop:
             if loop is not None:
                 loop.close()
             raise BGEError(
-                f"the system grants no thread for requests ({error}): raise the limit of processes (ulimit -u, "
-                "pids.max) or of open files, or end other threads; the next call tries again"
+                f"cannot start a thread for requests ({error}): raise the limit of threads or processes "
+                "(ulimit -u, pids.max) or of open files, or end others; the next call tries again"
             ) from None
         self._loop, self._thread, self._endings = loop, thread, endings
         # Neither thread nor finalizer holds self, so a forgotten owner's loop ends.

@@ -137,7 +137,7 @@ def check_scores(rows: object, count: int) -> NDArray[np.float64]:
         numbers = [x if isinstance(x, (int, float)) and not isinstance(x, bool) else np.nan for x in numbers]
     array = np.asarray(numbers, np.float64)
     if array.shape != (count,):
-        raise BadAnswerError("the answer's scores are not one number each", positions=range(count))
+        raise BadAnswerError("the scores in the response are not one number each", positions=range(count))
     bad = np.flatnonzero(~(np.abs(array) < _LARGEST_LOGIT)).tolist()
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
@@ -166,7 +166,9 @@ def check_vectors(rows: object, *, count: int, dimensions: int) -> Vectors:
         raise BadAnswerError(f"{len(rows)} vectors were returned for {count} texts", positions=everything)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         wrong = _odd_rows(rows, dimensions)
-        raise BadAnswerError(f"the answer's rows are not {dimensions} numbers each", positions=wrong or everything)
+        raise BadAnswerError(
+            f"the vectors in the response are not {dimensions} numbers each", positions=wrong or everything
+        )
     if array.shape[1] != dimensions:
         raise BadAnswerError(
             f"vectors of {array.shape[1]} dimensions were returned, the model has {dimensions}", positions=everything

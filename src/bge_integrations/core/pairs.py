@@ -85,7 +85,7 @@ class PairTokenizer(TextTokenizer):
         ids = np.array(encoding.ids, np.int32) + np.array(encoding.type_ids, np.int32) * SECOND
         owners = [-1 if owner is None else owner for owner in encoding.sequence_ids]
         if 0 not in owners or 1 not in owners:
-            raise ModelLoadError("its tokenizer cannot join pairs: is this a reranker's folder?")
+            raise ModelLoadError("its tokenizer cannot encode pairs: is this a reranker's folder?")
         first, second = owners.index(0), owners.index(1)
         after = len(owners) - owners[::-1].index(1)
         middle = next(i for i in range(first, second + 1) if owners[i] != 0)
@@ -93,7 +93,9 @@ class PairTokenizer(TextTokenizer):
         self._types: tuple[int, int] = int(ids[first] & SECOND), int(ids[second] & SECOND)
         self.pair_special = sum(map(len, self._parts))
         if self.pair_tokens <= self.pair_special + 1:
-            raise ModelLoadError(f"a model that reads {self.pair_tokens} tokens reads no pair: is it configured right?")
+            raise ModelLoadError(
+                f"the model reads only {self.pair_tokens} tokens, too few for a pair: is its configuration right?"
+            )
 
     def tokenize(self, texts: Sequence[Any]) -> Tokens:
         """Return the token ids of each ``Pair`` as int32 arrays, cut to what the model reads.

@@ -243,8 +243,9 @@ class Reranker(ABC):
 def _warn_truncated(card: RerankerCard, positions: Sequence[int]) -> None:
     if positions:
         warn(
-            f"{len(positions)} passage(s) are, with the query, longer than the {card.max_tokens} tokens that "
-            f"{card.id!r} reads (positions {shorten(sorted(positions))}): the rest was truncated; split them",
+            f"{len(positions)} passage(s), together with the query, are longer than the {card.max_tokens} "
+            f"tokens that {card.id!r} reads (positions {shorten(sorted(positions))}): the rest was "
+            "truncated; split them",
             TruncationWarning,
         )
 

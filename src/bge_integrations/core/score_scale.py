@@ -68,7 +68,7 @@ def judge(logits: Sequence[float], scores: Sequence[float]) -> Judgement:
     if cause:
         return Judgement(None, cause, off[best])
     if off[best] <= COARSER:
-        return Judgement(best, f"a coarser copy: off by up to {off[best]:.2f} in the logit", off[best])
+        return Judgement(best, f"a copy at lower precision: off by up to {off[best]:.2f} in the logit", off[best])
     return Judgement(None, "not this model's scores", off[best])
 
 
@@ -87,7 +87,7 @@ def _cause(found: Numbers, wanted: Numbers, within: bool) -> str:
     if len(found) == 1:
         return ""
     if np.abs(found[::-1] - wanted).max() <= SAME or (within and np.abs(found[::-1] - _sigmoid(wanted)).max() <= 0.01):
-        return "the right scores at the wrong passages: the host's positions are not those of the request"
+        return "the right scores for the wrong passages: the host's positions are not those of the request"
     if within and found.min() > 0.15 and found.max() < 0.99:
         return "cosines of an embedding model, not a reranker's scores"
     return ""

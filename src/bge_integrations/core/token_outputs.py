@@ -99,7 +99,7 @@ class Sparse(Output):
         wrong = (ids < 0) | (ids >= self.vocabulary)
         if wrong.any():
             raise BadAnswerError(
-                f"sparse vector {position} has ids that are none of the model's {self.vocabulary} tokens",
+                f"sparse vector {position} has ids outside the model's vocabulary of {self.vocabulary:,} tokens",
                 positions=[position],
             )
         if not ((weights >= 0) & (weights < _LARGEST)).all():
@@ -162,7 +162,7 @@ class Multivector(Output):
             except (BadAnswerError, TypeError) as error:
                 raise BadAnswerError(f"text {position}'s vectors: {error}", positions=[position]) from None
             if not len(vectors):
-                raise BadAnswerError(f"text {position} has no vector for any token", positions=[position])
+                raise BadAnswerError(f"text {position} has no token vectors", positions=[position])
             checked[position] = vectors
         return checked
 
@@ -219,7 +219,7 @@ class Several(Output):
             BadAnswerError: a column is missing, or as each part's ``check``.
         """
         if not isinstance(rows, Mapping) or not set(self.names) <= set(rows):
-            raise BadAnswerError(f"the answer does not hold {', '.join(self.names)}", positions=range(count))
+            raise BadAnswerError(f"the response does not hold {', '.join(self.names)}", positions=range(count))
         checked = self.empty(count)
         for part in self.parts:
             checked[part.name] = part.check(rows[part.name], count)

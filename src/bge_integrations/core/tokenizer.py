@@ -59,7 +59,7 @@ class TextTokenizer:
         if max_tokens is not None:
             if max_tokens <= self._special:
                 raise ModelLoadError(
-                    f"a model that reads {max_tokens} tokens cannot read a text: is its configuration right?"
+                    f"the model reads only {max_tokens} tokens, too few for a text: is its configuration right?"
                 )
             tokenizer.enable_truncation(max_tokens, direction=self._side)
 
@@ -85,7 +85,10 @@ class TextTokenizer:
         except (TypeError, OverflowError):
             token = None
         if token is None:
-            raise InputError(f"{number!r} is no token id of this model: ids are whole numbers, strings only in JSON")
+            raise InputError(
+                f"{number!r} is not a token id of this model: ids are whole numbers, or strings where they "
+                "come from JSON"
+            )
         return str(token)
 
     @property
@@ -233,7 +236,7 @@ class TextTokenizer:
         # The tokenizer's own words are left out: they may quote the text.
         if not bad:
             raise BGEError(
-                f"the tokenizer failed ({kind}) at {len(texts)} texts, but at none of them alone: call again"
+                f"the tokenizer failed ({kind}) on {len(texts)} texts together, but on none of them alone: call again"
             )
         raise TextError(f"the tokenizer fails on this text ({kind}): remove it", positions=bad)
 

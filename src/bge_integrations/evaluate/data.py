@@ -134,7 +134,7 @@ def _string(place: str, fields: dict[str, Any], *names: str) -> str:
     """
     value = next((fields[name] for name in names if fields.get(name) is not None), None)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-        raise ConfigError(f"{place}: no {' or '.join(map(repr, names))}, or it is blank or of another type")
+        raise ConfigError(f"{place}: {' or '.join(map(repr, names))} is missing, blank or of another type")
     return str(value)
 
 
@@ -143,7 +143,7 @@ def _passages(files: list[str]) -> Iterator[tuple[str, str, str]]:
     for place, fields in chain.from_iterable(_rows(file, "text", *_IDS, "title") for file in files):
         text, title = fields.get("text") or "", fields.get("title") or ""
         if not isinstance(text, str) or not isinstance(title, str) or "text" not in fields:
-            raise ConfigError(f"{place}: no 'text', or it or the 'title' is not a string")
+            raise ConfigError(f"{place}: 'text' is missing, or it or 'title' is not a string")
         yield place, _string(place, fields, *_IDS), f"{title} {text}".strip()
 
 
@@ -161,7 +161,9 @@ def _of_files(corpus: str, queries: str, qrels: str) -> Judged:
     judged = {key for found in grades.values() for key in found}
     missing = judged - set(ids)
     if missing and len(missing) == len(judged):
-        raise ConfigError(f"no passage that {qrels!r} judges is in {corpus!r}: are they of one data set?")
+        raise ConfigError(
+            f"none of the passages that {qrels!r} judges is in {corpus!r}: do they belong to one data set?"
+        )
     if missing:
         warn(f"{len(missing)} of {len(judged)} judged passages are not in {corpus!r}: they cannot be found")
     return Judged(Corpus(ids, lambda: _texts(files)), {key: asked[key] for key in grades}, grades, own)
@@ -213,9 +215,10 @@ def _grades(file: str, asked: dict[str, str]) -> dict[str, dict[str, int]]:
         found.setdefault(query, {})[passage] = _grade(place, score)
     unknown = [query for query in found if query not in asked]
     if len(unknown) == len(found):
-        raise ConfigError(f"{file!r} judges none of the questions{''.join(f': no {each!r}' for each in unknown[:1])}")
+        such = f": {unknown[0]!r} is not one of them" if unknown else ""
+        raise ConfigError(f"{file!r} judges none of the questions{such}")
     if unknown:
-        warn(f"{len(unknown)} question(s) that {file!r} judges are not there (such as {unknown[0]!r}) and were skipped")
+        warn(f"{len(unknown)} question(s) that {file!r} judges do not exist (such as {unknown[0]!r}) and were skipped")
     return {query: found[query] for query in asked if query in found}
 
 

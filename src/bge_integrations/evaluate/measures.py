@@ -52,7 +52,9 @@ def _parsed(ir_measures: Any, name: str) -> Any:
     try:
         return ir_measures.parse_measure(name)
     except (NameError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"ir-measures does not know the measure {name!r}: {error}; such as nDCG@10, R@100") from None
+        raise ConfigError(
+            f"ir-measures does not know the measure {name!r}: {error}; examples: nDCG@10, R@100"
+        ) from None
 
 
 def measure(names: Sequence[str], qrels: Mapping[str, Mapping[str, int]], found: Sequence[Sequence[str]]) -> Any:

@@ -92,13 +92,13 @@ def parse_run(spec: str | Mapping[str, Any]) -> Run:
         if key not in _KEYS:
             ours = ", ".join(option.name for option in _OWN)
             raise ConfigError(
-                f"no key {key!r} for a run{_meant(key)} (keys: {ours}, and the options of load_encoder; with "
-                f"{_PREFIX} in front those of load_reranker)"
+                f"a run has no setting {key!r}{_meant(key)} (settings: {ours}, the options of load_encoder, "
+                f"and those of load_reranker with {_PREFIX} in front)"
             )
     given = {key: _typed(key, value) for key, value in given.items()}
     alone = [key for key in given if key.startswith(_PREFIX) or key == "candidates"]
     if alone and given.get("reranker") is None:
-        raise ConfigError(f"{alone[0]} is for reranker=: pass one")
+        raise ConfigError(f"{alone[0]} needs reranker=, the model that reranks")
     search, hybrid = _search(given)
     options = {key: value for key, value in given.items() if key in OPTIONS}
     model = given.get("model") or variable("BGE_MODEL") or DEFAULT_MODEL

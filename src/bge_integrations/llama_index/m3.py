@@ -81,7 +81,10 @@ class BGEM3:
         if store is None:
             return BGESparseEmbedding(encoder=self.encoder)
         if store != "milvus":
-            raise ConfigError(f"sparse() takes no store, or 'milvus'; Qdrant takes m3.sparse_documents, not {store!r}")
+            raise ConfigError(
+                f"sparse() takes 'milvus' or nothing, not {store!r}; for Qdrant, pass m3.sparse_documents and "
+                "m3.sparse_queries"
+            )
         return import_module(f"{__package__}.milvus").Sparse(self.encoder)
 
     def reranker(self, *, weights: Sequence[float] | None = None, top_n: int | None = None) -> BGEReranker:

@@ -81,14 +81,18 @@ def _faiss(where: StorePlace, _: Any, __: BGEEmbedding, options: dict[str, Any])
     module = require("llama_index.vector_stores.faiss", install="llama-index-vector-stores-faiss")
     path = find_index(Path(where.place), where.name)
     if path.suffix == ".faiss":
-        raise ConfigError(f"{str(path)!r} was saved by LangChain, whose texts LlamaIndex cannot find: open it there")
+        raise ConfigError(
+            f"{str(path)!r} was saved by LangChain, and LlamaIndex cannot read its texts: open it with LangChain"
+        )
     return module.FaissVectorStore.from_persist_path(str(path), **options)
 
 
 def _pgvector(where: StorePlace, engine: Any, embed_model: BGEEmbedding, options: dict[str, Any]) -> Any:
     module = require("llama_index.vector_stores.postgres", install="llama-index-vector-stores-postgres")
     if not where.name.startswith(_PREFIX):
-        raise ConfigError(f"LlamaIndex's tables begin with {_PREFIX}, {where.name!r} has another layout: open it there")
+        raise ConfigError(
+            f"LlamaIndex's tables begin with {_PREFIX}, so {where.name!r} has another layout: open it with LangChain"
+        )
     url = engine.url
     engine.dispose()
     return module.PGVectorStore.from_params(

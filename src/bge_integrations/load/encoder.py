@@ -99,7 +99,7 @@ def _card(typed: str | os.PathLike[str] | None, options: Options) -> ModelCard:
     if options.get("revision") is not None and (elsewhere or not _is_of_the_hub(typed)):
         raise ConfigError(
             f"revision= is for a model on the hub that is not in the catalogue; {card.id!r} is pinned to "
-            f"{card.revision or 'its newest'}: download another one and pass its folder"
+            f"{card.revision or 'its newest'}: download the other revision and pass its folder"
         )
     if elsewhere and card.folder is not None and isinstance(typed, str):
         # The call names a host, so that a name is the host's before it is a folder of the same name here.
@@ -131,7 +131,7 @@ def _of_the_hub(typed: str | os.PathLike[str] | None, options: Options) -> Model
     except ModelLoadError as error:
         raise UnknownModelError(f"no model {typed!r} in the catalogue{near_matches(str(typed))}; {error}") from error
     card = replace(find_model(folder), folder=None)
-    _LOG.info("%s: dimensions, length and pooling are those of its files at %s", card.id, card.revision)
+    _LOG.info("%s: dimensions, length and pooling were read from its files at %s", card.id, card.revision)
     return card
 
 
@@ -163,9 +163,13 @@ def _speaking(provider: Provider, dialect: str, card: ModelCard) -> Provider:
     from ..remote.protocols import OUTPUT_PROTOCOLS
 
     if dialect not in OUTPUT_PROTOCOLS:
-        raise ConfigError(f"no dialect {dialect!r} for sparse and multivector output: {', '.join(OUTPUT_PROTOCOLS)}")
+        raise ConfigError(
+            f"no dialect {dialect!r} for sparse and multivector output; choose one of {', '.join(OUTPUT_PROTOCOLS)}"
+        )
     if len(card.outputs) == 1:
-        raise ConfigError(f"dialect= is how sparse and multivector output is asked for, and {card.id!r} has none")
+        raise ConfigError(
+            f"dialect= says how to request sparse and multivector output, which {card.id!r} does not have: leave it out"
+        )
     return replace(provider, output_dialect=dialect)
 
 
@@ -177,9 +181,10 @@ def _check_provider(provider: Provider, url: str, card: ModelCard, options: Opti
         check_served(provider, card, allow_withdrawn=options.get("allow_withdrawn") or False)
     if provider.pooling and provider.pooling != card.pooling:
         raise NotServedError(
-            f"{provider.name} pools by {provider.pooling}, {card.id!r} by {card.pooling}: right dimensions, another "
-            f"vector space. Served in the model's own by: {', '.join(who_serves(card.id))}; "
-            f"accept_space={provider.pooling!r} takes these vectors with a space of their own"
+            f"{provider.name} uses {provider.pooling} pooling, but {card.id!r} needs {card.pooling}: its "
+            "vectors have the right dimensions, but lie in another space. Served in the model's own "
+            f"space by: {', '.join(who_serves(card.id))}; accept_space={provider.pooling!r} accepts these "
+            "vectors, in a space of their own"
         )
 
 

@@ -142,7 +142,9 @@ def check_ready(kind: str, card: ModelCard, model: str | os.PathLike[str] | None
     """
     typed = typed_model(model)
     if typed is not None and os.fspath(typed) not in (card.id, card.folder):
-        raise ConfigError(f"{kind}= is of {card.id!r}, not {os.fspath(typed)!r}: pass one of the two")
+        raise ConfigError(f"{kind}= holds {card.id!r}, not {os.fspath(typed)!r}: pass one of the two")
     passed = sorted(name for name, value in options.items() if value is not None)
     if passed:
-        raise ConfigError(f"{kind}= is ready: {', '.join(passed)} belong to load_{kind}(...), which makes it")
+        raise ConfigError(
+            f"{kind}= has been created already: pass {', '.join(passed)} to load_{kind}(...), which creates it"
+        )

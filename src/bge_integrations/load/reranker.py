@@ -41,8 +41,8 @@ DEFAULT_RERANKER = "bge-reranker-v2-m3"
 def load_reranker(model: str | os.PathLike[str] | None = None, **options: Unpack[RerankerOptions]) -> Reranker:
     """Return a reranker for a model, local or remote.
 
-    Nothing is loaded and nothing is sent before the first call. The host of the environment's ``BGE_PROVIDER`` and
-    ``BGE_BASE_URL`` is one of embeddings, and is never asked.
+    Nothing is loaded and nothing is sent before the first call. ``BGE_PROVIDER`` and ``BGE_BASE_URL`` name a host of
+    embeddings, so they are not read here.
 
     Args:
         model: a name in the catalogue in any spelling, or a local folder; ``BAAI/bge-reranker-v2-m3`` when None.
@@ -102,7 +102,7 @@ def _rerank_host(options: RerankerOptions) -> tuple[RerankHost | None, str] | No
     """Return the record of the host, None to ask it which server it is, and its root; None for this machine."""
     name, url, dialect = options.get("provider"), options.get("base_url"), options.get("dialect")
     if dialect is not None and dialect not in DIALECTS:
-        raise ConfigError(f"no dialect {dialect!r}: {', '.join(DIALECTS)}")
+        raise ConfigError(f"no dialect {dialect!r}; choose one of {', '.join(DIALECTS)}")
     if name == "local" or (not name and not url):
         if dialect is not None:
             raise ConfigError(f"dialect={dialect!r} is the API of a server: pass its base_url=")

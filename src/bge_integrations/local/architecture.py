@@ -61,7 +61,8 @@ def read_architecture(folder: Path, card: ModelCard) -> tuple[Architecture | Non
     first = (padding if isinstance(padding, int) else 1) + 1 if config["model_type"] == "xlm-roberta" else 0
     if hidden % heads or not isinstance(epsilon, (int, float)):
         raise ModelLoadError(
-            f"{str(folder / 'config.json')!r} describes no model: {hidden} is split among {heads} heads"
+            f"{str(folder / 'config.json')!r} does not describe a model: {hidden} dimensions cannot be "
+            f"split among {heads} heads"
         )
     if card.max_tokens + first > positions:
         raise ModelLoadError(
@@ -75,7 +76,7 @@ def _counts(folder: Path, config: Mapping[str, Any]) -> list[int]:
     for key in _COUNTS:
         value = config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 10_000_000:
-            raise ModelLoadError(f"{str(folder / 'config.json')!r} has {key} {value!r}: is the file whole?")
+            raise ModelLoadError(f"{str(folder / 'config.json')!r} has {key} {value!r}: is the file complete?")
     return [config[key] for key in _COUNTS]
 
 
@@ -89,7 +90,7 @@ def _reason(folder: Path, card: ModelCard, config: Mapping[str, Any]) -> str:
     if switched:
         return f"its configuration sets {switched[0]}"
     if config.get("hidden_size") != card.dimensions:
-        return f"it is {config.get('hidden_size')} wide and gives {card.dimensions} dimensions"
+        return f"it is {config.get('hidden_size')} wide, but its vectors have {card.dimensions} dimensions"
     return _scores_reason(folder) if isinstance(card, RerankerCard) else modules_reason(folder, card.pooling)
 
 
@@ -111,7 +112,7 @@ def modules_reason(folder: Path, pooling: str) -> str:
         ModelLoadError: a configuration file that cannot be read.
     """
     if pooling not in KNOWN:
-        return f"it pools by {pooling}"
+        return f"its pooling is {pooling}"
     reason = _other_files(folder)
     if reason:
         return reason

@@ -161,7 +161,7 @@ def _loading(settings: Settings) -> Iterator[None]:
         # Anything may be in these files: values that are no numbers, what makes a Rust library panic.
         where = f" from {settings.card.folder!r}" if settings.card.folder else ""
         raise ModelLoadError(
-            f"{settings.card.id!r} cannot be loaded{where} ({brief(error)}): are its files and packages whole?"
+            f"{settings.card.id!r} cannot be loaded{where} ({brief(error)}): are its files and packages complete?"
         ) from error
 
 

@@ -134,7 +134,9 @@ def _check(model: _States, target: Path) -> None:
         worst = max(worst, float(np.abs(states - wanted)[kept].max()))
     if not worst < 1e-3:  # "not <" refuses NaN too
         target.unlink()
-        raise ModelLoadError(f"torch's exporter wrote a graph that differs from the model by {worst:.2g}: removed")
+        raise ModelLoadError(
+            f"torch's exporter wrote a graph that differs from the model by {worst:.2g}: it was removed"
+        )
 
 
 def _copy_companions(folder: Path, output: Path) -> None:

@@ -104,9 +104,10 @@ def fetch_facts(name: str, revision: str | None = None) -> Path:
         if here is None or set(unknown) & set(_needed(here)):
             raise
         warn(
-            f"{name!r}: {unknown[0]} was never fetched, and the hub cannot be asked for it "
-            f"({reason(error.__cause__ or error, hub)}): if the model has one, its pooling, modules or length are not "
-            f"applied and vectors are in another space; with a network, hf download {name} fetches it"
+            f"{name!r}: {unknown[0]} was never downloaded, and the hub cannot be reached "
+            f"({reason(error.__cause__ or error, hub)}). If the model has this file, its pooling, modules "
+            "or length are not applied, and the vectors are in another space; with a network, run: hf "
+            f"download {name}"
         )
         return here
     note_absent(hub, name, folder.name, unknown_files(hub, name, folder.name, _facts(folder)))

@@ -75,9 +75,9 @@ def fetch(hub: Any, name: str, revision: str | None, wanted: Wanted, more: Calla
     except Exception as error:
         raise ModelLoadError(
             f"{name!r} is not on this machine and could not be fetched from the hub "
-            f"({reason(error, hub)}){more()}. Without a network: use "
-            "model='demo' (bundled), a local folder as the model, a host with provider=, or fetch it beforehand where "
-            f"there is one: hf download {name}"
+            f"({reason(error, hub)}){more()}. Without a network: use model='demo' (bundled), a local "
+            "folder as the model, a host with provider=, or download it where there is a network: hf "
+            f"download {name}"
         ) from error
 
 
@@ -140,7 +140,7 @@ def _limit(hub: Any, variable: str) -> Iterator[float]:
         # By name: huggingface_hub raises those of requests or, since 1.0, of httpx, which share no class.
         if "timeout" not in type(error).__name__.lower():
             raise
-        raise _NoAnswerError(f"no answer in {seconds} s, {variable}= waits longer") from error
+        raise _NoAnswerError(f"no answer in {seconds} s; a larger {variable}= waits longer") from error
 
 
 def reason(error: BaseException, hub: Any) -> str:
@@ -154,7 +154,7 @@ def reason(error: BaseException, hub: Any) -> str:
         return str(error)
     cache = Path(hub.constants.HF_HUB_CACHE)
     if not _can_write(cache):
-        return f"its cache {str(cache)!r} cannot be written: HF_HOME names another folder"
+        return f"its cache {str(cache)!r} cannot be written: set HF_HOME to another folder"
     return brief(error)
 
 

@@ -70,7 +70,7 @@ class Job:
             if self.alive:
                 self.stream.fail(error)
         except BaseException:  # noqa: BLE001 - as above
-            _LOG.exception("a call could not be failed with its error")
+            _LOG.exception("an error could not be delivered to the call that waits for it")
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ class Scheduler:
             _run_in_a_thread(loop)
         except (RuntimeError, MemoryError) as error:
             raise BGEError(
-                f"the thread that embeds cannot be started ({error}): raise the limit on threads or processes "
+                f"cannot start the thread that embeds ({error}): raise the limit on threads or processes "
                 "(ulimit -u, pids.max) or end others, and call again"
             ) from error
         self.loop = loop

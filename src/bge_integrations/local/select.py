@@ -46,15 +46,18 @@ class Settings:
         if self.backend == "openvino":
             raise ConfigError("backend='openvino' is not built in: 'torch' with precision='bfloat16' is as fast")
         if self.backend not in BACKENDS:
-            raise ConfigError(f"no backend {self.backend!r}: {', '.join(BACKENDS)}")
+            raise ConfigError(f"no backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
         if self.precision not in (None, *PRECISIONS):
-            raise ConfigError(f"no precision {self.precision!r}: {', '.join(PRECISIONS)}")
+            raise ConfigError(f"no precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if self.precision == "int8" and self.backend not in ("auto", "onnx"):
             raise ConfigError("precision='int8' needs backend='onnx'")
         if self.backend == "onnx" and self.precision in ("float16", "bfloat16"):
             raise ConfigError(f"precision={self.precision!r} needs backend='torch'")
         if self.backend == "onnx" and self.device not in (None, "cpu"):
-            raise ConfigError("backend='onnx' computes on the CPU: leave device= out")
+            raise ConfigError(
+                f"backend='onnx' runs on the CPU only, not on device={self.device!r}: leave device= out, or "
+                "pass backend='torch'"
+            )
         if self.device is not None:
             _check_device(self.device)
 
@@ -130,7 +133,7 @@ def choose(settings: Settings, device: str, folder: Path, kinds: Sequence[Weight
             why = found if "torch" in kinds else "asked for"
             return Choice(card.id, "onnx", "cpu", settings.precision or "float32", why)
         if "torch" not in held:
-            raise ModelLoadError(f"{card.id!r} cannot be computed by backend='onnx': {reason}")
+            raise ModelLoadError(f"{card.id!r} cannot be run by backend='onnx': {reason}")
     return _torch_choice(settings, device, folder)
 
 
@@ -172,8 +175,9 @@ def _check_pooling(card: ModelCard, folder: Path) -> None:
     stated = pooling_of(folder)
     if stated is not None and stated != card.pooling:
         raise ModelLoadError(
-            f"{card.id!r} pools by {card.pooling}, {str(folder)!r} by {stated}: another vector space. "
-            "Correct its pooling's config.json, or rename the folder if it is another model"
+            f"{card.id!r} uses {card.pooling} pooling, but {str(folder)!r} states {stated}, which is "
+            "another vector space: correct the config.json of its pooling, or rename the folder if it is "
+            "another model"
         )
 
 
@@ -185,7 +189,9 @@ def _check_device(device: str) -> None:
     """
     kind, _, index = device.partition(":")
     if kind not in _DEVICES or (":" in device and not index.isdigit()):
-        raise ConfigError(f"no device {device!r}: it is one of {', '.join(_DEVICES)}, or such as 'cuda:1'")
+        raise ConfigError(
+            f"no device {device!r}; choose one of {', '.join(_DEVICES)}, or a numbered one such as 'cuda:1'"
+        )
     build = _torch_build()
     if kind == "mps" and sys.platform != "darwin":
         raise ConfigError("device='mps' is for Apple silicon: leave device= out to choose the best device")

@@ -101,7 +101,7 @@ def accept(output: Output, heads: TokenHeads | None) -> None:
     """
     for name in output.names if isinstance(output, Several) else ():
         if heads is None:
-            raise ConfigError(f"this model gives no {output.names[-1]} output: BAAI/bge-m3 does")
+            raise ConfigError(f"this model has no {output.names[-1]} output; BAAI/bge-m3 has one")
         if name in HEAD_FILES:
             heads.layer(name)
 

@@ -48,18 +48,18 @@ def plan_workers(
     if num_gpus is None:
         num_gpus = float(local and gpus >= 1)
     if num_gpus > gpus:
-        raise ConfigError(f"workers of {num_gpus:g} GPUs do not fit a cluster of {gpus:g}")
+        raise ConfigError(f"workers that need {num_gpus:g} GPUs do not fit into a cluster with {gpus:g}")
     room = sum(max(0, node.get("CPU", 0) - max(1, node.get("CPU", 0) // 8)) for node in nodes)
     if workers is None:
         workers = _default(len(nodes), cpus, gpus, room, num_cpus, num_gpus, local=local)
     if workers < 1:
-        raise ConfigError(f"there must be a worker; {workers} were asked for, of a cluster of {cpus:g} CPUs")
+        raise ConfigError(f"at least one worker is needed, not {workers}; the cluster has {cpus:g} CPUs")
     if num_cpus is None:
         num_cpus = float(local and not num_gpus and workers <= room)
     if workers * num_cpus > cpus - 1:
         raise ConfigError(
-            f"{workers} workers of {num_cpus:g} CPUs leave none of {cpus:g} to read and write: "
-            "fewer workers, or num_cpus=0"
+            f"{workers} workers of {num_cpus:g} CPUs leave none of the cluster's {cpus:g} for reading and "
+            "writing: use fewer workers, or num_cpus=0"
         )
     return Workers(workers, num_cpus, num_gpus)
 

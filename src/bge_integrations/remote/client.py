@@ -98,7 +98,7 @@ def _bad_proxy(url: str, error: Exception) -> str:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         _ = parts.port
     except ValueError:
-        return "it is no URL"
+        return "it is not a URL"
     if not url.isprintable():
         return "it holds a control character"
     if parts.scheme in _SOCKS:

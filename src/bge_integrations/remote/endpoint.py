@@ -57,12 +57,16 @@ class Endpoint:
             return
         if not self.allow_http:
             raise InsecureHostError(
-                f"plain http to {host!r} would show key and texts to the network: use https, or pass allow_http=True "
-                "(BGE_ALLOW_HTTP=1) where that network is yours"
+                f"plain http to {host!r} is refused, because anyone on the network could read the key and the "
+                "texts: use https, or pass allow_http=True (BGE_ALLOW_HTTP=1) if you trust that network"
             )
         if host not in _WARNED:
             _WARNED.add(host)
-            warn(f"plain http to {host!r}: key and texts can be read on the network (allow_http)", BGEWarning)
+            warn(
+                f"plain http to {host!r}, which allow_http permits: anyone on the network can read the key "
+                "and the texts",
+                BGEWarning,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_secrets"}
@@ -148,7 +152,10 @@ class SecretHeaders(Mapping[str, str]):
             if not _HEADER_NAME.fullmatch(name):
                 raise ConfigError(f"{name.partition(':')[0]!r} is not a header name: headers= maps names to values")
             if name.lower() in _FRAMING:
-                raise ConfigError(f"the header {name!r} determines where a request ends, and is set by the HTTP client")
+                raise ConfigError(
+                    f"the header {name!r} is set by the HTTP client, because it determines where a request ends: "
+                    "leave it out"
+                )
             if not _fits_header(headers[name]):
                 raise _no_header(f"the value of the header {name!r}")
         self._values = {name: value.strip() for name, value in headers.items()}
@@ -190,8 +197,8 @@ def _fits_header(value: str) -> bool:
 
 def _no_header(what: str) -> ConfigError:
     return ConfigError(
-        f"{what} holds a line break, another control character or a letter that is not ASCII: a header cannot "
-        "carry it; was it copied or read with something else around it?"
+        f"{what} contains a line break, another control character or a non-ASCII character, which an "
+        "HTTP header cannot hold: was something else copied with it?"
     )
 
 

@@ -126,7 +126,7 @@ class RemoteEngine(HostClient, Encoder):
             return super().why_not(name)
         dialect = self._output_dialect
         needs = f" ({OUTPUT_PROTOCOLS[dialect].needs})" if dialect else ""
-        return f"{self.endpoint.name} gives {', '.join(self.outputs)} only{needs}; it is served by: {givers(name)}"
+        return f"{self.endpoint.name} returns only {', '.join(self.outputs)} output{needs}; served by: {givers(name)}"
 
     def tokenizer(self) -> TextTokenizer:
         """Return the model's tokenizer, which was passed or found on this machine.

@@ -116,8 +116,9 @@ class Exchange:
         if tokens - counted <= of_texts + tokens // 50 or not (is_limit or session.counts_tokens):
             return
         said = (
-            f"{self._endpoint.name} read {counted} of the {tokens} tokens of {len(texts)} text(s): it truncates "
-            f"what {self._card.id!r} reads whole; raise the server's limit (llama.cpp: n_ctx, n_batch and n_ubatch)"
+            f"{self._endpoint.name} read {counted} of the {tokens} tokens of {len(texts)} text(s): it "
+            f"truncates texts that {self._card.id!r} would read in full; raise the server's limit "
+            "(llama.cpp: n_ctx, n_batch and n_ubatch)"
         )
         if self._truncate == "error":
             raise TooLargeError(said, status=200)
@@ -199,4 +200,4 @@ def check_model(name: object, endpoint: Endpoint, card: ModelCard) -> None:
         return
     served = known_model(name)
     if served is not None and served.id != card.id:
-        raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {card.id!r}")
+        raise BadAnswerError(f"the response is from {served.id!r}, but {card.id!r} was requested")

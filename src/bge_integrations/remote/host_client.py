@@ -148,8 +148,8 @@ class HostClient:
     def _other_names(self) -> str:
         offers = ", ".join(offer.wire for offer in self.endpoint.provider.offers)
         known = f"it is known to serve {offers}" if offers else f"hosts call it {', '.join(spellings(self.card)[:4])}"
-        asked = f"{self.endpoint.wire_model!r} was asked for at {self.endpoint.address}"
-        return f"; {asked}; {known}: wire_model= changes the name"
+        asked = f"{self.endpoint.wire_model!r} was requested from {self.endpoint.address}"
+        return f"; {asked}; {known}: pass the right name as wire_model="
 
     def close(self) -> None:
         """Close the connections and the loop, and end the calls under way; a later call makes them anew."""

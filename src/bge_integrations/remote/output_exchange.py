@@ -126,10 +126,10 @@ class OutputExchange:
         protocol = OUTPUT_PROTOCOLS.get(self._session.output_dialect or "")
         missing = [name for name in self._output.names if protocol is None or name not in protocol.outputs]
         if protocol is None or missing:
+            unknown = ", and does not say which server it is: pass dialect="
+            how = f" ({protocol.needs})" if protocol else unknown
             raise NotServedError(
-                f"{self._endpoint.name} gives no {missing[0]} output"
-                f"{f' ({protocol.needs})' if protocol else ', as far as it tells: dialect= says which server it is'}; "
-                f"it comes from: {givers(missing[0])}"
+                f"{self._endpoint.name} returns no {missing[0]} output{how}; served by: {givers(missing[0])}"
             )
         return protocol
 
@@ -210,8 +210,8 @@ class OutputExchange:
         if protocol.keeps_special or known:
             return
         warn(
-            f"{self._endpoint.name} keeps special tokens in sparse vectors, by which any two texts would share terms: "
-            "they are dropped here",
+            f"{self._endpoint.name} returns special tokens in sparse vectors, so that any two texts would "
+            "share terms: they are dropped here",
             RepairWarning,
         )
 

@@ -94,14 +94,14 @@ def check_words(row: dict[int, Any], text: str, ids: Sequence[int] | None, card:
     """
     if ids is None:
         foreign = len(row) - most_tokens(text)
-        seen = f"{len(row)} ids for a text of {len(text)} letters"
+        seen = f"{len(row)} ids for a text of {len(text)} characters"
     else:
         foreign = len([token for token in row.keys() - set(ids) if 0 <= token < card.vocabulary])
-        seen = f"{foreign} of {len(row)} ids are no tokens of its text"
+        seen = f"{foreign} of {len(row)} ids are not tokens of its text"
     if foreign > 0 and (ids is None or 4 * foreign > len(row)):
         raise SpaceMismatchError(
-            f"these are not {card.id!r}'s sparse vectors: {seen}, as of SPLADE, which adds words, or of another "
-            "tokenizer",
+            f"these are not {card.id!r}'s sparse vectors: {seen}, as with SPLADE, which adds words, or "
+            "with another tokenizer",
             model=card.id,
             verdict="SPLADE-shaped",
         )
@@ -119,8 +119,8 @@ def check_counts(rows: Sequence[Any], ids: Sequence[Sequence[int]]) -> None:
     for position, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
         wanted = len(tokens) - 1
         if len(row) != wanted:
-            cause = causes.get(len(row) - wanted, "the host truncates, or its tokenizer is another")
+            cause = causes.get(len(row) - wanted, "the host truncates, or uses another tokenizer")
             raise BadAnswerError(
-                f"{len(row)} vectors were returned for a text of {len(tokens)} tokens, and not {wanted}: {cause}",
+                f"{len(row)} vectors were returned for a text of {len(tokens)} tokens, not {wanted}: {cause}",
                 positions=[position],
             )

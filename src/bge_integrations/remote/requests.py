@@ -37,7 +37,12 @@ class RequestLimits:
             self.bytes = min(self.bytes, max(size // 2, 1))
         else:
             self.inputs = min(self.inputs, max(texts // 2, 1))
-        log.info("the host refused %d texts of %d bytes: %d texts, %d bytes at most", texts, size, *self._now)
+        log.info(
+            "the host refused %d texts of %d bytes: from now on a request has at most %d texts and %d bytes",
+            texts,
+            size,
+            *self._now,
+        )
 
     def forget(self) -> None:
         """Unlearn: it was a single text that no host would take, not the number of texts."""

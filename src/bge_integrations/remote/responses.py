@@ -94,9 +94,9 @@ def _kind(
     if status == 401 or (status == 403 and (_ACCESS.search(message) or not _is_about_size(status, message))):
         return AuthenticationError, _about_keys(endpoint)
     if status == 407:
-        return RequestRefusedError, "; a proxy on the way (HTTPS_PROXY, HTTP_PROXY) wants a user name and password"
+        return RequestRefusedError, "; a proxy on the way (HTTPS_PROXY, HTTP_PROXY) requires a user name and password"
     if status == 429 and "request too large" not in message.lower():
-        return RateLimitError, "; requests_per_minute= or a smaller max_concurrency= asks more slowly"
+        return RateLimitError, "; requests_per_minute= or a smaller max_concurrency= sends requests more slowly"
     if _is_about_size(status, message):
         return TooLargeError, ""
     if status in _TRANSIENT or status >= 500:
@@ -141,7 +141,7 @@ def error_in(answer: Any, body: bytes, endpoint: Endpoint) -> HostError | None:
     if status:
         return refusal(status, {}, body, endpoint).add(" (sent as a success)")
     excerpt = quote((message_in(answer) or str(body, "utf-8", "replace")).encode("utf-8", "replace"), endpoint)
-    return BadAnswerError(f"the answer is an error: {excerpt}", status=200)
+    return BadAnswerError(f"the response is an error: {excerpt}", status=200)
 
 
 def message_in(answer: Any, depth: int = 0) -> str:

@@ -98,7 +98,7 @@ class ScoreExchange:
         async with self._lock:
             dialect = (await self.identify()).dialect
             if self._card.passage_template != "{text}" and dialect not in (*_TEMPLATED, "xinference"):
-                raise NotServedError(f"{self._card.id!r} is served by vLLM and Xinference alone, not by {dialect!r}")
+                raise NotServedError(f"{self._card.id!r} is served only by vLLM and Xinference, not by {dialect!r}")
             if not self._measured and (self._verify or self.scale is None):
                 await self._measure()
 
@@ -130,7 +130,7 @@ class ScoreExchange:
     def _read_info(self, info: dict[str, Any]) -> None:
         kind, cap = info.get("model_type"), info["max_client_batch_size"]
         if isinstance(kind, dict) and "reranker" not in kind and "classifier" not in kind:
-            raise NotServedError(f"{self._endpoint.name} runs {info.get('model_id')!r}, which is no reranker")
+            raise NotServedError(f"{self._endpoint.name} runs {info.get('model_id')!r}, which is not a reranker")
         if isinstance(cap, int) and 0 < cap < self.session.limits.inputs:
             self.session.limits.inputs = cap
 
@@ -160,9 +160,9 @@ class ScoreExchange:
         assert found is not None
         if found.scale is None:
             raise SpaceMismatchError(
-                f"{self._endpoint.name} does not give {self._card.id!r}'s scores: {found.cause} (off by "
-                f"{found.off:.2f} in the logit of two published pairs); `bge verify` tells more. None of your texts "
-                "was sent",
+                f"{self._endpoint.name} does not return {self._card.id!r}'s scores: {found.cause} (off by "
+                f"{found.off:.2f} in the logit of two published pairs); `bge verify` tells more. None of your "
+                "texts was sent",
                 model=self._card.id,
                 verdict=found.cause,
             )
@@ -182,8 +182,8 @@ class ScoreExchange:
             await self._check_fractions(query, passages, scores)
         elif self.scale == "sigmoid":
             raise BadAnswerError(
-                f"scores from {scores.min():.3g} to {scores.max():.3g} were returned, and this host is known to give 0 "
-                "to 1: is dialect= right, and the model a reranker?"
+                f"scores from {scores.min():.3g} to {scores.max():.3g} were returned, but this host is known "
+                "to return 0 to 1: is dialect= right, and is the model a reranker?"
             )
         assert self.scale is not None
         counted = answer.tokens or (tokens if self.counted else 0)
@@ -207,9 +207,9 @@ class ScoreExchange:
         alone = float(check_scores(again.scores, 1)[0])
         if abs(alone - scores[least]) > 0.02:
             raise SpaceMismatchError(
-                f"{self._endpoint.name} normalises over the list (softmax): passage {least} scores {scores[least]:.3f} "
-                f"among {len(passages)} and {alone:.3f} alone, so that scores of two requests cannot be compared; "
-                "switch that off at the server, or take another host",
+                f"{self._endpoint.name} normalises over the list (softmax): passage {least} scores "
+                f"{scores[least]:.3f} among {len(passages)} and {alone:.3f} alone, so that scores of two "
+                "requests cannot be compared; switch that off at the server, or use another host",
                 model=self._card.id,
                 verdict="softmax",
             )
@@ -262,5 +262,5 @@ class ScoreExchange:
             ) from None
         served = known_reranker(answer.model) if isinstance(answer.model, str) else None
         if served is not None and answer.model != self._endpoint.wire_model and served.id != self._card.id:
-            raise BadAnswerError(f"the answer is {served.id!r}'s, asked for was {self._card.id!r}")
+            raise BadAnswerError(f"the response is from {served.id!r}, but {self._card.id!r} was requested")
         return answer

@@ -87,7 +87,7 @@ class Transport:
             response = error.response
             failure = refusal(response.status_code, response.headers, response.content, self._endpoint)
             via = _proxy_of(self._endpoint) if failure.status in (407, 502, 503, 504) else ""
-            return failure.add(f"; it may be the proxy of {via} that answered") if via else failure
+            return failure.add(f"; it may be the proxy in {via} that answered") if via else failure
         except Exception as error:  # noqa: BLE001 - SDK 2 wraps whatever its HTTP client raises, SDK 3 lets some through
             return self._unreachable(error)
 
@@ -118,7 +118,7 @@ class Transport:
         if failure is not None:
             raise failure
         if len(body) > bound:
-            raise self._bad(f"more than {bound:,} bytes were returned, which is no answer to this request")
+            raise self._bad(f"more than {bound:,} bytes were returned, which cannot be a response to this request")
         return body
 
     def _check_type(self, headers: Mapping[str, str], body: bytes) -> None:
@@ -131,7 +131,7 @@ class Transport:
         return BadAnswerError(f"{self._endpoint.name}: {what}", status=200, retryable=retryable)
 
     def _broken(self, error: Exception) -> HostError:
-        failure = HostUnavailableError(f"{self._endpoint.name} broke off its answer ({type(error).__name__})")
+        failure = HostUnavailableError(f"{self._endpoint.name} broke off its response ({type(error).__name__})")
         failure.timed_out = _is_timeout(error)
         return failure
 
@@ -141,16 +141,16 @@ class Transport:
         via = _proxy_of(self._endpoint)
         if any(isinstance(one, ssl.SSLCertVerificationError) for one in _chain(error)):
             return RequestRefusedError(
-                f"{where} has a certificate that is not trusted ({_why(error, self._endpoint)}); an authority of your "
-                "own belongs into the file that SSL_CERT_FILE names"
+                f"{where} has a certificate that is not trusted ({_why(error, self._endpoint)}); for a "
+                "certificate authority of your own, set SSL_CERT_FILE to the file of its certificates"
             )
         if via and "407" in str(error.__cause__):
-            return RequestRefusedError(f"the proxy of {via} wants another user name or password (407)")
+            return RequestRefusedError(f"the proxy in {via} requires another user name or password (407)")
         if _is_timeout(error):
             failure = HostUnavailableError(f"{where} did not answer in time")
             failure.timed_out = True
             return failure
-        through = f", through the proxy of {via}" if via else ""
+        through = f", through the proxy in {via}" if via else ""
         late = _is_connect_timeout(error)
         why = f"no connection in {self._limits.connect_timeout:g} s" if late else _why(error, self._endpoint)
         failure = HostUnavailableError(

@@ -102,7 +102,7 @@ def read_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise BadAnswerError("the answer is not whole JSON", retryable=True) from None
+        raise BadAnswerError("the response is not complete JSON", retryable=True) from None
 
 
 def describe_shape(answer: Any) -> str:

@@ -61,7 +61,7 @@ class Keys:
         """Ask for the keys again; those of before stay where that fails."""
         try:
             self._keys = self._read()
-            log.info("read the keys again: %d", len(self._keys))
+            log.info("the keys were read again; there are %d", len(self._keys))
         except BGEError as error:
             log.error("the previous keys stay valid: %s", error)
 

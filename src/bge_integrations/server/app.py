@@ -157,7 +157,7 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
     async def embed_sparse(body: schemas.EmbedSparseRequest, request: Request) -> Response:
         done = await _embed(service, request, body.inputs, body.prompt_name or "document", ("sparse",))
         if done.truncated and body.truncate is False:
-            raise APIError(413, f"text {done.truncated[0]} is too long: {card.max_tokens} tokens are read")
+            raise APIError(413, f"text {done.truncated[0]} is too long: {card.id!r} reads {card.max_tokens} tokens")
         rows = [[{"index": token, "value": weight} for token, weight in row.items()] for row in done.rows["sparse"]]
         return json_response(rows, truncated_header(done.truncated))
 

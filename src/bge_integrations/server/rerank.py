@@ -142,7 +142,11 @@ async def _score(
         call = reranker.begin([Pair(query, passage) for passage in passages], truncated.extend)
         logits: Scores = await asyncio.wrap_future(call.future)
     if truncated and truncate is False:
-        raise APIError(413, f"passage {truncated[0]} is, with the query, too long: {reranker.card.max_tokens} tokens")
+        raise APIError(
+            413,
+            f"passage {truncated[0]}, together with the query, is too long: {reranker.card.id!r} reads "
+            f"{reranker.card.max_tokens} tokens",
+        )
     request.state.bge_work = {"passages": len(passages)}
     return logits, truncated, call.tokens
 

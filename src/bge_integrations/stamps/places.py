@@ -117,7 +117,7 @@ def parse_place(named: str) -> StorePlace:
     kind, _, rest = named.partition(":")
     place, _, name = rest.rpartition("/")
     if kind not in KINDS or not place or not name:
-        raise ConfigError(f"a store is written as {', '.join(KINDS.values())}; not {named!r}")
+        raise ConfigError(f"a store is named as {', '.join(KINDS.values())}; not {named!r}")
     if kind == "pgvector" and not place.startswith(("postgresql", "postgres")):
         raise ConfigError(f"pgvector is named {KINDS[kind]}, not {named!r}")
     if "://" not in place and not Path(place).is_dir():

@@ -51,8 +51,8 @@ def stamp_store(store: Any, encoder: Stamped, *, replace: bool = False) -> dict[
     if held and stamp["dimensions"] not in held:
         sizes = " and ".join(map(str, sorted(held)))
         raise SpaceMismatchError(
-            f"the store holds vectors of {sizes} dimensions, {stamp['model']!r} makes {stamp['dimensions']}: pass the "
-            "encoder that made them",
+            f"the store holds vectors of {sizes} dimensions, but {stamp['model']!r} has "
+            f"{stamp['dimensions']}: pass the encoder that made them",
             differences={"dimensions": (min(held), stamp["dimensions"])},
             reembed=True,
         )
@@ -143,7 +143,10 @@ def _parse(line: str | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise ConfigError(f"the store's stamp is not JSON of ours: {line!r:.80}; stamp_store(..., replace=True)")
+        raise ConfigError(
+            f"the store's stamp was not written by this package: {line!r:.80}; overwrite it with "
+            "stamp_store(..., replace=True)"
+        )
     return data
 
 

@@ -67,10 +67,12 @@ def _question(wording: Wording, text: str) -> str:
     return wording.changed(asked, text)
 
 
-_HOST_ADDS = "the host adds the instruction by itself: pass query_instruction='' where it does so for queries alone"
+_HOST_ADDS = "the host adds the instruction by itself: if it does so for queries only, pass query_instruction=''"
 _HOST_DROPS = "the host leaves the instruction out: at a Space, pass query_instruction= so that it is put in front here"
-_HOST_PROMPT = "the host puts a prompt in front of every text: take it out of its start-up (TEI: --default-prompt)"
-_HOST_EDITS = "the host changes texts before it embeds them: switch that off, or embed all documents through it anew"
+_HOST_PROMPT = (
+    "the host puts a prompt in front of every text: remove it from the server's options (TEI: --default-prompt)"
+)
+_HOST_EDITS = "the host changes texts before it embeds them: switch that off, or embed all documents again through it"
 
 TEXT_FAULTS: tuple[tuple[str, str, Rewrite], ...] = (
     ("instruction missing", _HOST_DROPS, _queries(lambda _, text: text)),

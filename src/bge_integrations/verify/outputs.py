@@ -138,12 +138,12 @@ def _pair_score(encoder: RemoteEngine, known: PairScores) -> Iterator[Finding]:
     if abs(score - mean) < _SCORE_SAME:
         says = "bge-m3's multivector score"
     elif abs(score - cosine) < _SCORE_SAME:
-        says = "the cosine of the dense vectors, no reranker's score"
+        says = "the cosine of the dense vectors, not a reranker's score"
     elif vectors > 2 and abs(vectors - round(vectors)) < 0.02 * vectors:
         says = (
             f"the sum over {round(vectors)} vectors of the query, where bge-m3's score is the mean: "
             "load_reranker('bge-m3') computes it here"
         )
     else:
-        says = "no score of bge-m3's"
+        says = "not one of bge-m3's scores"
     yield Finding("/score", None, f"{score:.4f}: {says}", {"score": score})

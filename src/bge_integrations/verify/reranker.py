@@ -127,7 +127,7 @@ def _read(path: Path, card: RerankerCard) -> list[KnownScores]:
         mine = [entry for entry in entries if entry["model"].lower() == card.id.lower() and "logit" in entry["scale"]]
         found = [known for entry in mine for known in _by_query(entry)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{str(path)!r} is no file of known scores ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"{str(path)!r} is not a file of known scores ({type(error).__name__}: {error})") from None
     if not found:
         raise ConfigError(f"{str(path)!r} holds no logits of {card.id!r}")
     return found

@@ -18,7 +18,7 @@ def _inner(name: str) -> Any:
     """Return a property that reads ``inner``'s attribute each time, since engines learn some of theirs late."""
 
     def refuse(_: Encoder, __: object) -> None:
-        raise ReadOnlyError(f"{name} cannot change any more: load_encoder makes another encoder")
+        raise ReadOnlyError(f"{name} cannot be changed any more: create another encoder with load_encoder")
 
     return property(attrgetter(f"inner.{name}"), refuse)
 

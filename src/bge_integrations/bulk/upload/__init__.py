@@ -112,7 +112,10 @@ def upload_files(
     store = _store(into)
     vocabulary = int(stamp.get("vocabulary", 0))
     if vocabulary and not store.SPARSE:
-        warn(f"{into} gets only the dense vectors: sparse ones can be uploaded into qdrant and pgvector", BGEWarning)
+        warn(
+            f"only the dense vectors are uploaded into {into}; qdrant and pgvector take sparse vectors as well",
+            BGEWarning,
+        )
         vocabulary = 0
         stamp = {name: value for name, value in stamp.items() if name not in ("sparse_space", "vocabulary")}
     name = collection or ("index" if into == "faiss" else Path(folder).resolve().name)
@@ -202,7 +205,7 @@ def _store(into: str) -> Store:
 def _check_place(into: str, store: Store, place: Place) -> None:
     given = [name for name in ("url", "path", "client") if getattr(place, name) is not None]
     if len(given) != 1 or given[0] not in store.TAKES:
-        raise ConfigError(f"{into} wants one of {', '.join(store.TAKES)}, not {' and '.join(given) or 'none'}")
+        raise ConfigError(f"{into} needs one of {', '.join(store.TAKES)}, not {' and '.join(given) or 'none'}")
     require_packages(store.PACKAGES, purpose="the upload")
     if place.path is not None:
         check_folder(named_path(place.path), store.MARKS, into)

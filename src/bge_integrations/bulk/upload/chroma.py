@@ -74,7 +74,8 @@ def open_target(place: Place) -> Iterator[_Target]:
         )
     except (ValueError, chroma.errors.InvalidArgumentError) as error:
         raise ConfigError(
-            f"Chroma refuses the collection {place.collection!r} ({error}): name another by collection= (--collection)"
+            f"Chroma refuses the collection {place.collection!r} ({error}): pass another name as "
+            "collection= (--collection)"
         ) from error
     seen = collection.peek(1)["embeddings"]
     check_dimensions(len(seen[0]) if seen is not None and len(seen) else None, place)

@@ -143,5 +143,5 @@ def how_to_open(place: Place, model: str) -> str:
     return (
         f"FAISS.load_local({place.path!r}, BGEEmbeddings({model!r}), {place.collection!r}, "
         "allow_dangerous_deserialization=True)  # langchain_community.vectorstores\n"
-        "LlamaIndex's FaissVectorStore keeps texts elsewhere and does not read this one."
+        "LlamaIndex's FaissVectorStore keeps texts elsewhere and cannot read this one."
     )

@@ -163,5 +163,5 @@ def how_to_open(place: Place, model: str) -> str:
     return (
         f"PGVectorStore.create_sync(PGEngine.from_connection_string({url!r}), BGEEmbeddings({model!r}), "
         f"{place.collection!r})  # langchain_postgres\n"
-        f"{sparse}LlamaIndex's PGVectorStore wants a table of its own layout and does not read this one."
+        f"{sparse}LlamaIndex's PGVectorStore needs a table of its own layout and cannot read this one."
     )

@@ -131,7 +131,10 @@ def _ready(client: Any, place: Place, models: Any) -> None:
             )
         vectors = vectors[DENSE]
     elif not hasattr(vectors, "size"):
-        raise ConfigError(f"{place.collection!r} has named vectors, LangChain's default is one without a name")
+        raise ConfigError(
+            f"{place.collection!r} has named vectors, but LangChain's default is one vector without a "
+            "name: choose another collection"
+        )
     check_dimensions(vectors.size, place)
 
 

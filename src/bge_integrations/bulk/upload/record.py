@@ -128,7 +128,8 @@ def open_record(folder: Path, into: str, place: Place, *, update: bool) -> Itera
     """
     if update and not is_finished(folder):
         raise ConfigError(
-            f"the job of {str(folder)!r} is not finished, so it is not known which rows are gone: run it again first"
+            f"the job of {str(folder)!r} is not finished, so the rows that are gone are not known yet: "
+            "run bge embed again first"
         )
     database = None
     try:

@@ -152,7 +152,7 @@ def check_folder(path: Path, marks: tuple[str, ...], into: str) -> None:
     except OSError as error:
         raise ConfigError(f"{into} cannot use {str(path)!r}: {error.strerror}; name a folder") from None
     if names and not known:
-        raise ConfigError(f"{str(path)!r} holds {names[0]!r} and nothing of {into}: choose a new or empty folder")
+        raise ConfigError(f"{str(path)!r} holds {names[0]!r}, but no {into} store: choose a new or empty folder")
 
 
 def check_dimensions(found: int | None, place: Place) -> None:

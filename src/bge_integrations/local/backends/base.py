@@ -45,8 +45,8 @@ class Backend(ABC):
         """
         if isinstance(output, Several):
             raise ConfigError(
-                f"{self.choice.model!r} gives no {output.names[-1]} output by backend={self.choice.backend!r}: "
-                "'torch' and 'onnx' compute it"
+                f"{self.choice.model!r} has no {output.names[-1]} output with "
+                f"backend={self.choice.backend!r}: 'torch' and 'onnx' compute it"
             )
 
     @abstractmethod
@@ -73,12 +73,12 @@ class Backend(ABC):
         if isinstance(error, BadAnswerError):
             reason = error.message
             if precision in ("float16", "int8"):
-                reason += f"; {precision} may not hold this model's numbers: pass precision='bfloat16' or 'float32'"
+                reason += f"; this model's numbers may exceed {precision}: pass precision='bfloat16' or 'float32'"
             return BadAnswerError(f"{model!r} in {precision}: {reason}", provider="local", positions=positions)
         if isinstance(error, BGEError):
             return error
         hint = "use shorter texts, another device= or a smaller model" if _is_memory(error) else "call again"
-        message = f"{model!r} cannot be computed by {self.choice.backend!r} ({brief(error)}): {hint}"
+        message = f"{model!r} cannot be run by {self.choice.backend!r} ({brief(error)}): {hint}"
         return TextError(message, positions=positions) if positions else BGEError(message)
 
 

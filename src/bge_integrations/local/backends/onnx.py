@@ -62,7 +62,9 @@ class OnnxGraph(Backend):
             raise ModelLoadError(f"{str(file)!r} has no output {' or '.join(outputs)}, only {names}: {advice}")
         unknown = sorted(self.inputs - {"input_ids", "attention_mask", "token_type_ids"})
         if unknown:
-            raise ModelLoadError(f"{str(file)!r} wants {', '.join(unknown)}, which no BERT has: pass backend='torch'")
+            raise ModelLoadError(
+                f"{str(file)!r} needs the inputs {', '.join(unknown)}, which BERT does not have: pass backend='torch'"
+            )
         self.output = held[0]
 
     def tokenize(self, texts: list[Any]) -> Tokens:

@@ -124,7 +124,7 @@ class PackedBackend(Backend):
         if weights:  # another architecture: without them, vectors would be wrong in silence
             raise ModelLoadError(
                 f"weights that the packed engine does not know ({', '.join(sorted(weights)[:3])}): "
-                "backend='sentence-transformers' may know them"
+                "backend='sentence-transformers' may support them"
             )
         self.budget = budget(choice.precision, choice.device)
         self.advice = PrecisionAdvice(choice.model, shape, partial(_half_layer, shape)) if advise else None
@@ -246,4 +246,4 @@ def _pop(weights: dict[str, Tensor], name: str) -> Tensor:
     try:
         return weights.pop(name)
     except KeyError:
-        raise ModelLoadError(f"the weights have no {name!r}: is the file whole?") from None
+        raise ModelLoadError(f"the weights have no {name!r}: is the file complete?") from None

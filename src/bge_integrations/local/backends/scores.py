@@ -44,7 +44,7 @@ class Head:
     def __init__(self, weights: dict[str, Tensor]) -> None:
         names = next((pair for pair in _HEADS if all(f"{name}.weight" in weights for name in pair)), None)
         if names is None:
-            raise ModelLoadError("the weights have no classifier: is this a reranker, and is the file whole?")
+            raise ModelLoadError("the weights have no classifier: is this a reranker, and is the file complete?")
         (self.dense, self.dense_bias), (self.out, self.out_bias) = (
             tuple(weights.pop(f"{name}.{part}").float().cpu() for part in ("weight", "bias")) for name in names
         )
@@ -147,5 +147,5 @@ def _cross_encoder(folder: Path, choice: Choice, max_tokens: int, code: bool) ->
             )
     except Exception as error:
         raise ModelLoadError(
-            f"sentence-transformers cannot load {str(folder)!r} ({brief(error)}): is the folder whole?"
+            f"sentence-transformers cannot load {str(folder)!r} ({brief(error)}): is the folder complete?"
         ) from error

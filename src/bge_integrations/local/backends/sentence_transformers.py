@@ -89,7 +89,7 @@ def _load(folder: Path, choice: Choice, code: bool) -> Any:
             )
     except Exception as error:
         raise ModelLoadError(
-            f"sentence-transformers cannot load {str(folder)!r} ({brief(error)}): is the folder whole?"
+            f"sentence-transformers cannot load {str(folder)!r} ({brief(error)}): is the folder complete?"
         ) from error
 
 

@@ -30,7 +30,7 @@ def parse(answer: Any, count: int) -> Answer:
     data = answer.get("data") if isinstance(answer, Mapping) else None
     if not isinstance(data, list) or not all(isinstance(row, dict) and "embedding" in row for row in data):
         shape = describe_shape(answer)
-        raise BadAnswerError(f"the answer has no data[].embedding{shape}", retryable=not shape)
+        raise BadAnswerError(f"the response has no data[].embedding{shape}", retryable=not shape)
     check_count(data, count)
     places = order_of([row.get("index") for row in data])
     rows = [data[i]["embedding"] for i in (range(count) if places is None else places)]

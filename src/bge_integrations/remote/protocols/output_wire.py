@@ -124,7 +124,7 @@ def largest_weights(pairs: Iterable[tuple[int, Any]], position: int = 0) -> dict
     largest: dict[int, Any] = {}
     for token, weight in pairs:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise BadAnswerError(f"sparse vector {position} has a weight that is no number", positions=[position])
+            raise BadAnswerError(f"sparse vector {position} has a weight that is not a number", positions=[position])
         if token not in largest or not weight <= largest[token]:  # NaN stays, to be refused
             largest[token] = weight
     return largest
@@ -135,7 +135,7 @@ def _id(key: Any, position: int) -> int:
         return key
     if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10:
         return int(key)
-    raise BadAnswerError(f"sparse vector {position} has keys that are no token ids", positions=[position])
+    raise BadAnswerError(f"sparse vector {position} has keys that are not token ids", positions=[position])
 
 
 def _first(entry: Mapping[str, Any], *names: str) -> Any:
@@ -155,7 +155,7 @@ def rows_of(answer: Any, name: str, count: int) -> list[Any]:
     """
     rows = answer.get(name) if isinstance(answer, Mapping) else None
     if not isinstance(rows, list):
-        raise BadAnswerError(f"the answer has no {name}", retryable=isinstance(answer, Mapping))
+        raise BadAnswerError(f"the response has no {name}", retryable=isinstance(answer, Mapping))
     check_count(rows, count)
     return rows
 
@@ -168,7 +168,7 @@ def data_of(answer: Any, count: int, name: str) -> list[Any]:
     """
     rows = answer.get("data") if isinstance(answer, Mapping) else None
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) and name in row for row in rows):
-        raise BadAnswerError(f"the answer has no data[].{name}", retryable=isinstance(answer, Mapping))
+        raise BadAnswerError(f"the response has no data[].{name}", retryable=isinstance(answer, Mapping))
     check_count(rows, count)
     places = order_of([row.get("index") for row in rows])
     return [rows[place][name] for place in (range(count) if places is None else places)]

@@ -158,14 +158,16 @@ def parse_cloudflare(answer: Any, count: int) -> RerankAnswer:
 def _in_order(rows: Any, count: int, index: str) -> list[Any]:
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         looks = ": it looks like vectors, is this an embedding model's server?" if _has_vectors(rows) else ""
-        raise BadAnswerError(f"the answer has no rows of scores{looks}", retryable=not looks)
+        raise BadAnswerError(f"the response has no rows of scores{looks}", retryable=not looks)
     _check_count(rows, count)
     if _has_vectors(rows):
         raise BadAnswerError("vectors were returned instead of scores: the server runs an embedding model")
     places = order_of([row.get(index) for row in rows])
     if places is None and count > 1:
         # Most hosts sort: a row without its position belongs to no passage.
-        raise BadAnswerError(f"the rows have no {index} of their own, so that no score can be given to its passage")
+        raise BadAnswerError(
+            f"the rows do not each have an {index} of their own, which would say to which passage a score belongs"
+        )
     ordered = [rows[place] for place in (range(count) if places is None else places)]
     return [_first(row, "relevance_score", "score", "logit") for row in ordered]
 

@@ -29,7 +29,7 @@ def parse(answer: Any, count: int) -> Answer:
     rows = answer.get("embeddings") if isinstance(answer, Mapping) else None
     if not isinstance(rows, list):
         shape = describe_shape(answer)
-        raise BadAnswerError(f"the answer has no embeddings{shape}", retryable=not shape)
+        raise BadAnswerError(f"the response has no embeddings{shape}", retryable=not shape)
     check_count(rows, count)
     return Answer(rows, model=answer.get("model"))
 

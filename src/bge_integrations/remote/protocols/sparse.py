@@ -82,7 +82,7 @@ def parse_tokens(answer: Any) -> list[int]:
     """
     ids = answer.get("tokens") if isinstance(answer, Mapping) else None
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise BadAnswerError("/tokenize gave no list of token ids", retryable=isinstance(answer, Mapping))
+        raise BadAnswerError("/tokenize returned no list of token ids", retryable=isinstance(answer, Mapping))
     return ids
 
 
@@ -196,7 +196,7 @@ def parse_tei(answer: Any, request: OutputRequest) -> OutputAnswer:
         BadAnswerError: no such lists, or a wrong number of them.
     """
     if not isinstance(answer, list):
-        raise BadAnswerError("the answer is no list of sparse vectors")
+        raise BadAnswerError("the response is not a list of sparse vectors")
     check_count(answer, len(request.texts))
     return OutputAnswer({"sparse": sparse_rows(answer)})
 
@@ -213,7 +213,7 @@ OUTPUT_PROTOCOLS: dict[str, OutputProtocol] = {
                 OutputPart(("sparse",), "/pooling", pooling_payload("token_classify"), parse_weights),
                 OutputPart(("multivector",), "/pooling", pooling_payload("token_embed"), parse_vectors),
             ),
-            "vLLM gives them when started with --runner pooling --hf-overrides "
+            "vLLM returns them when started with --runner pooling --hf-overrides "
             """'{"architectures": ["BgeM3EmbeddingModel"]}'""",
             weighs_tokens=True,
         ),
@@ -221,41 +221,41 @@ OUTPUT_PROTOCOLS: dict[str, OutputProtocol] = {
             "vllm-plugin",
             ("dense", "sparse"),
             (OutputPart(("dense", "sparse"), "/pooling", plugin_payload, parse_plugin),),
-            "vLLM gives it with its bge_m3_sparse_plugin installed and --io-processor-plugin bge_m3_sparse_plugin",
+            "vLLM returns it with its bge_m3_sparse_plugin installed and --io-processor-plugin bge_m3_sparse_plugin",
         ),
         OutputProtocol(
             "deepinfra",
             _ALL,
             (OutputPart(_ALL, "/v1/inference/{model}-multi", deepinfra_payload, parse_deepinfra),),
-            "DeepInfra gives them as BAAI/bge-m3-multi",
+            "DeepInfra returns them as BAAI/bge-m3-multi",
             max_inputs=16,  # a sparse row may be 250,002 numbers
         ),
         OutputProtocol(
             "xinference",
             ("dense", "sparse"),
             (OutputPart(("sparse",), "/v1/embeddings", maps_payload(return_sparse=True), parse_maps),),
-            "Xinference gives it when the model was launched with the engine 'flag' and return_sparse=True",
+            "Xinference returns it when the model was launched with the engine 'flag' and return_sparse=True",
         ),
         OutputProtocol(
             "sglang",
             ("sparse",),
             (OutputPart(("sparse",), "/v1/embeddings", maps_payload(), parse_maps),),
-            "SGLang gives sparse output alone, when started with SGLANG_EMBEDDINGS_SPARSE_HEAD=sparse_linear.pt",
+            "SGLang returns sparse output only, when started with SGLANG_EMBEDDINGS_SPARSE_HEAD=sparse_linear.pt",
             keeps_special=True,
         ),
         OutputProtocol(
             "tei",
             ("dense", "sparse"),
             (OutputPart(("sparse",), "/embed_sparse", tei_payload, parse_tei),),
-            "Text Embeddings Inference itself has SPLADE pooling alone, which is another model's "
-            "(https://github.com/huggingface/text-embeddings-inference/issues/141)",
+            "Text Embeddings Inference itself supports only SPLADE pooling, which belongs to other "
+            "models (https://github.com/huggingface/text-embeddings-inference/issues/141)",
             max_inputs=32,
         ),
         OutputProtocol(
             "bge",
             _ALL,
             (OutputPart(_ALL, "/embed", bge_payload, parse_bge),),
-            "`bge serve --model bge-m3` gives them",
+            "`bge serve --model bge-m3` returns them",
         ),
     )
 }

@@ -45,7 +45,7 @@ def as_store(store: object, *, max_bytes: int | None = None) -> Store:
     if isinstance(store, (str, Path)):
         return MemoryStore(max_bytes=max_bytes) if str(store) == MEMORY else SQLiteStore(store, max_bytes=max_bytes)
     if max_bytes is not None:
-        raise ConfigError("max_bytes bounds an SQLite file; a store of your own has its own bounds")
+        raise ConfigError("max_bytes limits an SQLite file; a store of your own has its own limits")
     if isinstance(store, Store):
         return store
     if callable(getattr(store, "mget", None)) and callable(getattr(store, "mset", None)):

@@ -58,8 +58,8 @@ class CacheThread:
                 # The pool keeps work that no thread took, and would do it at the next call.
                 self._pool = None
                 raise BGEError(
-                    f"no thread for the cache ({error}): raise the limit of processes (ulimit -u, pids.max) and call "
-                    "again, or earlier than the interpreter shuts down"
+                    f"cannot start a thread for the cache ({error}): raise the limit of processes (ulimit -u, "
+                    "pids.max) and call again, or before the interpreter shuts down"
                 ) from error
 
     def keep(self, rows: list[tuple[bytes, bytes]]) -> None:
