@@ -50,7 +50,7 @@ house: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -ra -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile -ra -q
 
 unit-quick: $(VENV)/.test
 	PYTHON=$(BIN)/python scripts/quick.sh installed

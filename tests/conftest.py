@@ -51,20 +51,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if left_out and _SLOW_MODULE.search(collection_path.read_text("utf-8")) else None
 
 
-# Files that mostly wait for other processes, or hold few tests that are long. They begin first, so that others compute
-# meanwhile and none of them is left for the end.
-LONG = (
-    "test_ray", "test_bulk_upload_update", "test_onnx", "test_hub_models", "test_server_process", "test_server_logs",
-    "test_m3_server", "test_docs_site", "test_page", "test_demo_model", "test_local_failures", "test_bulk_update",
-)  # fmt: skip
-
 # What a fixture needs, its tests need. The bundled model runs on torch.
 MARKS = {"demo": "slow", "demo_url": "slow", "driver": "browser", "socket_folder": "postgres", "cluster": "ray"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put long files first; mark tests by their fixtures, and those whose store is in PostgreSQL by its name."""
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    """Mark tests by their fixtures, and those whose store is in PostgreSQL by its name."""
     for item in items:
         fixtures = set(item.fixturenames)
         for fixture in fixtures & MARKS.keys():
