@@ -125,7 +125,8 @@ except BGEError as error:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of open files here")
 @pytest.mark.parametrize(
-    ("limit", "said"), [("threads", "cannot start a thread for the server"), ("files", "the server cannot start: OSError")]
+    ("limit", "said"),
+    [("threads", "cannot start a thread for the server"), ("files", "the server cannot start: OSError")],
 )
 def test_a_server_in_the_background_that_cannot_start_is_an_error(limit, said):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])}
