@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -210,15 +211,20 @@ def long_job(clients: dict[str, Run], arguments: argparse.Namespace) -> dict[str
     """Return what eight times as many texts give: of a short call, its first and last requests are a good part."""
     texts = texts_of(8 * arguments.texts)
     names = ["ours, encoder", *(name for name in clients if name.startswith("limit"))]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(arguments.rounds):
-        for name in names if turn % 2 else reversed(names):
-            began = time.perf_counter()
-            clients[name](texts)
-            seconds[name].append(time.perf_counter() - began)
-    rates = {name: round(len(texts) / statistics.median(taken)) for name, taken in seconds.items()}
+    rates = in_turns({name: partial(clients[name], texts) for name in names}, len(texts), arguments.rounds)
     others = {f"encoder / {name.split(',')[0]}": round(rates[names[0]] / rates[name], 2) for name in names[1:]}
     return {"texts": len(texts), **rates, **others}
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], count: int, rounds: int) -> dict[str, int]:
+    """Return how many of ``count`` texts each does per second, by the median of rounds in which all take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds):
+        for name in runs if turn % 2 else reversed(runs):
+            began = time.perf_counter()
+            runs[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: round(count / statistics.median(taken)) for name, taken in seconds.items()}
 
 
 def ratios(rates: dict[str, int]) -> dict[str, float]:
@@ -275,15 +281,10 @@ def rerank(url: str, latency: int, arguments: argparse.Namespace) -> dict[str, A
         "ours": lambda: ours.score(query, passages, scale="logit"),
         LIMIT: lambda: asyncio.run(bare()),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in clients}
-    for turn in range(3 * arguments.rounds + 1):
-        for name in clients if turn % 2 else reversed(clients):
-            began = time.perf_counter()
-            scores = clients[name]()
-            taken = time.perf_counter() - began
-            assert [round(score) for score in scores] == [(i * 613) % 1000 for i in range(1000)], name
-            seconds[name] += [taken] if turn else []  # the first makes connections
-    rates = {name: round(len(passages) / statistics.median(taken)) for name, taken in seconds.items()}
+    for name, run in clients.items():  # makes connections
+        assert [round(score) for score in run()] == [(i * 613) % 1000 for i in range(1000)], name
+    rates = in_turns(clients, len(passages), 3 * arguments.rounds)
+    ours.close()
     found = {
         "latency_ms": latency,
         "passages_per_second": rates,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, cast
 
+from ..core.checks import is_encodable
 from ..core.encoder import Encoder
 from ..core.reranker import Reranker
 from ..environment import variable
@@ -116,18 +117,10 @@ def standard_input() -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "surrogateescape":
         sys.stdin.reconfigure(errors="surrogateescape")  # a broken line is named below, whatever the locale
     for number, line in enumerate(sys.stdin, 1):
-        if "\0" in line or not _encodes(line):
+        if "\0" in line or not is_encodable(line):
             encoding = getattr(sys.stdin, "encoding", None) or "utf-8"
             raise ConfigError(f"standard input, line {number}: not text in {encoding.upper()}")
         yield line
-
-
-def _encodes(line: str) -> bool:
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def with_bar(encoder: Encoder) -> Encoder:

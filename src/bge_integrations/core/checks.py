@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..catalog.records import Role
 from ..errors import ConfigError, InputError, InputTypeError, RepairWarning, TooLongError, warn
 
-__all__ = ["Blank", "Truncate", "check_role", "check_texts", "refuse_truncation"]
+__all__ = ["Blank", "Truncate", "check_role", "check_texts", "is_encodable", "refuse_truncation"]
 
 Blank = Literal["error", "keep"]
 Truncate = Literal["warn", "error"]
@@ -80,7 +80,7 @@ def _others(positions: Sequence[int]) -> str:
 
 
 def _without_surrogates(texts: list[str]) -> list[str]:
-    broken = [i for i, text in enumerate(texts) if not text.isascii() and not _encodable(text)]
+    broken = [i for i, text in enumerate(texts) if not text.isascii() and not is_encodable(text)]
     for i in broken:
         texts[i] = texts[i].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if broken:
@@ -88,7 +88,8 @@ def _without_surrogates(texts: list[str]) -> list[str]:
     return texts
 
 
-def _encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8: it holds no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

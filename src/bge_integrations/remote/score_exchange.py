@@ -190,7 +190,7 @@ class ScoreExchange:
         return logits_of(scores, self.scale).astype(np.float32), counted
 
     async def _check_fractions(self, query: str, passages: list[str], scores: Numbers) -> None:
-        """Check scores that all lie between 0 and 1: is the assumed scale right, and are they no softmax over the list?
+        """Check scores between 0 and 1: is the assumed scale right, and are they not a softmax over the list?
 
         Raises:
             SpaceMismatchError: the host normalises over the list, or gives no reranker's scores.

@@ -47,7 +47,7 @@ class JinaRequest(schemas.Strict):
 
 
 class RerankRequest(schemas.Strict):
-    """TEI's request, with ``texts``, or Jina's, with ``documents``; what either has holds for both."""
+    """TEI's request, with ``texts``, or Jina's, with ``documents``; both take the fields of either."""
 
     query: schemas.Text
     texts: Passages | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...core.batches import Batch, Placed, Stream
 from ...core.lock import Lock
-from ...errors import BGEError
+from ...errors import BGEError, no_thread
 from .rows import pack
 from .stores import CircuitBreaker
 
@@ -57,10 +57,7 @@ class CacheThread:
             except RuntimeError as error:
                 # The pool keeps work that no thread took, and would do it at the next call.
                 self._pool = None
-                raise BGEError(
-                    f"cannot start a thread for the cache ({error}): raise the limit of processes (ulimit -u, "
-                    "pids.max) and call again, or before the interpreter shuts down"
-                ) from error
+                raise no_thread("the cache", error).add(", or call before the interpreter shuts down") from error
 
     def keep(self, rows: list[tuple[bytes, bytes]]) -> None:
         """Queue rows for the next flush."""
