@@ -99,6 +99,23 @@ def test_a_line_of_standard_input_that_is_no_text_is_named(command, broken, monk
     assert capsys.readouterr().err == "bge: standard input, line 2: not text in UTF-8\n"
 
 
+def test_what_a_folder_holds_besides_passages_is_skipped_with_a_line(host, tmp_path, capsys):
+    for i, text in enumerate(PASSAGES):
+        (tmp_path / f"{i}.txt").write_text(text)
+    (tmp_path / "4.txt").write_bytes(b"\xff\xfe\x00\x01" * 9)
+    (tmp_path / "5.jsonl").write_text('{"body": "another column"}\n')
+    for folder in (str(tmp_path), str(tmp_path / "*")):
+        assert main(["rerank", QUERY, folder, "--base-url", host.url]) == 0
+        said = capsys.readouterr()
+        assert [line.split("\t")[2] for line in said.out.splitlines()] == [PASSAGES[i] for i in best_first(host)]
+        first, second = said.err.splitlines()[-2:]
+        assert "4.txt" in first
+        assert "5.jsonl" in second
+        assert first.endswith("; skipped")
+    assert main(["rerank", QUERY, str(tmp_path / "4.txt"), "--base-url", host.url]) == 2
+    assert "4.txt" in capsys.readouterr().err
+
+
 def test_a_row_without_its_column_is_named(tmp_path, capsys):
     file = tmp_path / "passages.jsonl"
     file.write_text('{"text": "a"}\n{"other": "b"}\n')

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.reranker import check_top_n
@@ -56,10 +57,10 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _read(parsed: argparse.Namespace) -> Iterator[_Passage]:
-    """Yield passages in their order.
+    """Yield passages in their order; what a folder or a pattern holds besides passages is skipped, with a line each.
 
     Raises:
-        ConfigError: a file cannot be read, or one of its rows has no passage.
+        ConfigError: a file cannot be read, or a row of one that was named has no passage.
     """
     from ..bulk.readers import read_rows
     from ..bulk.rows import Columns, RowParser
@@ -70,8 +71,12 @@ def _read(parsed: argparse.Namespace) -> Iterator[_Passage]:
         if name == STDIN:
             yield from _lines(parser)
             continue
+        named = Path(name).is_file()
         for row in read_rows(find_inputs(name), parser):
-            yield _passage(row, parsed.id)
+            if row.reason and not named:
+                print(f"bge: {row.source}, line {row.line}: {row.reason}; skipped", file=sys.stderr)
+            else:
+                yield _passage(row, parsed.id)
 
 
 def _lines(parser: Any) -> Iterator[_Passage]:
