@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import inf
@@ -43,6 +43,7 @@ class _Shared(TypedDict, total=False):
     blank: Literal["error", "keep"] | None
     tokenizer: Any
     device: str | None
+    devices: Sequence[str] | None
     backend: str | None
     precision: str | None
     trust_remote_code: bool | None
@@ -133,6 +134,7 @@ _WANTED: dict[Any, str] = {
     "key": "a string, a SecretStr, or a function that returns the key",
     "headers": "a mapping of strings to strings",
     "weights": "three numbers",
+    "names": "a list of strings",
     Any: "an object, or a string that is not empty",
 }
 _CHECKS: dict[Any, Callable[[Any], bool]] = {
@@ -145,6 +147,7 @@ _CHECKS: dict[Any, Callable[[Any], bool]] = {
     "key": _is_key,
     "headers": _is_text_to_text,
     "weights": lambda value: isinstance(value, (list, tuple)) and len(value) == 3,
+    "names": lambda value: isinstance(value, (list, tuple)) and bool(value) and all(map(_CHECKS[str], value)),
 }
 
 OPTIONS: dict[str, Option] = {
@@ -171,6 +174,7 @@ OPTIONS: dict[str, Option] = {
         Option("blank", Literal["error", "keep"], "blank texts: refuse (default), or embed"),
         Option("tokenizer", Any, "tokenizer.json or its folder, to count tokens before a request"),
         Option("device", str, "cuda, mps or cpu (default: the best available)"),
+        Option("devices", "names", "several devices of one kind, such as cuda:0,cuda:1, that share every batch"),
         Option("backend", str, "auto, torch, onnx or sentence-transformers"),
         Option("precision", str, "float32, bfloat16, float16 or int8 (a separate vector space)"),
         Option("trust_remote_code", bool, "run code from the model's repository"),

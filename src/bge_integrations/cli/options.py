@@ -58,6 +58,8 @@ def _argument(option: Option) -> dict[str, Any]:
         return {**about, "type": str, "metavar": "TEXT"}
     if option.type == "weights":
         return {**about, "type": float, "nargs": 3, "metavar": ("DENSE", "SPARSE", "MULTIVECTOR")}
+    if option.type == "names":
+        return {**about, "type": lambda text: text.split(","), "metavar": "A,B"}
     if option.type == "headers":
         return {**about, "action": "append", "metavar": "NAME:VALUE"}
     return {**about, "metavar": "TEXT"}

@@ -23,8 +23,8 @@ _OF_THE_HOST = {
     "verify": "first-use: compare published scores before the first request",
 }
 _SHARED = (
-    "allow_http", "cache", "device", "max_concurrency", "max_retries", "precision", "read_timeout", "timeout",
-    "truncate", "trust_remote_code",
+    "allow_http", "cache", "device", "devices", "max_concurrency", "max_retries", "precision", "read_timeout",
+    "timeout", "truncate", "trust_remote_code",
 )  # fmt: skip
 """Options of the command that hold for the encoder and for the reranker."""
 

@@ -31,7 +31,12 @@ __all__ = ["BGEEmbedding"]
 
 _DISPATCHER = get_dispatcher(__name__)
 # headers: pydantic would copy a Mapping into a dict, which shows its values
-_TYPES: dict[Any, Any] = {"key": SecretStr | Callable[[], str], "headers": Any, "instruction": str}
+_TYPES: dict[Any, Any] = {
+    "key": SecretStr | Callable[[], str],
+    "headers": Any,
+    "instruction": str,
+    "names": Sequence[str],
+}
 
 
 def _field(option: Option) -> tuple[Any, Any]:

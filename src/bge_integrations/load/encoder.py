@@ -229,7 +229,9 @@ def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, op
 def _local(card: ModelCard, options: Options) -> Encoder:
     from ..local.engine import LocalEngine
 
-    return LocalEngine(card, **present(options, *_COMMON, "device", "backend", "precision", "trust_remote_code"))
+    return LocalEngine(
+        card, **present(options, *_COMMON, "device", "devices", "backend", "precision", "trust_remote_code")
+    )
 
 
 _COMMON = ("query_instruction", "blank", "truncate")

@@ -185,7 +185,7 @@ def _local_reranker(card: RerankerCard, options: RerankerOptions) -> Reranker:
     from ..local.reranker import LocalReranker
 
     return LocalReranker(
-        card, **present(options, "blank", "truncate", "device", "backend", "precision", "trust_remote_code")
+        card, **present(options, "blank", "truncate", "device", "devices", "backend", "precision", "trust_remote_code")
     )
 
 

@@ -17,6 +17,7 @@ from ..core.tokenizer import TextTokenizer
 from ..errors import BGEError, BGEWarning, ConfigError, ModelLoadError
 from .architecture import brief, read_weights
 from .backends.base import Backend
+from .backends.devices import DevicesBackend
 from .files import Weights, find_folder, get_folder
 from .jobs import Job
 from .scheduler import Scheduler
@@ -37,6 +38,7 @@ class LocalEngine(Encoder):
         blank: Blank = "error",
         truncate: Truncate = "warn",
         device: str | None = None,
+        devices: Sequence[str] = (),
         backend: str = "auto",
         precision: str | None = None,
         trust_remote_code: bool = False,
@@ -48,7 +50,7 @@ class LocalEngine(Encoder):
         self.query_instruction = query_instruction
         self.blank = blank
         self.truncate = truncate
-        self.settings = Settings(self.card, device, backend, precision, trust_remote_code, pooling)
+        self.settings = Settings(self.card, device, tuple(devices), backend, precision, trust_remote_code, pooling)
         self.variant = "int8" if precision == "int8" else ""
         self.usage = Usage()
         self._rebuild()
@@ -75,7 +77,7 @@ class LocalEngine(Encoder):
         """
         if self._tokenizer is None:
             settings = self.settings
-            kinds = usable_weights(settings, find_device(settings.device))
+            kinds = usable_weights(settings, find_device(settings))
             self._tokenizer = TextTokenizer.read(get_folder(self.card, kinds, code=settings.trust_remote_code))
         return self._tokenizer
 
@@ -107,12 +109,13 @@ Choose = Callable[[Settings, str, Path, Sequence[Weights]], Choice]
 
 def foreseen(settings: Settings, choose: Choose) -> dict[str, Any]:
     """Return what will be chosen, as far as the files that are here tell."""
-    device = find_device(settings.device)
+    device = find_device(settings)
     try:
         kinds = usable_weights(settings, device)
         folder = find_folder(settings.card, kinds)
         if folder is not None:
-            return choose(settings, device, folder, kinds).describe()
+            chosen = choose(settings, device, folder, kinds)
+            return replace(chosen, device=", ".join(settings.devices) or chosen.device).describe()
     except (ModelLoadError, ImportError) as error:
         return {"backend": settings.backend, "device": device, "why": str(error)}
     return {"backend": settings.backend, "device": device, "why": "not on this machine yet"}
@@ -135,13 +138,15 @@ def load_backend(settings: Settings, choose: Choose, build: Build, native: Abstr
         MissingExtraError: a package is not installed.
     """
     with _loading(settings):
-        device = find_device(settings.device)
+        device = find_device(settings)
         kinds = usable_weights(settings, device)
         folder = get_folder(settings.card, kinds, code=settings.trust_remote_code)
         with native:
             choice = choose(settings, device, folder, kinds)
             warn_if_emulated(choice.precision, choice.device)
-            backend = build(settings, choice, folder)
+            devices = settings.devices or (choice.device,)
+            backends = [build(settings, replace(choice, device=device), folder) for device in devices]
+            backend = backends[0] if len(backends) == 1 else DevicesBackend(backends)
     _LOG.info("%s: %s", settings.card.id, ", ".join(f"{key} {value}" for key, value in backend.describe().items()))
     return backend
 

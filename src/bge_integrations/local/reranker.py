@@ -37,6 +37,7 @@ class LocalReranker(Reranker):
         blank: Blank = "error",
         truncate: Truncate = "warn",
         device: str | None = None,
+        devices: Sequence[str] = (),
         backend: str = "auto",
         precision: str | None = None,
         trust_remote_code: bool = False,
@@ -44,7 +45,7 @@ class LocalReranker(Reranker):
         if truncate not in ("warn", "error"):
             raise ConfigError(f"truncate must be 'warn' or 'error', not {truncate!r}")
         self.card, self.blank, self.truncate = card, blank, truncate
-        self.settings = Settings(card, device, backend, precision, trust_remote_code)
+        self.settings = Settings(card, device, tuple(devices), backend, precision, trust_remote_code)
         self.variant = "int8" if precision == "int8" else ""
         self.usage = Usage()
         self._rebuild()
@@ -61,8 +62,7 @@ class LocalReranker(Reranker):
     def longest(self) -> int:  # type: ignore[override]
         """Tokens of the longest pair so far."""
         backend = self._scheduler.loop.backend
-        # None before the first call; sentence-transformers' CrossEncoder counts with a tokenizer of its own.
-        return getattr(getattr(backend, "tokenizer", None), "longest", 0)
+        return 0 if backend is None else backend.longest  # None before the first call
 
     def describe(self) -> dict[str, Any]:
         """Return backend, precision, device, threads, why they were chosen, and how often the model ran."""

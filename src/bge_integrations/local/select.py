@@ -32,11 +32,13 @@ class Settings:
     """What the user asked for.
 
     Attributes:
+        devices: several of one kind instead of one; each computes a share of every batch.
         pooling: instead of the model's own, whatever its files say.
     """
 
     card: ModelCard
     device: str | None = None
+    devices: tuple[str, ...] = ()
     backend: str = "auto"
     precision: str | None = None
     trust_remote_code: bool = False
@@ -53,13 +55,21 @@ class Settings:
             raise ConfigError("precision='int8' needs backend='onnx'")
         if self.backend == "onnx" and self.precision in ("float16", "bfloat16"):
             raise ConfigError(f"precision={self.precision!r} needs backend='torch'")
-        if self.backend == "onnx" and self.device not in (None, "cpu"):
-            raise ConfigError(
-                f"backend='onnx' runs on the CPU only, not on device={self.device!r}: leave device= out, or "
-                "pass backend='torch'"
-            )
-        if self.device is not None:
-            _check_device(self.device)
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        if self.device is not None and self.devices:
+            raise ConfigError("pass device= or devices=, not both")
+        asked = self.devices or tuple(filter(None, [self.device]))
+        if len({device.partition(":")[0] for device in asked}) > 1:
+            raise ConfigError(f"devices= must be of one kind, such as ['cuda:0', 'cuda:1'], not {list(asked)}")
+        for device in asked:
+            if self.backend == "onnx" and device != "cpu":
+                raise ConfigError(
+                    f"backend='onnx' runs on the CPU only, not on device={device!r}: leave device= out, or "
+                    "pass backend='torch'"
+                )
+            _check_device(device)
 
 
 @dataclass(frozen=True)
@@ -216,10 +226,10 @@ def _torch_build() -> str | None:
         return None
 
 
-def find_device(asked: str | None) -> str:
-    """Return the device asked for, or the best one there is, without importing torch where there is only a CPU."""
-    if asked is not None:
-        return asked
+def find_device(settings: Settings) -> str:
+    """Return the (first) device asked for, or the best there is; does not import torch where there is only a CPU."""
+    if settings.device or settings.devices:
+        return settings.device or settings.devices[0]
     if not (_has_cuda_driver() or sys.platform == "darwin") or find_spec("torch") is None:
         return "cpu"
     import torch

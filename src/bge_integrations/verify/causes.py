@@ -131,7 +131,7 @@ def _folder_of(engine: LocalEngine) -> Path | None:
     from ..local.files import find_folder
     from ..local.select import find_device, usable_weights
 
-    return find_folder(engine.card, usable_weights(engine.settings, find_device(engine.settings.device)))
+    return find_folder(engine.card, usable_weights(engine.settings, find_device(engine.settings)))
 
 
 def sibling(engine: LocalEngine, card: ModelCard, *, pooling: str | None = None) -> LocalEngine:
@@ -142,6 +142,7 @@ def sibling(engine: LocalEngine, card: ModelCard, *, pooling: str | None = None)
         query_instruction=engine.query_instruction,
         blank="keep",
         device=settings.device,
+        devices=settings.devices,
         backend=settings.backend,
         precision=settings.precision,
         trust_remote_code=settings.trust_remote_code,

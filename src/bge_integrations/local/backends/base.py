@@ -33,6 +33,11 @@ class Backend(ABC):
     def __init__(self, choice: Choice) -> None:
         self.choice = choice
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest pair so far; 0 where they are not counted here."""
+        return 0
+
     @abstractmethod
     def tokenize(self, texts: list[Any]) -> Tokens:
         """Return the tokens of each text, or pair of texts, truncated to what the model reads."""

@@ -73,6 +73,11 @@ class PackedScores(PackedBackend):
         # The vector of type 0 is in the positions already: a token of the second text differs by this.
         self.step = (types[1] - types[0]).float().to(choice.device) if len(types) > 1 else None
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest pair so far."""
+        return self.tokenizer.longest
+
     def forward(self, items: Sequence[NDArray[np.int32]], output: Output) -> NDArray[np.float32]:
         """Return the logits of pairs that stand longest first."""
         return self.head(super().forward(items, output))
@@ -92,6 +97,12 @@ class OnnxScores(OnnxGraph):
     def __init__(self, choice: Choice, card: ModelCard, folder: Path) -> None:
         tokenizer = PairTokenizer.read(folder, card.max_tokens)
         super().__init__(choice, folder, tokenizer, ["logits"], "export the model with its head")
+        self.pairs = tokenizer
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest pair so far."""
+        return self.pairs.longest
 
     def forward(self, items: Sequence[NDArray[np.int32]], output: Output) -> NDArray[np.float32]:  # noqa: ARG002
         """Return the logits of pairs."""
