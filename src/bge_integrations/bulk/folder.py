@@ -83,6 +83,7 @@ def parse_manifest(path: Path, raw: bytes) -> Record | None:
         ConfigError: it is damaged.
     """
     try:
+        # A last line without its end was being written when the job was killed: its shard is not finished.
         lines = [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]
         if not lines:
             return None
@@ -119,6 +120,7 @@ def shard_files(folder: str | Path) -> list[Path]:
         files = [folder / shard["file"] for shard in record.shards]
     else:
         files = sorted(path for each in FORMATS.values() for path in folder.glob(f"part-*{each.ending}"))
+        # NumPy shards have their ids and texts in a second file, which ends in .jsonl like a shard of that format.
         files = [path for path in files if not path.name.endswith(ROWS)]
     missing = [path.name for path in files if not path.is_file()]
     if missing or not files:

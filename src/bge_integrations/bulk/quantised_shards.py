@@ -110,6 +110,7 @@ def _write_all(
     with Manifest(target, job) as manifest:
         for number, (path, shard) in enumerate(zip(files, record.shards, strict=True)):
             if not manifest.holds(number):
+                # A shard that is there whole but not in the manifest was written before a kill: it is written again.
                 copy = _copy_parquet if path.suffix == ".parquet" else _copy_numpy
                 copy(path, target / path.name, small, job["stamp"])
                 if number >= len(manifest.shards):
@@ -156,6 +157,7 @@ def _ranges(files: Sequence[Path]) -> Vectors:
     least: Any = np.inf
     largest: Any = -np.inf
     for path in files:
+        # In pieces, and without the texts: a shard may be larger than the memory that is left.
         for piece in read_part(path, _PIECE, rows=False):
             if len(piece.vectors):
                 least = np.minimum(least, piece.vectors.min(0))

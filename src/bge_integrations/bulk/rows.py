@@ -115,6 +115,7 @@ class RowParser:
         if isinstance(fields, str):
             return Row(source, line, number, "", reason=fields)
         text = fields.get(columns.text)
+        # The common case first: this is computed for each of millions of rows.
         reason = "" if type(text) is str and text.strip() else self._wrong(text)
         name: str | int = str(number) if self.named else number
         ours = self.chunk is not None or columns.id in (None, "path")
@@ -142,6 +143,7 @@ class RowParser:
 
 
 def _is_id(value: object) -> bool:
+    # bool is a kind of int: a column of flags would give two ids for all rows.
     return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
 
 
@@ -202,6 +204,7 @@ def cut_shards(
         characters: of the texts and kept values of a shard, about.
         first: number of the first shard.
     """
+    # By rows and characters alone, never by time or memory: a job that resumes has to cut as before.
     number, part, room = first, list[Row](), characters
     for row in rows:
         part.append(row)

@@ -211,6 +211,7 @@ class Encoder(ABC):
         check_role(role)
         checked = check_texts(texts, blank=self.blank)
         call = Collector(self, len(checked), on_batch, on_truncated, output)
+        # Without texts no model is loaded and no host is asked.
         if checked:
             self.batches(checked, role, call)
         else:

@@ -127,6 +127,7 @@ class Reranker(ABC):
     def begin(self, pairs: list[Pair], on_truncated: OnTruncated | None = None) -> Collector:
         """Begin to score checked pairs, equal ones once; ``submit`` with the call's tokens and truncated positions."""
         call = Collector(self, len(pairs), None, on_truncated)
+        # Merged results of several retrievers hold the same passage more than once.
         places: dict[Pair, list[int]] = {}
         for position, pair in enumerate(pairs):
             places.setdefault(pair, []).append(position)
@@ -201,6 +202,7 @@ class Reranker(ABC):
         return as_scale(numbers, scale) if self.logits else numbers
 
     def _ranked(self, pairs: list[Pair], numbers: Scores, top_n: int | None) -> list[Ranked]:
+        # In the order of the logits: from about 17 on, float32's sigmoid is 1 and passages would tie.
         scores, order = self._scaled(numbers, "sigmoid").tolist(), list(order_by_logit(numbers))
         if self.blank == "error":
             _warn_blank(self.card, [pairs[position].passage for position in order], order, top_n)
@@ -208,6 +210,7 @@ class Reranker(ABC):
 
     def _pairs(self, query: str, passages: Sequence[str]) -> list[Pair]:
         query = _check_query(query, self.blank)
+        # A blank passage stays: without it, the positions of all that follow would be others.
         return [Pair(query, passage) for passage in check_texts(passages, blank="keep")]
 
     def _logits(self, pairs: list[Pair]) -> Scores:
@@ -285,6 +288,7 @@ def _check_query(query: str, blank: Blank) -> str:
 
 
 def _checked_pairs(pairs: Iterable[tuple[str, str]], blank: Blank) -> list[Pair]:
+    # A string can be iterated over as well, and two of its letters would pass for a pair.
     if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
         raise InputTypeError(f"pairs must be a list of (query, passage), not {type(pairs).__name__}")
     listed = list(pairs)
@@ -313,6 +317,7 @@ def check_top_n(top_n: int | None) -> int | None:
     Raises:
         ConfigError: it is no whole number, or negative.
     """
+    # bool is a kind of int: top_n=True would return one document.
     if top_n is None or (isinstance(top_n, int) and not isinstance(top_n, bool) and top_n >= 0):
         return top_n
     raise ConfigError(f"top_n must be a whole number of at least 0, or None for all, not {top_n!r}")
@@ -321,6 +326,7 @@ def check_top_n(top_n: int | None) -> int | None:
 def sigmoid(logits: Scores) -> Scores:
     """Return 1 / (1 + exp(-x)), computed in float64 without overflow, as float32."""
     wide = logits.astype(np.float64)
+    # Only of numbers up to 0, where exp cannot overflow.
     small = np.exp(-np.abs(wide))
     return np.where(wide >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
 

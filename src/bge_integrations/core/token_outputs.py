@@ -94,6 +94,7 @@ class Sparse(Output):
             raise BadAnswerError(f"sparse vector {position} is not a mapping of ids to weights", positions=[position])
         try:
             ids, weights = np.array([*row], np.int64), np.array([*row.values()], np.float64)
+        # Infinities, None and lists, which JSON can hold: reported below like ids out of range.
         except (TypeError, ValueError, OverflowError):
             ids, weights = np.array([-1]), np.array([0.0])
         wrong = (ids < 0) | (ids >= self.vocabulary)
@@ -133,6 +134,7 @@ _LARGEST = 1e30  # float32 ends at 3e38
 
 def sparse_arrays(row: Mapping[int, float]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return a sparse vector's ids, ascending, and their weights."""
+    # Ascending, so that equal vectors have equal bytes.
     ids = np.fromiter(row, np.int64, len(row))
     order = np.argsort(ids)
     return ids[order], np.fromiter(row.values(), np.float32, len(row))[order]
@@ -220,6 +222,7 @@ class Several(Output):
         """
         if not isinstance(rows, Mapping) or not set(self.names) <= set(rows):
             raise BadAnswerError(f"the response does not hold {', '.join(self.names)}", positions=range(count))
+        # A column more than asked for is no error: heads on this machine always give the dense one.
         checked = self.empty(count)
         for part in self.parts:
             checked[part.name] = part.check(rows[part.name], count)

@@ -99,6 +99,7 @@ class BGEReranker(BaseDocumentCompressor, BaseCrossEncoder):
     @property
     def run(self) -> Runnable[dict[str, Any], list[Document]]:
         """The reranking of ``{"query", "documents", "top_n"}`` as a run that callbacks are notified of."""
+        # LangChain makes no run of a compressor by itself, so that tracers would not see it.
         return RunnableLambda(self._compress, self._acompress, name=type(self).__name__)
 
     def _compress(self, given: dict[str, Any]) -> list[Document]:
@@ -154,6 +155,7 @@ class RerankingRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
+        # Taken out: the inner retriever would pass a keyword on that its store does not know.
         top_n = check_top_n(options.pop("top_n", self.top_n))
         config = _config(run_manager.get_child())
         documents = self.retriever.invoke(query, config, **options)
@@ -177,6 +179,7 @@ def _config(callbacks: Callbacks | None) -> RunnableConfig | None:
 
 
 def _in_order(documents: Sequence[Document], ranks: Sequence[Ranked]) -> list[Document]:
+    # Copies: an in-memory store returns the very metadata that it holds.
     return [
         documents[position].model_copy(update={"metadata": {**documents[position].metadata, "relevance_score": score}})
         for position, score in ranks

@@ -123,6 +123,7 @@ class BGEBatchEncoder:
             finished, error = self._encode_into(vectors, texts, left)
             if error is None:
                 break
+            # An error without positions concerns the only text that was left, see _of_rows.
             for i in error.positions or (0,):
                 reasons[left[i]] = error.message
             left = [i for i in left if i not in finished and not reasons[i]]
@@ -171,6 +172,7 @@ def _reason(text: object, *, blank: bool) -> str:
 def _respect_grant() -> None:
     """Use no more cores than Ray granted: many workers, each with a thread per core, get in each other's way."""
     ray = sys.modules.get("ray")
+    # In the driver the cores are the user's own, whatever Ray was told.
     if ray is None or not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
         return
     granted = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)

@@ -121,6 +121,7 @@ class _Skip:
         finished, own = ray.get(self.ids), ids_of(table, self.column)
         if not len(own):
             return table
+        # Numbers are never found among digests: everything would be computed again.
         if own.dtype != finished.dtype:
             raise ConfigError(f"{self.column!r} holds ids of another type than the folder's files do")
         places = np.minimum(np.searchsorted(finished, own), len(finished) - 1)
@@ -142,6 +143,7 @@ def ids_of(table: Any, column: str) -> NDArray[Any]:
         raise ConfigError(f"{values.null_count} rows have no id in {column!r}")
     if pa.types.is_integer(values.type):
         return np.asarray(values.to_numpy(), np.int64)
+    # Of one width, so that NumPy sorts them and workers of a node share them without a copy.
     digests = [hashlib.blake2b(str(value).encode(), digest_size=16).digest() for value in values.to_pylist()]
     return np.array(digests, "S16")
 
@@ -172,6 +174,7 @@ class Writer:
 
 def _matrix(column: Any) -> NDArray[Any]:
     chunk = column.chunk(0) if hasattr(column, "chunk") else column
+    # Tensors of Arrow and of Ray have this method; lists of a fixed size do not.
     convert = getattr(chunk, "to_numpy_ndarray", None)
     return np.asarray(convert() if convert else chunk.to_numpy(zero_copy_only=False))
 

@@ -134,6 +134,7 @@ class BodyLimits:
 
     async def _answer(self, scope: Scope, incoming: Incoming, send: Send) -> None:
         """Run the routes; stop when the client hangs up, as one that gave up tries again and would be served twice."""
+        # As two tasks: while the model computes, only a read of the socket tells that the client has gone.
         answer = asyncio.ensure_future(self.app(scope, incoming.replay, send))
         gone = asyncio.ensure_future(incoming.until_gone())
         try:
@@ -141,6 +142,7 @@ class BodyLimits:
             if answer.done():
                 await answer
         finally:
+            # Waited for below: nothing of this request may read or write when the connection serves the next one.
             gone.cancel()
             answer.cancel()
             await asyncio.wait({answer, gone})
@@ -153,6 +155,7 @@ class BodyLimits:
         if (coding := headers.get(b"content-encoding", b"identity").strip().lower()) not in (b"identity", b""):
             said = f"send the body as it is, without Content-Encoding: {coding.decode('ascii', 'replace')[:20]}"
             return APIError(415, said, headers={"accept-encoding": "identity"})
+        # h11 and httptools have refused a length that is no number before this is called.
         if int(headers.get(b"content-length", b"0")) > self.limits.body_bytes:
             return self._too_large()
         if content_type != b"application/json" and route_path(scope) in self.json_paths:

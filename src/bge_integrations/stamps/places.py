@@ -54,6 +54,7 @@ class StorePlace(NamedTuple):
         except BGEError:
             raise
         except Exception as error:
+            # Drivers repeat the address that they were given, with the password in it.
             told = " ".join(str(error).replace(self.place, self.shown).split())
             password = re.search(r"://[^:/@]*:([^@/]+)@", self.place)
             told = told.replace(password[1], "***") if password else told
@@ -103,6 +104,7 @@ def open_place(named: str, holder: Any, openers: Mapping[str, Callable[..., Any]
 
 def close_client(client: Any) -> None:
     """Close what ``StorePlace.client`` returned: a folder of Qdrant is locked and a connection open until then."""
+    # SQLAlchemy's engine has dispose(); FAISS has no client at all.
     for close in ("close", "dispose"):
         if hasattr(client, close):
             getattr(client, close)()
@@ -115,6 +117,7 @@ def parse_place(named: str) -> StorePlace:
         ConfigError: no such kind, or no such folder.
     """
     kind, _, rest = named.partition(":")
+    # From the right: addresses and folders have colons and slashes of their own.
     place, _, name = rest.rpartition("/")
     if kind not in KINDS or not place or not name:
         raise ConfigError(f"a store is named as {', '.join(KINDS.values())}; not {named!r}")
@@ -142,6 +145,7 @@ def chroma_address(url: str) -> tuple[str, int, bool]:
 
 def _qdrant(place: str) -> Any:
     client = require("qdrant_client", install="qdrant-client").QdrantClient
+    # A folder is Qdrant's local mode, which locks it until the client is closed.
     return client(url=place) if "://" in place else client(path=place)
 
 
@@ -152,6 +156,7 @@ def _lancedb(place: str) -> Any:
 def _pgvector(place: str) -> Any:
     sqlalchemy = require("sqlalchemy", install="sqlalchemy")
     require("psycopg", install="'psycopg[binary]'")
+    # Hosting providers hand out postgres://, which SQLAlchemy no longer knows.
     url = sqlalchemy.make_url(re.sub(r"^postgres:", "postgresql:", place))
     return sqlalchemy.create_engine(url.set(drivername="postgresql+psycopg"))
 

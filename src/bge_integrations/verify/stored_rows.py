@@ -63,6 +63,7 @@ def _reader(store: Any) -> Callable[[int], Rows]:
         return lambda count: _faiss_folder(store, count)
     pair = isinstance(store, tuple) and len(store) == 2
     kinds: dict[tuple[str, str], Any] = _CLIENTS if pair else _KINDS
+    # By name, so that no store's package is imported to look at what was passed.
     for base in type(store[0] if pair else store).__mro__:
         read = kinds.get((base.__module__.partition(".")[0], base.__name__))
         if read is not None:
@@ -81,6 +82,7 @@ def _places(rows: int, count: int) -> list[int]:
 
 def _chroma(collection: Any, count: int) -> Rows:
     rows = collection.count()
+    # One by one: Chroma cannot return a random sample.
     parts = [
         collection.get(limit=1, offset=place, include=["embeddings", "documents", "metadatas"])
         for place in _places(rows, count)
@@ -106,6 +108,7 @@ def _qdrant(client: Any, name: str, count: int) -> Rows:
 def _dense(vector: Any) -> Any:
     """Return the dense one of a Qdrant point's vectors, which may have names."""
     if isinstance(vector, Mapping):
+        # A list of lists is a multivector; of several dense ones nothing says which is meant.
         lists = [value for value in vector.values() if isinstance(value, Sequence) and not isinstance(value[0], list)]
         return lists[0] if len(lists) == 1 else None
     return vector
@@ -142,6 +145,7 @@ def _faiss_folder(path: Path, count: int) -> Rows:
 
 
 def _faiss_name(path: Path) -> str:
+    # LangChain saves NAME.faiss, LlamaIndex NAME__vector_store.json.
     return path.name.removesuffix(".faiss").removesuffix("__vector_store.json")
 
 
@@ -169,6 +173,7 @@ def _query(connection: Any, rows: str, columns: tuple[str, str, str | None], val
     from sqlalchemy import text
 
     total = connection.execute(text(f"SELECT count(*) FROM {rows}"), values).scalar_one()
+    # As text: what psycopg returns for a vector depends on whether pgvector's adapter is registered.
     wanted = ", ".join(f'"{column}"::text' if column else "NULL" for column in columns)
     found = connection.execute(text(f"SELECT {wanted} FROM {rows} ORDER BY random() LIMIT :count"), values).all()
     return int(total), [

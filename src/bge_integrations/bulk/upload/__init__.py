@@ -166,6 +166,7 @@ class _Upload:
 
     def _put(self, batch: Batch, record: Record | None, target: Target) -> None:
         if record:
+            # Before the rows: after a kill in between, the record names too many keys and never too few.
             record.intend(target.keys(batch.part), batch.part)
         target.put(batch)
         if record and self.store.LASTS:
@@ -184,6 +185,7 @@ class _Upload:
         self.unchanged = record.current()
         for file, places in record.changed(len(self.files)):
             self.unchanged -= len(places)
+            # Shard by shard, so that each file is read once and only one is in memory.
             yield from self._taken(self.files[file], places)
 
     def _taken(self, path: Path, places: Sequence[int]) -> Iterator[Batch]:
@@ -241,6 +243,7 @@ def _said(into: str, place: Place, rows: Callable[[], int]) -> Iterator[None]:
     except BGEError:
         raise
     except Exception as error:
+        # Drivers quote their connection string, and HTTP clients a header that they refuse.
         secrets = [place.key, place.url and urlsplit(place.url).password]
         told = f"{type(error).__name__}: {error}"
         for secret in filter(None, secrets):

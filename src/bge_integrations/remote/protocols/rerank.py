@@ -97,6 +97,7 @@ def pairs_payload(request: RerankRequest) -> dict[str, Any]:
 
 
 def _vllm_wishes(request: RerankRequest) -> dict[str, Any]:
+    # Both names: a server ignores the one that it does not know.
     wishes = {"use_activation": False, "activation": False}
     return {**wishes, "truncate_prompt_tokens": -1} if request.truncate else wishes
 
@@ -198,6 +199,7 @@ def _tokens(answer: Mapping[str, Any]) -> int:
         if isinstance(holder, Mapping)
         for name in ("prompt_tokens", "total_tokens", "input_tokens")
     )
+    # type() and not isinstance(): True is an int. 2**53 is where JSON's numbers stop being exact.
     return next((tokens for tokens in found if type(tokens) is int and 0 < tokens < 2**53), 0)
 
 
