@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import socket
-import sys
-import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -21,6 +18,7 @@ from urllib.parse import unquote
 import pytest
 
 import models
+import programs
 
 pytestmark = pytest.mark.slow
 
@@ -101,29 +99,13 @@ def hub(folder: Path, **facts):
             server.shutdown()
 
 
-# huggingface_hub reads the environment when it is imported, so every program is a process of its own; forked from one
-# that has already imported torch, which is most of a program's time.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "bge_integrations.local.backends.packed"])
-
-
-def run(code: str, environment: dict[str, str], shown: Path, failed: Path) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    with shown.open("w") as sys.stdout, failed.open("w") as sys.stderr:
-        exec(code, {"__name__": "__main__"})
-
-
 def ask(code: str, home: Path, url: str, **variables: str) -> str:
+    # huggingface_hub reads the environment when it is imported, so every program is a process of its own.
     environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": url, "no_proxy": "127.0.0.1", **variables}
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        shown, failed = Path(folder, "shown"), Path(folder, "failed")
-        program = FORKS.Process(target=run, args=(code, environment, shown, failed))
-        program.start()
-        program.join(120)
-        assert program.exitcode == 0, failed.read_text("utf-8")
-        return shown.read_text("utf-8")
+    done = programs.run(code, environment=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 CODE = f"""
