@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,15 +33,16 @@ class Hub(BaseHTTPRequestHandler):
     folder: Path
     pushed: Path | None = None  # the files of the main branch from the first answer on
     asked: list[str]
-    seconds = 0.0  # before each answer
+    slow = "^$"  # requests that are answered after some time
     silent = "^$"  # requests that are never answered
     ended: threading.Event
 
     def do_GET(self):
         path = unquote(self.path.partition("?")[0])
         self.asked.append(path)
-        time.sleep(self.seconds)
-        if re.search(self.silent, f"{self.command} {path}"):
+        request = f"{self.command} {path}"
+        time.sleep(1.5 if re.search(self.slow, request) else 0)
+        if re.search(self.silent, request):
             self.ended.wait(100)
             return
         parts = path.split("/", 5)
@@ -196,7 +198,8 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path):
 
 
 def test_a_slow_hub_is_waited_for(tmp_path):
-    with hub(models.folder("bge-small", layers=1), seconds=1.5) as (url, _):
+    some = "/api/models/|/(main|c{40})/config.json$|/model.safetensors$"
+    with hub(models.folder("bge-small", layers=1), slow=some) as (url, _):
         said = ask(CODE % (", query_instruction=''", ENCODE), tmp_path, url, HF_HUB_ETAG_TIMEOUT="9").splitlines()
     assert said[0] == f"{NAME} 384 cls None"
     assert said[3].startswith("[")
@@ -237,25 +240,47 @@ LOOKING_UP, DOWNLOADING = (
 )
 
 
-@pytest.mark.parametrize(
-    ("silent", "said"),
-    [
-        ("/api/models/", LOOKING_UP),
-        ("^HEAD .*/config.json$", LOOKING_UP),
-        ("^HEAD .*/model.safetensors$", LOOKING_UP),
-        ("^GET .*/config.json$", DOWNLOADING),
-        ("^GET .*/model.safetensors$", DOWNLOADING),
-        ("/tree/", None),  # a listing that has no time limit is not asked for
-    ],
-)
-def test_a_hub_that_falls_silent_at_any_request_is_given_up_and_resumed(tmp_path, silent, said):
-    folder = models.folder("bge-small", layers=1)
-    with hub(folder, silent=silent) as (url, _):
-        shown = ask(WHOLE, tmp_path, url, **LIMITS)
+SILENT = {
+    "/api/models/": LOOKING_UP,
+    "^HEAD .*/config.json$": LOOKING_UP,
+    "^HEAD .*/model.safetensors$": LOOKING_UP,
+    "^GET .*/config.json$": DOWNLOADING,
+    "^GET .*/model.safetensors$": DOWNLOADING,
+    "/tree/": None,  # a listing that has no time limit is not asked for
+}
+PARTS = ["1_Pooling/config.json", "2_Dense/config.json", "modules.json", "config.json", "2_Dense/model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """Of each request at which a hub falls silent, the home of the program that asked, and what it said.
+
+    Several at once: huggingface_hub tries a download again for ten seconds, in which nothing is computed.
+    """
+    plain, otherwise = (
+        models.folder("bge-small", layers=1),
+        pooled_otherwise(tmp_path_factory.mktemp("model") / "model"),
+    )
+
+    def meet(name: str) -> tuple[Path, str]:
+        home = tmp_path_factory.mktemp("home")
+        part = f"^GET .*/(c{{40}}|main)/{name}$"
+        folder, silent = (otherwise, part) if name in PARTS else (plain, name)
+        with hub(folder, silent=silent) as (url, _):
+            return home, ask(WHOLE, home, url, **LIMITS)
+
+    names = [*SILENT, *PARTS]
+    with ThreadPoolExecutor(6) as pool:
+        return {"otherwise": otherwise, **dict(zip(names, pool.map(meet, names), strict=True))}
+
+
+@pytest.mark.parametrize(("silent", "said"), SILENT.items())
+def test_a_hub_that_falls_silent_at_any_request_is_given_up_and_resumed(interrupted, silent, said):
+    home, shown = interrupted[silent]
     assert shown.count("\n") == 1
     assert said in shown if said else shown == "(1, 384)\n"
-    with hub(folder) as (url, _):
-        assert ask(WHOLE, tmp_path, url) == "(1, 384)\n"
+    with hub(models.folder("bge-small", layers=1)) as (url, _):
+        assert ask(WHOLE, home, url) == "(1, 384)\n"
 
 
 def pooled_otherwise(folder: Path) -> Path:
@@ -270,20 +295,14 @@ def pooled_otherwise(folder: Path) -> Path:
 RIGHT = f"{NAME} 128 last token None"
 
 
-@pytest.mark.parametrize(
-    "at",
-    ["1_Pooling/config.json", "2_Dense/config.json", "modules.json", "config.json", "2_Dense/model.safetensors"],
-)
-def test_what_was_fetched_in_part_is_never_taken_for_a_model_that_pools_otherwise(tmp_path, at):
-    folder = pooled_otherwise(tmp_path / "model")
-    with hub(folder, silent=f"^GET .*c{'c' * 39}/{at}$|^GET .*main/{at}$") as (url, _):
-        shown = ask(WHOLE, tmp_path / "home", url, **LIMITS)
-        assert DOWNLOADING in shown
-    shown = ask(WHOLE, tmp_path / "home", "http://127.0.0.1:9")
-    assert "no connection to 127.0.0.1:9" in shown  # and no vectors
-    with hub(folder) as (url, _):
-        assert ask(CODE % ("", ""), tmp_path / "home", url).startswith(RIGHT)
-        assert ask(WHOLE, tmp_path / "home", url) == "(1, 128)\n"
+@pytest.mark.parametrize("at", PARTS)
+def test_what_was_fetched_in_part_is_never_taken_for_a_model_that_pools_otherwise(interrupted, at):
+    home, shown = interrupted[at]
+    assert DOWNLOADING in shown
+    assert "no connection to 127.0.0.1:9" in ask(WHOLE, home, "http://127.0.0.1:9")  # and no vectors
+    with hub(interrupted["otherwise"]) as (url, _):
+        assert ask(CODE % ("", ""), home, url).startswith(RIGHT)
+        assert ask(WHOLE, home, url) == "(1, 128)\n"
 
 
 OTHER = f"""
