@@ -5,6 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# Some machines set it; then the modules of this package are compiled again in each of the hundred programs of the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo quick test lint types house unit unit-quick notebooks docs system clean wheel release-check bench-peers real-servers
 
 demo: $(VENV)/.demo
