@@ -6,7 +6,8 @@
 The model is ``local.py``'s: bge-small-en-v1.5's shape with random weights. What is measured is what a user writes: an
 import, a model, one query. Both clocks are kept: the wall, which other processes of the machine disturb, and the
 processor's, which they disturb less. A ratio is the median over rounds of the ratio within a round. Peers whose
-versions clash with ours live in ``.venv-peers``, built by ``make bench-peers``.
+versions clash with ours live in ``.venv-peers``, built by ``make bench-peers``. The limit is a program of the parts
+that any such engine needs, with nothing around them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ OURS = (
     "from bge_integrations import load_encoder\n"
     "load_encoder({folder!r}, backend={backend!r}).encode({text!r}, role='query')"
 )
+LIMIT = "limit: onnxruntime, tokenizers"
 ADAPTER = "from bge_integrations.{package} import {name}\n{name}({folder!r}, backend={backend!r}).{method}({text!r}[0])"
 LANGCHAIN = {"package": "langchain", "name": "BGEEmbeddings", "method": "embed_query"}
 LLAMA_INDEX = {"package": "llama_index", "name": "BGEEmbedding", "method": "get_query_embedding"}
@@ -43,6 +45,18 @@ PROGRAMS: dict[str, tuple[str, str | None, dict[str, str]]] = {
         "sources=ModelSource(hf='a/b'), dim=384, model_file='onnx/model.onnx')\n"
         "list(TextEmbedding('a/b', specific_model_path={folder!r}).query_embed({text!r}))",
         "fastembed",
+        {},
+    ),
+    LIMIT: (
+        "import numpy, onnxruntime\n"
+        "from tokenizers import Tokenizer\n"
+        "tokenizer = Tokenizer.from_file({folder!r} + '/tokenizer.json')\n"
+        "session = onnxruntime.InferenceSession({folder!r} + '/onnx/model.onnx', providers=['CPUExecutionProvider'])\n"
+        "ids = numpy.array([tokenizer.encode({text!r}[0]).ids])\n"
+        "feed = dict(input_ids=ids, attention_mask=ids * 0 + 1, token_type_ids=ids * 0)\n"
+        "row = session.run(None, feed)[0][0, 0]\n"
+        "row / numpy.linalg.norm(row)",
+        None,
         {},
     ),
     "ours torch": (OURS, None, {"backend": "torch"}),
@@ -71,6 +85,8 @@ PROGRAMS: dict[str, tuple[str, str | None, dict[str, str]]] = {
 }
 RATIOS = (
     ("ours onnx", "fastembed"),
+    ("ours onnx", LIMIT),
+    (LIMIT, "fastembed"),
     ("ours torch", "sentence-transformers"),
     ("ours torch, LangChain", "LangChain HuggingFaceEmbeddings"),
     ("ours onnx, LangChain", "LangChain HuggingFaceEmbeddings"),
@@ -115,10 +131,10 @@ def commands_of(names: list[str], folder: Path) -> dict[str, list[str]]:
 
 def start(command: list[str]) -> dict[str, float]:
     """Return the seconds until the first vector, and those of processors, in all threads."""
+    environment = os.environ | QUIET
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed was compiled by pip, and ours is not installed
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=HERE, env=os.environ | QUIET
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=HERE, env=environment)
     said = process.stdout.read(12)
     seconds = time.perf_counter() - begin
     _, status, used = os.wait4(process.pid, 0)

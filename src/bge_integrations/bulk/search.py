@@ -116,6 +116,7 @@ class _Shards(NamedTuple):
 
     def rescored(self, queries: Vectors, starts: Sequence[int], best: Best, k: int) -> Best:
         """Return the k best of the rows that were found, by the vectors that theirs were made of."""
+        # Sorted and once each: several queries find the same rows, and shards are read from front to back.
         numbers = np.unique(best[1])
         found = np.empty((len(numbers), queries.shape[1]), np.float32)
         for path, start, end in _with_rows(self.floats, starts, set(numbers.tolist())):
@@ -212,6 +213,7 @@ def nearest(pieces: Iterable[Part], queries: Vectors, k: int) -> Best:
 
 
 def _hits(files: Sequence[Path], starts: Sequence[int], best: Best) -> list[list[Hit]]:
+    # Texts are read now, for the hits alone: the search itself reads vectors and nothing else.
     rows = _rows(files, starts, set(best[1].ravel().tolist()))
     return [
         [Hit(score, *rows[number]) for score, number in zip(scores, numbers, strict=True)]
