@@ -15,8 +15,11 @@ from typing import NamedTuple
 FORKS = multiprocessing.get_context("forkserver")
 # Not huggingface_hub, nor what imports it: it reads the environment then.
 HEAVY = ["torch._dynamo", "torch.distributed.tensor", "sklearn.metrics", "scipy.stats", "pandas", "jinja2", "trio"]
+SERVERS = ["fastapi", "uvicorn.supervisors", "openai"]  # not prometheus_client, which reads the environment then
 # With "programs", no child imports the test's own module, and with "pytest" none starts it again.
-FORKS.set_forkserver_preload([*HEAVY, "rich.progress", "pytest", "programs", "bge_integrations.local.backends.packed"])
+FORKS.set_forkserver_preload(
+    [*HEAVY, *SERVERS, "rich.progress", "pytest", "programs", "bge_integrations.local.backends.packed"]
+)
 
 
 class Ended(NamedTuple):
@@ -30,9 +33,11 @@ class Ended(NamedTuple):
 def _run(code: str, arguments: list[str], environment: dict[str, str], shown: str, failed: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing's has a descriptor that no program of this one's inherits
     # The descriptors themselves: native code and programs that this one starts write to them.
     for path, number in ((shown, 1), (failed, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
     sys.path[:0] = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part not in sys.path]
     sys.argv = ["-c", *arguments]
     exec(code, {"__name__": "__main__"})

@@ -59,6 +59,10 @@ class Failing(ServedEncoder):
         raise self.error
 
 
-if __name__ == "__main__":
-    host, workers, delay = sys.argv[1:]
+def main(arguments: list[str]) -> None:
+    host, workers, delay = arguments
     serve(ServedEncoder(delay=float(delay)), host=host, port=0, workers=int(workers))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -8,14 +8,14 @@ import sys
 import threading
 import time
 
-import httpx
 import pytest
 
 from bge_integrations.errors import ConfigError, HostUnavailableError
 from bge_integrations.server import background, serve
 from bge_integrations.server.logs import JSONFormatter, TextFormatter
 from reverse_proxy import reverse_proxy
-from server_processes import RUN, children, served, started
+from rig import Rig
+from server_processes import children, http, served, started
 from serving import Failing, ServedEncoder
 
 NAME = "bge_integrations.server"
@@ -39,7 +39,7 @@ def records(caplog):
 
 @pytest.mark.parametrize("given", ["a", "7f3c-1.b:2/x+y=z@w_", "x" * 128])
 def test_a_plain_id_that_comes_in_goes_out_and_into_the_log(url, records, given):
-    answer = httpx.post(f"{url}/embed", json={"texts": "a"}, headers={"x-request-id": given})
+    answer = http.post(f"{url}/embed", json={"texts": "a"}, headers={"x-request-id": given})
     assert answer.headers["x-request-id"] == given
     assert [record.request_id for record in records() if "/embed" in record.getMessage()] == [given]
 
@@ -47,7 +47,7 @@ def test_a_plain_id_that_comes_in_goes_out_and_into_the_log(url, records, given)
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", 'a"b', "a\tb", "a[31mb", "a;b", "é".encode("latin-1")])
 def test_any_other_id_is_replaced_by_a_new_one(url, records, given):
     headers = {"x-request-id": given}
-    ids = {httpx.get(f"{url}/info", headers=headers).headers["x-request-id"] for _ in range(2)}
+    ids = {http.get(f"{url}/info", headers=headers).headers["x-request-id"] for _ in range(2)}
     assert len(ids) == 2
     assert all(re.fullmatch("[0-9a-f]{16}", made) for made in ids)
     assert {record.request_id for record in records()} == ids
@@ -58,15 +58,15 @@ def test_any_other_id_is_replaced_by_a_new_one(url, records, given):
     [("GET", "/made/up", 404), ("PUT", "/info", 405), ("POST", "/embed", 415), ("HEAD", "/health", 200)],
 )
 def test_every_answer_has_an_id(url, method, path, status):
-    answer = httpx.request(method, f"{url}{path}", headers={"x-request-id": "an-id"})
+    answer = http.request(method, f"{url}{path}", headers={"x-request-id": "an-id"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (status, "an-id")
 
 
 def test_answers_without_a_key_and_after_a_failure_have_an_id(records):
     with Failing(HostUnavailableError("confidential")) as encoder, background(encoder, api_keys=["k"]) as url:
         headers = {"x-request-id": "an-id"}
-        assert httpx.post(f"{url}/embed", json={}, headers=headers).headers["x-request-id"] == "an-id"
-        answer = httpx.post(f"{url}/embed", json={"texts": "a"}, headers={**KEY, **headers})
+        assert http.post(f"{url}/embed", json={}, headers=headers).headers["x-request-id"] == "an-id"
+        answer = http.post(f"{url}/embed", json={"texts": "a"}, headers={**KEY, **headers})
         assert (answer.status_code, answer.headers["x-request-id"]) == (503, "an-id")
     why = [record for record in records() if "HostUnavailableError at" in record.getMessage()]
     # The warm-up logs the same failure, which belongs to no request.
@@ -76,9 +76,9 @@ def test_answers_without_a_key_and_after_a_failure_have_an_id(records):
 def test_a_web_page_may_send_and_read_the_id(url):
     asks = {"origin": "https://app.example", "access-control-request-method": "POST"}
     asks["access-control-request-headers"] = "x-request-id"
-    allowed = httpx.options(f"{url}/embed", headers=asks)
+    allowed = http.options(f"{url}/embed", headers=asks)
     assert "x-request-id" in allowed.headers["access-control-allow-headers"]
-    answer = httpx.get(f"{url}/info", headers={"origin": "https://app.example"})
+    answer = http.get(f"{url}/info", headers={"origin": "https://app.example"})
     assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
 
@@ -88,9 +88,9 @@ def test_a_web_page_may_send_and_read_the_id(url):
 def test_probes_that_succeed_are_logged_at_debug_and_failures_as_warnings(records):
     with Failing(HostUnavailableError("down")) as encoder, background(encoder) as url:
         for path in ("/health", "/metrics", "/ready", "/info"):
-            httpx.get(f"{url}{path}")
-        httpx.post(f"{url}/embed", json={"texts": "a"})
-        httpx.post(f"{url}/embed", json={"texts": 1})
+            http.get(f"{url}{path}")
+        http.post(f"{url}/embed", json={"texts": "a"})
+        http.post(f"{url}/embed", json={"texts": 1})
     levels = {line[1]: record.levelname for record in records() if (line := _request(record))}
     assert levels == {
         "/health 200": "DEBUG",
@@ -111,7 +111,7 @@ def _request(record):
 
 def test_an_object_holds_what_is_known_about_the_request(url, records):
     body = {"texts": ["confidential words", "b", "c d e"]}
-    httpx.post(f"{url}/embed", json=body, headers={"x-request-id": "an-id"})
+    http.post(f"{url}/embed", json=body, headers={"x-request-id": "an-id"})
     [line] = [JSONFormatter().format(record) for record in records()]
     assert "\n" not in line
     assert "confidential" not in line
@@ -154,30 +154,29 @@ def test_an_unknown_format_or_level_is_refused(options):
 # --- the command: behind a proxy, with workers
 
 
-def command(*options):
-    return [sys.executable, "-c", RUN, "serve", "--model", "demo", *options]
+@pytest.fixture(scope="module")
+def model():
+    """Options of ``bge serve`` for a model at a host, for which workers import little."""
+    with Rig() as host:
+        yield ["--model", "bge-small", "--base-url", host.url]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_bge_serve_below_a_prefix_logs_objects_only(workers, tmp_path):
-    pytest.importorskip("tokenizers", reason="the local engine is not installed")
+def test_bge_serve_below_a_prefix_logs_objects_only(model, workers, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("k\n")
     options = ["--root-path", "/ml/bge", "--log-format", "json", "--log-level", "debug", "--workers", workers]
-    with started(command(*options, "--api-key-file", str(keys)), BGE_SERVE_PORT="0", BGE_SERVE_HOST="localhost") as (
-        process,
-        url,
-        first,
-    ):
+    place = {"BGE_SERVE_HOST": "localhost", "BGE_SERVE_PORT": "0"}
+    with started(*model, *options, "--api-key-file", str(keys), **place) as (process, url, first):
         assert url.startswith("http://localhost:")
         assert url.endswith("/ml/bge")
         with reverse_proxy(url.removesuffix("/ml/bge"), "/ml/bge") as public:
             for _ in range(10):
-                answer = httpx.post(f"{public}/ml/bge/embed", json={"texts": "a"}, headers=KEY, timeout=60)
+                answer = http.post(f"{public}/ml/bge/embed", json={"texts": "a"}, headers=KEY)
                 assert len(answer.json()["embeddings"]) == 1
-            assert httpx.post(f"{public}/ml/bge/embed", json={"texts": "a"}).status_code == 401
-            counters = httpx.get(f"{public}/ml/bge/metrics", headers=KEY).text
+            assert http.post(f"{public}/ml/bge/embed", json={"texts": "a"}).status_code == 401
+            counters = http.get(f"{public}/ml/bge/metrics", headers=KEY).text
             assert 'bge_requests_total{route="/embed",status="200"} 10.0' in counters
         process.terminate()
         said = [json.loads(line) for line in [*first, *process.stderr.read().splitlines()]]
@@ -195,17 +194,16 @@ hangs_up = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP o
 @hangs_up
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_sighup_reads_the_file_of_keys_again(workers, tmp_path):
-    pytest.importorskip("tokenizers", reason="the local engine is not installed")
+def test_sighup_reads_the_file_of_keys_again(model, workers, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("old\n")
 
     def allowed(url, key):
         """The answers of several connections, so of each worker."""
-        headers = {"authorization": f"Bearer {key}", "connection": "close"}
-        return {httpx.get(f"{url}/v1/models", headers=headers).status_code for _ in range(20)}
+        headers = {"authorization": f"Bearer {key}"}
+        return {http.get(f"{url}/v1/models", headers=headers).status_code for _ in range(20)}
 
-    with started(command("--port", "0", "--api-key-file", str(keys), "--workers", workers)) as (process, url, _):
+    with started(*model, "--port", "0", "--api-key-file", str(keys), "--workers", workers) as (process, url, _):
         assert (allowed(url, "old"), allowed(url, "new")) == ({200}, {401})
         before = children(process.pid)
         keys.write_text("new\nnewer\n")
@@ -242,6 +240,6 @@ def test_sighup_without_a_file_of_keys_stops_the_server_as_sigterm_does(workers)
     with served(workers=workers, delay=1.0) as (process, url, _):
         stop = threading.Timer(0.5, process.send_signal, [signal.SIGHUP])
         stop.start()
-        answer = httpx.post(f"{url}/embed", json={"texts": ["last"]}, timeout=60)
+        answer = http.post(f"{url}/embed", json={"texts": ["last"]})
         assert len(answer.json()["embeddings"]) == 1
         assert process.wait(30) == 0

@@ -17,25 +17,28 @@ import numpy as np
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
+import programs
 from bge_integrations import load_encoder
 from bge_integrations.errors import ConfigError
 from bge_integrations.server import background, serve
 from bge_integrations.server.access import Keys
-from server_processes import RUN, SOURCE, children, served, started, wait_for
+from server_processes import BGE, PATHS, children, http, served, started, wait_for
 from serving import CARD, ServedEncoder, vector_of
 
 pytestmark = pytest.mark.slow
 
-PYTHONS = [sys.executable, *filter(None, os.environ.get("SERVER_PYTHONS", "").split(os.pathsep))]
-every_python = pytest.mark.parametrize("python", PYTHONS, ids=lambda python: Path(python).parent.parent.name)
+PYTHONS = [None, *filter(None, os.environ.get("SERVER_PYTHONS", "").split(os.pathsep))]  # None: this one
+every_python = pytest.mark.parametrize(
+    "python", PYTHONS, ids=lambda python: Path(python or sys.executable).parent.parent.name
+)
 
 
 def test_it_starts_with_one_clear_line_and_logs_requests_without_texts():
-    with served() as (process, url, first):
+    with served(python=sys.executable) as (process, url, first):
         assert len(first) == 1
         for part in (f"at {url} (page)", f"{url}/embed", f"{url}/v1/embeddings", f"{url}/docs"):
             assert part in first[0]
-        httpx.post(f"{url}/embed", json={"texts": "confidential"})
+        http.post(f"{url}/embed", json={"texts": "confidential"})
         process.terminate()
         rest = process.stderr.read()
         line = r"^\d\d:\d\d:\d\d POST /embed 200 \d+ ms, 1 texts, document, 3 tokens \[[0-9a-f]{16}\]$"
@@ -54,9 +57,7 @@ def test_bound_wider_without_a_key_it_warns():
 def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(workers, python):
     with served(workers=workers, delay=1.0, python=python) as (process, url, _):
         answers = []
-        ask = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/embed", json={"texts": ["last"]}, timeout=60))
-        )
+        ask = threading.Thread(target=lambda: answers.append(http.post(f"{url}/embed", json={"texts": ["last"]})))
         ask.start()
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
@@ -65,15 +66,7 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(workers, python
         process.wait(30)
         assert process.returncode in (0, -signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{url}/health")
-
-
-@every_python
-def test_each_worker_serves_the_same_vectors(python):
-    with served(workers=2, python=python) as (_, url, _first):
-        for i in range(20):
-            rows = httpx.post(f"{url}/embed", json={"texts": [f"text {i}"]}, timeout=60).json()["embeddings"]
-            np.testing.assert_array_equal(np.float32(rows), [vector_of(f"text {i}")])
+            http.get(f"{url}/health")
 
 
 SHARED = """
@@ -93,12 +86,9 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_workers_of_another_server_are_added_up_where_they_share_a_folder(shared, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])}
-    if shared:
-        environment["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path)
-    command = [sys.executable, "-c", SHARED]
+    environment = {**os.environ, **PATHS, **({"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)} if shared else {})}
     for count in (2, 4 if shared else 2):
-        said = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60).stdout
+        said = programs.run(SHARED, environment=environment).stdout
         assert f'bge_texts_total{{role="document"}} {count}.0' in said
 
 
@@ -129,9 +119,7 @@ except BGEError as error:
     [("threads", "cannot start a thread for the server"), ("files", "the server cannot start: OSError")],
 )
 def test_a_server_in_the_background_that_cannot_start_is_an_error(limit, said):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])}
-    command = [sys.executable, "-c", BACKGROUND, limit]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = programs.run(BACKGROUND, limit, environment={**os.environ, **PATHS})
     assert done.stdout.startswith(said)
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr
@@ -158,9 +146,7 @@ def test_gauges_of_killed_workers_go_and_those_of_another_user_s_stay(tmp_path):
         MmapedDict(str(tmp_path / f"gauge_livesum_{pid}.db")).close()
     for path in (tmp_path, *tmp_path.iterdir()):
         path.chmod(0o777)
-    command = [sys.executable, "-c", ANOTHER_USER, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = programs.run(ANOTHER_USER, str(tmp_path), environment={**os.environ, **PATHS})
     assert (done.stdout, done.stderr) == ("gauge_livesum_1.db\n", "")
 
 
@@ -180,32 +166,33 @@ def test_a_signal_to_read_keys_again_that_finds_no_thread_ends_nothing(caplog):
 
 def test_bge_serve_wants_the_key_that_the_environment_holds():
     pytest.importorskip("tokenizers", reason="the local engine is not installed")
-    arguments = ["serve", "--model", "demo", "--port", "0", "--api-key-env", "SERVER_KEYS"]
-    with started([sys.executable, "-c", RUN, *arguments], SERVER_KEYS="k-one,k-two") as (_, url, _first):
+    arguments = ["--model", "demo", "--port", "0", "--api-key-env", "SERVER_KEYS"]
+    with started(*arguments, SERVER_KEYS="k-one,k-two") as (_, url, _first):
         body = {"model": "demo", "input": "a"}
-        assert httpx.post(f"{url}/v1/embeddings", json=body).status_code == 401
+        assert http.post(f"{url}/v1/embeddings", json=body).status_code == 401
         headers = {"authorization": "Bearer k-two"}
-        answer = httpx.post(f"{url}/v1/embeddings", json=body, headers=headers, timeout=60)
+        answer = http.post(f"{url}/v1/embeddings", json=body, headers=headers)
         assert len(answer.json()["data"][0]["embedding"]) == 256
 
 
 @every_python
-def test_metrics_are_those_of_all_workers_whichever_answers(python):
-    with served(workers=3, python=python) as (process, url, _first):
-        # A connection stays with one worker; without keep-alive, they share the requests.
-        for i in range(30):
-            httpx.post(f"{url}/embed", json={"texts": [f"text {i}"] * 2}, headers={"connection": "close"}, timeout=60)
+def test_each_worker_serves_the_same_vectors_and_the_metrics_are_those_of_all(python):
+    with served(workers=2, python=python) as (process, url, _first):
+        # Each request has a connection of its own, so that the workers share them.
+        for i in range(20):
+            rows = http.post(f"{url}/embed", json={"texts": [f"text {i}"] * 2}).json()["embeddings"]
+            np.testing.assert_array_equal(np.float32(rows), [vector_of(f"text {i}")] * 2)
         workers = children(process.pid)
         for _ in range(10):
-            text = httpx.get(f"{url}/metrics").text
-            assert 'bge_requests_total{route="/embed",status="200"} 30.0' in text
-            assert 'bge_texts_total{role="document"} 60.0' in text
+            text = http.get(f"{url}/metrics").text
+            assert 'bge_requests_total{route="/embed",status="200"} 20.0' in text
+            assert 'bge_texts_total{role="document"} 40.0' in text
             assert re.search(r"^bge_queue_texts 0\.0$", text, re.M)
         os.kill(workers[0], signal.SIGKILL)
         while workers[0] in children(process.pid) or len(children(process.pid)) < len(workers):
             time.sleep(0.1)
         wait_for(f"{url}/ready")
-        assert 'bge_requests_total{route="/embed",status="200"} 30.0' in httpx.get(f"{url}/metrics").text
+        assert 'bge_requests_total{route="/embed",status="200"} 20.0' in http.get(f"{url}/metrics").text
 
 
 linux_only = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
@@ -222,7 +209,7 @@ def test_workers_end_with_their_parent_however_it_ends(python, tmp_path):
         while any(alive(worker) for worker in workers):
             time.sleep(0.1)
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{url}/health")
+            http.get(f"{url}/health")
 
 
 def alive(pid):
@@ -252,29 +239,17 @@ def test_the_hosts_key_reaches_every_worker_and_no_command_line_of_theirs(host, 
         "file": ["--provider-key-file", str(file)],
         "variable": ["--provider-key-env", "OUR_KEY"],
     }[way]
-    # The host's vectors have another size than the model's: BadAnswerError means that the key was accepted.
-    command = [sys.executable, "-c", RUN, "serve", "--model", CARD.id, "--base-url", host, "--port", "0"]
-    command += ["--workers", str(workers), "--max-retries", "0", *options]
-    environment = {"OUR_KEY": "host-key"} if way == "variable" else {}
-    environment = {**os.environ, "BGE_API_KEY": "wrong", **environment}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            lines = [process.stderr.readline()]
-            while " at http" not in lines[-1]:
-                lines.append(process.stderr.readline())
-                assert lines[-1], lines
-            assert ("--api-key" in lines[0]) == (way == "plain")
-            url = re.search(r"at (http://\S+)", lines[-1])[1]
-            wait_for(f"{url}/health")
-            for _ in range(6):
-                answer = httpx.post(f"{url}/embed", json={"texts": "a"}, headers={"connection": "close"}, timeout=60)
-                assert "AuthenticationError" not in answer.text
-                assert "BadAnswerError" in answer.text
-            shown = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(process.pid)]
-            assert not any(b"host-key" in part for part in shown)
-        finally:
-            process.terminate()
-            process.wait(20)
+    command = ["--model", CARD.id, "--base-url", host, "--port", "0", "--workers", str(workers), "--max-retries", "0"]
+    environment = {"BGE_API_KEY": "wrong"} | ({"OUR_KEY": "host-key"} if way == "variable" else {})
+    with started(*command, *options, probe="/health", **environment) as (process, url, first):
+        assert ("--api-key" in first[0]) == (way == "plain")
+        for _ in range(6):
+            answer = http.post(f"{url}/embed", json={"texts": "a"})
+            # The host's vectors have another size than the model's: this error means that the key was accepted.
+            assert "AuthenticationError" not in answer.text
+            assert "BadAnswerError" in answer.text
+        shown = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(process.pid)]
+        assert not any(b"host-key" in part for part in shown)
 
 
 def test_an_encoder_whose_key_would_be_lost_on_the_way_to_workers_is_refused(host):
@@ -300,22 +275,14 @@ def test_a_function_that_cannot_travel_is_refused(host):
 # --- what a restart would not cure
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_without_the_models_extra_it_ends_with_one_line_and_exit_code_2(workers, tmp_path):
-    script = tmp_path / "bare.py"
-    script.write_text(
-        "import sys\n"
-        "sys.modules['tokenizers'] = None  # as if it were not installed, in workers too\n"
-        "from bge_integrations.cli import main\n"
-        "if __name__ == '__main__':\n"
-        "    sys.exit(main(sys.argv[1:]))\n"
-    )
-    command = [sys.executable, str(script), "serve", "--model", "demo", "--port", "0", "--workers", str(workers)]
-    assert_ends(command, "bge: a local model needs tokenizers: ")
+BARE = "import sys; sys.modules['tokenizers'] = None  # as if it were not installed\n" + BGE
 
 
-def assert_ends(command, line, **environment):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, **environment})
+def test_without_the_models_extra_it_ends_with_one_line_and_exit_code_2():
+    assert_ends(programs.run(BARE, "serve", "--model", "demo", "--port", "0"), "bge: a local model needs tokenizers: ")
+
+
+def assert_ends(done, line):
     assert done.returncode == 2, done.stderr
     first, *errors = done.stderr.splitlines()
     assert "serving" in first
@@ -326,12 +293,12 @@ def assert_ends(command, line, **environment):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_without_the_hosts_key_it_ends_with_one_line_and_exit_code_2(workers):
     arguments = ["serve", "--model", "bge-m3", "--provider", "deepinfra", "--port", "0", "--workers", str(workers)]
-    assert_ends([sys.executable, "-c", RUN, *arguments], "bge: deepinfra needs a key")
+    assert_ends(programs.run(BGE, *arguments), "bge: deepinfra needs a key")
 
 
 def test_a_folder_that_is_no_model_ends_it(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 32, "max_position_embeddings": 64}')
     arguments = ["serve", "--model", str(tmp_path), "--query-instruction", "", "--port", "0"]
-    done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, timeout=100)
+    done = programs.run(BGE, *arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
