@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import httpx
 import numpy as np
 import pytest
@@ -159,16 +156,6 @@ def test_a_key_is_needed_for_sparse_vectors_too(inner):
         assert post(url, "/embed_sparse", inputs=["a"]).status_code == 401
         with client(url, api_key="secret") as encoder:
             assert encoder.encode_outputs(TEXTS, role="document", outputs=["sparse"]).sparse[1]
-
-
-def test_schemathesis_finds_nothing(inner, tmp_path):
-    pytest.importorskip("schemathesis", reason="schemathesis is not installed")
-    options = ["--max-examples=15", "--phases=examples,coverage,fuzzing", "--seed=1", "--no-color"]
-    options += ["--generation-database=none", "--request-timeout=30", "--include-path-regex=^/embed"]
-    with background(inner) as url:
-        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=tmp_path)
-    assert done.returncode == 0, "\n".join(line[:300] for line in done.stdout.splitlines()[-80:])
 
 
 # ---- a second stage
