@@ -10,7 +10,7 @@ import numpy as np
 
 from bge_integrations.catalog import find_model
 from bge_integrations.server import serve
-from encoders import HashEncoder, hash_vectors
+from encoders import HashEncoder, WordsEncoder, hash_vectors
 
 CARD = replace(find_model("bge-small-en-v1.5"), dimensions=32, max_tokens=16)
 
@@ -46,6 +46,21 @@ class ServedEncoder(HashEncoder):
 
     def count_tokens(self, texts):
         return [len(text.split()) + 2 for text in texts]
+
+
+class EveryOutput(ServedEncoder):
+    """Has bge-m3's three outputs: a weight and a vector for each word."""
+
+    def __init__(self) -> None:
+        super().__init__(card=replace(CARD, outputs=("dense", "sparse", "multivector"), vocabulary=5000))
+
+    def rows(self, texts, role, output):
+        vectors = self.vectors(texts, role)
+        if output.name != "several":
+            return vectors
+        words = [np.stack([vector] * len(text.split())) for vector, text in zip(vectors, texts, strict=True)]
+        columns = {"dense": vectors, "sparse": [*map(WordsEncoder.sparse, texts)], "multivector": words}
+        return output.check(columns, len(texts))
 
 
 class Failing(ServedEncoder):

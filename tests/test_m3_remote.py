@@ -248,9 +248,10 @@ def test_token_vectors_are_asked_for_in_small_requests(served):
     ids = served[1]
 
     def flat(texts):
-        return Outputs(None, None, [np.full((len(ids(text)) - 1, 1024), 1 / 32, np.float32) for text in texts])
+        return Outputs(None, None, [np.full((len(ids(text)) - 1, 4), 0.5, np.float32) for text in texts])
 
     with M3Server("vllm", flat, ids) as host, remote(host) as encoder:
+        encoder.engine.card = replace(encoder.engine.card, dimensions=4)
         found = encoder.encode_outputs(texts, role="document", outputs=["multivector"])
     assert [len(rows) for rows in found.multivector] == [len(ids(text)) - 1 for text in texts]
     sizes = [sum(len(ids(text)) for text in body["input"]) for body in host.sent("/pooling")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import numpy as np
 import pytest
 
@@ -10,7 +9,8 @@ import models
 from bge_integrations import errors, load_encoder, load_reranker
 from bge_integrations.load import load_m3
 from bge_integrations.server import Limits, background, create_app
-from serving import ServedEncoder
+from server_processes import http
+from serving import EveryOutput, ServedEncoder
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def client(url, **options):
 
 
 def post(url, path, **body):
-    return httpx.post(url + path, json=body, timeout=60)
+    return http.post(url + path, json=body)
 
 
 def same(found, wanted):
@@ -109,10 +109,11 @@ def test_token_vectors_have_a_limit_of_their_own(url, wanted, inner):
     assert [len(rows) for rows in found] == [count - 1 for count in inner.count_tokens(texts)]
 
 
-def test_too_long_a_text_is_refused_where_that_is_asked_for(url):
-    refused = post(url, "/embed_sparse", inputs=["a", "word " * 9000], truncate=False)
+def test_too_long_a_text_is_refused_where_that_is_asked_for():
+    with EveryOutput() as encoder, background(encoder) as url:  # a text as long as bge-m3 reads takes it seconds
+        refused = post(url, "/embed_sparse", inputs=["a", "word " * 20], truncate=False)
     assert refused.status_code == 413
-    assert "text 1 is too long: 'random-m3-2' reads 8192 tokens" in refused.json()["detail"]
+    assert "text 1 is too long: 'BAAI/bge-small-en-v1.5' reads 16 tokens" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -132,8 +133,8 @@ def test_what_means_nothing_is_refused(url, path, body):
 
 
 def test_what_is_served_is_told(url, inner):
-    assert httpx.get(f"{url}/info").json()["outputs"] == ["dense", "sparse", "multivector"]
-    counts = httpx.get(f"{url}/metrics").text
+    assert http.get(f"{url}/info").json()["outputs"] == ["dense", "sparse", "multivector"]
+    counts = http.get(f"{url}/metrics").text
     assert 'route="/embed_sparse"' in counts
     paths = create_app(inner, api_keys=["k"]).openapi()["paths"]
     assert paths["/embed_sparse"]["post"]["security"]
@@ -144,7 +145,7 @@ def test_a_model_of_dense_vectors_says_what_to_do(inner):
         for answer in (post(url, "/embed_sparse", inputs=["a"]), post(url, "/embed", texts=["a"], outputs=["sparse"])):
             assert answer.status_code == 422
             assert "has no sparse output here: it has only dense; BAAI/bge-m3 has" in answer.json()["detail"]
-        assert httpx.get(f"{url}/info").json()["outputs"] == ["dense"]
+        assert http.get(f"{url}/info").json()["outputs"] == ["dense"]
         told = pytest.raises(errors.HostError, match="BAAI/bge-m3 has dense, sparse, multivector")
         with client(url) as encoder, told:
             encoder.encode_outputs(["a"], role="document", outputs=["sparse"])

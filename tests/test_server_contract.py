@@ -2,31 +2,13 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from bge_integrations.server import background, create_app
-from encoders import WordsEncoder
-from serving import CARD, ServedEncoder
+from serving import EveryOutput, ServedEncoder
 
 pytestmark = pytest.mark.slow
-
-
-class EveryOutput(ServedEncoder):
-    """Has bge-m3's three outputs: a weight and a vector for each word."""
-
-    def __init__(self):
-        super().__init__(card=replace(CARD, outputs=("dense", "sparse", "multivector"), vocabulary=5000))
-
-    def rows(self, texts, role, output):
-        vectors = self.vectors(texts, role)
-        if output.name != "several":
-            return vectors
-        words = [np.stack([vector] * len(text.split())) for vector, text in zip(vectors, texts, strict=True)]
-        columns = {"dense": vectors, "sparse": [*map(WordsEncoder.sparse, texts)], "multivector": words}
-        return output.check(columns, len(texts))
 
 
 @pytest.fixture(scope="module")
