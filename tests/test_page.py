@@ -3,18 +3,17 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
-import httpx
 import pytest
 
+import programs
 from bge_integrations.errors import MissingExtraError
-from bge_integrations.load import load_encoder, load_reranker
+from bge_integrations.load import load_reranker
 from bge_integrations.server import Limits, background
 from bge_integrations.server.responses import content_policy
+from server_processes import http
 from serving import ServedEncoder
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -26,15 +25,15 @@ browser_only = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium
 
 
 @pytest.fixture(scope="module")
-def encoder():
+def encoder(demo):
     """The bundled model where it can run, so that the screenshots mean something; else a stand-in."""
-    encoder = load_encoder("demo")
     try:
-        encoder.encode(["hello"], role="document")
+        demo.encode(["hello"], role="document")
     except MissingExtraError:
-        encoder = ServedEncoder()
-    with encoder:
-        yield encoder
+        with ServedEncoder() as encoder:
+            yield encoder
+    else:
+        yield demo
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +107,10 @@ def test_ranking_with_and_without_the_instruction_is_the_servers_own(page, url):
     rank(page)
     query = page.execute_script("return document.getElementById('query').value")
     passages = page.execute_script("return passages().map((p) => p.text)")
-    vectors = httpx.post(f"{url}/embed", json={"texts": passages}, timeout=60).json()["embeddings"]
+    vectors = http.post(f"{url}/embed", json={"texts": passages}).json()["embeddings"]
     for side, is_query in (("with", True), ("without", False)):
         body = {"texts": [query], "is_query": is_query}
-        asked = httpx.post(f"{url}/embed", json=body, timeout=60).json()["embeddings"][0]
+        asked = http.post(f"{url}/embed", json=body).json()["embeddings"][0]
         scores = [sum(x * y for x, y in zip(asked, row, strict=True)) for row in vectors]
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         shown = texts(page, f"#{side} .text")
@@ -147,7 +146,7 @@ def test_the_list_before_and_after_reranking_is_the_servers_own(driver, encoder)
         assert f"reranked, passage {ranks[0].position + 1}." in texts(driver, "#said")[0]
         body = re.findall(r"/rerank .*?-d '(.*?)'$", texts(driver, "#curl")[0], re.MULTILINE | re.DOTALL)[0]
         headers = {"content-type": "application/json"}
-        rows = httpx.post(f"{url}/rerank", content=body, headers=headers, timeout=60).json()
+        rows = http.post(f"{url}/rerank", content=body, headers=headers).json()
         assert [row["index"] for row in rows] == [one.position for one in ranks]
         assert driver.execute_script(CONTRAST) == []
         keep(driver, "page-reranked.png")
@@ -196,7 +195,7 @@ def test_the_calls_shown_do_what_the_page_did(page, url, encoder):
     curl, python = texts(page, "#curl")[0], texts(page, "#python")[0]
     bodies = re.findall(r"-d '(.*)'$", curl, re.MULTILINE)
     assert [
-        httpx.post(f"{url}/embed", content=body, headers={"content-type": "application/json"}, timeout=60).status_code
+        http.post(f"{url}/embed", content=body, headers={"content-type": "application/json"}).status_code
         for body in bodies
     ] == [200, 200]
     assert f'base_url="{url}"' in python
@@ -209,9 +208,7 @@ def test_the_calls_shown_do_what_the_page_did(page, url, encoder):
 def run_python(code, **environment):
     """Run what the page shows, as a reader would; return the lines that it prints."""
     pytest.importorskip("langchain_core", reason="langchain-core is not installed")
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    environment = {**os.environ, **environment}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    done = programs.run(code, environment={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -399,14 +396,14 @@ def test_it_asks_nobody_else_and_nothing_goes_wrong_in_the_console(driver, url):
 def test_the_docs_list_every_operation(driver, url):
     driver.get(f"{url}/docs")
     wait(driver, "return document.querySelectorAll('article').length")
-    document = httpx.get(f"{url}/openapi.json").json()
+    document = http.get(f"{url}/openapi.json").json()
     assert set(texts(driver, "article h2 code")) == set(document["paths"])
     keep(driver, "docs.png")
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_the_page_is_one_file_that_may_speak_to_its_server_only(url, path):
-    answer = httpx.get(f"{url}{path}")
+    answer = http.get(f"{url}{path}")
     assert answer.headers["content-security-policy"] == content_policy(answer.text)
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", answer.text)
