@@ -117,8 +117,8 @@ def test_sixteen_threads_share_one_engine(engine_of):
             return np.allclose(engine.encode(part, role="document"), host.truth(part), atol=1e-6)
 
         with ThreadPoolExecutor(16) as pool:
-            assert all(pool.map(one, range(48)))
-        assert engine.usage.texts == 480
+            assert all(pool.map(one, range(32)))
+        assert engine.usage.texts == 320
         assert len({thread.name for thread in threading.enumerate() if thread.name == "bge-remote"}) == 1
 
 
@@ -280,7 +280,8 @@ BREAKS = {
 @pytest.mark.parametrize("name", BREAKS)
 def test_connections_that_break(engine_of, name):
     with Rig(default=BREAKS[name]) as host:
-        engine = engine_of(host, limits={"timeout": 1.0, "max_retries": 1})
+        patient = name not in ("hang", "drip")  # these two have no end
+        engine = engine_of(host, limits={"timeout": 1.0 if patient else 0.4, "max_retries": 1})
         with pytest.raises(errors.HostError) as caught:
             engine.encode(["a"], role="document")
         assert type(caught.value).__module__ == "bge_integrations.errors"
@@ -465,7 +466,7 @@ def test_a_call_without_timeout_goes_on_while_requests_are_finished(engine_of):
     with Rig(default=latency(0.15)) as host:
         limits = {"timeout": None, "patience": 0.8, "max_inputs": 1, "max_concurrency": 2}
         engine = engine_of(host, limits=limits)
-        assert right(host, engine, TEXTS[:20])  # 1.5 s in all
+        assert right(host, engine, TEXTS[:14])  # 1 s in all
         host.forget().default = latency(20)
         with pytest.raises(errors.DeadlineError, match="within"):
             engine.encode(TEXTS, role="document")
@@ -769,11 +770,10 @@ def test_where_it_may_send(url, error):
     assert "secret" not in str(caught and caught.value)
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_what_is_in_flight(engine_of):
-    texts = [f"text {i}" for i in range(20_000)]
+    texts = [f"text {i}" for i in range(800)]
     with Rig() as host:
-        engine = engine_of(host, limits={"max_inputs": 500})  # 40 requests, eight in flight
+        engine = engine_of(host, limits={"max_inputs": 20})  # 40 requests, eight in flight
         tasks = []
 
         def on_batch(indices, vectors):

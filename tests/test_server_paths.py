@@ -21,6 +21,7 @@ from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError
 from bge_integrations.server import Limits, background, create_app
 from reverse_proxy import reverse_proxy
+from server_processes import http
 from serving import CARD, ServedEncoder
 
 SMALL = Limits(body_bytes=20_000, body_seconds=1)
@@ -115,8 +116,8 @@ def test_other_spellings_of_a_route_are_that_route(url, target):
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
 def test_other_methods_have_the_limits_too(url, method):
-    assert httpx.request(method, f"{url}/embed", content=b" " * 30_000, headers=JSON).status_code == 413
-    assert httpx.request(method, f"{url}/embed", content=b"{}", headers=JSON).status_code == 405
+    assert http.request(method, f"{url}/embed", content=b" " * 30_000, headers=JSON).status_code == 413
+    assert http.request(method, f"{url}/embed", content=b"{}", headers=JSON).status_code == 405
 
 
 def test_a_redirect_never_goes_where_the_host_header_says(url):
@@ -154,14 +155,14 @@ def test_any_request_line_gets_an_answer_that_fits_it(url, method, target, body,
 
 @pytest.mark.parametrize("path", ["/embed", "/embed/", "/tokens", "/v1/embeddings", "/v1/models/", "/metrics"])
 def test_other_spellings_of_a_locked_path_are_locked(locked, path):
-    answer = httpx.request("POST" if "e" in path and "model" not in path else "GET", f"{locked}{path}", json={})
+    answer = http.request("POST" if "e" in path and "model" not in path else "GET", f"{locked}{path}", json={})
     assert answer.status_code == 401
 
 
 @pytest.mark.parametrize(("path", "shape"), [("/made/up", "detail"), ("/v1/made/up", "error"), ("/embed%0a", "detail")])
 def test_an_unknown_path_is_a_404_with_or_without_a_key(locked, path, shape):
     for headers in ({}, KEY):
-        answer = httpx.get(f"{locked}{path}", headers=headers)
+        answer = http.get(f"{locked}{path}", headers=headers)
         assert answer.status_code == 404
         assert shape in answer.json()
 
@@ -179,9 +180,9 @@ def test_a_route_that_a_program_adds_is_locked_and_limited(encoder):
         return body
 
     with running(app) as url:
-        assert httpx.post(f"{url}/own", json={"a": 1}).status_code == 401
-        assert httpx.post(f"{url}/own", json={"a": 1}, headers=KEY).json() == {"a": 1}
-        assert httpx.post(f"{url}/own", json={"a": "b" * 30_000}, headers=KEY).status_code == 413
+        assert http.post(f"{url}/own", json={"a": 1}).status_code == 401
+        assert http.post(f"{url}/own", json={"a": 1}, headers=KEY).json() == {"a": 1}
+        assert http.post(f"{url}/own", json={"a": "b" * 30_000}, headers=KEY).status_code == 413
 
 
 @pytest.mark.parametrize("option", ["api_keys", "model_names", "cors_origins"])
@@ -192,7 +193,7 @@ def test_one_string_is_not_taken_for_a_list_of_characters(encoder, option):
 
 def test_a_key_with_the_line_feed_of_its_file_is_the_key(encoder):
     with background(encoder, api_keys=["k\n"]) as url:
-        assert httpx.get(f"{url}/v1/models", headers=KEY).status_code == 200
+        assert http.get(f"{url}/v1/models", headers=KEY).status_code == 200
 
 
 # --- HEAD and the list of models
@@ -200,19 +201,19 @@ def test_a_key_with_the_line_feed_of_its_file_is_the_key(encoder):
 
 @pytest.mark.parametrize("path", ["/", "/health", "/info", "/docs", "/metrics", "/openapi.json", "/v1/models"])
 def test_head_is_get_without_the_body(url, path):
-    get, head = httpx.get(f"{url}{path}"), httpx.head(f"{url}{path}")
+    get, head = http.get(f"{url}{path}"), http.head(f"{url}{path}")
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-type"] == get.headers["content-type"]
 
 
 @pytest.mark.parametrize("name", [CARD.id, "bge-small", "BAAI%2Fbge-small-en-v1.5"])
 def test_one_model_is_found_by_any_of_its_names(url, name):
-    assert httpx.get(f"{url}/v1/models/{name}").json() == httpx.get(f"{url}/v1/models").json()["data"][0]
+    assert http.get(f"{url}/v1/models/{name}").json() == http.get(f"{url}/v1/models").json()["data"][0]
 
 
 @pytest.mark.parametrize("name", ["text-embedding-3-small", "BAAI/bge-base-en-v1.5", "BAAI"])
 def test_another_model_is_not_found(url, name):
-    answer = httpx.get(f"{url}/v1/models/{name}")
+    answer = http.get(f"{url}/v1/models/{name}")
     assert answer.status_code == 404
     assert answer.json()["error"]["param"] == "model"
 
@@ -225,7 +226,7 @@ def test_another_model_is_not_found(url, name):
 )
 @pytest.mark.parametrize("path", ["/", "/info", "/metrics", "/v1/models"])
 def test_a_keyless_server_on_loopback_refuses_a_rebound_name(url, host, path):
-    answer = httpx.get(f"{url}{path}", headers={"host": host})
+    answer = http.get(f"{url}{path}", headers={"host": host})
     assert answer.status_code == 421
     assert "key" in (answer.json().get("detail") or answer.json()["error"]["message"])
 
@@ -234,19 +235,19 @@ def test_a_keyless_server_on_loopback_refuses_a_rebound_name(url, host, path):
     "host", ["localhost", "127.0.0.1:7860", "[::1]:7860", "app.localhost", "embedder", "a.internal"]
 )
 def test_a_keyless_server_on_loopback_answers_to_local_names(url, host):
-    assert httpx.get(f"{url}/health", headers={"host": host}).status_code == 200
+    assert http.get(f"{url}/health", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["https://embed.example", "*"])
 def test_the_host_of_a_trusted_origin_is_let_in(encoder, origin):
     with background(encoder, cors_origins=[origin]) as url:
-        assert httpx.get(f"{url}/health", headers={"host": "embed.example"}).status_code == 200
-        other = httpx.get(f"{url}/health", headers={"host": "other.example"})
+        assert http.get(f"{url}/health", headers={"host": "embed.example"}).status_code == 200
+        other = http.get(f"{url}/health", headers={"host": "other.example"})
         assert other.status_code == (200 if origin == "*" else 421)
 
 
 def test_a_server_with_keys_answers_to_any_name(locked):
-    assert httpx.get(f"{locked}/v1/models", headers={**KEY, "host": "embed.example"}).status_code == 200
+    assert http.get(f"{locked}/v1/models", headers={**KEY, "host": "embed.example"}).status_code == 200
 
 
 # --- below a prefix
@@ -267,7 +268,9 @@ def running(app, **options):
         sock.close()
 
 
-@pytest.fixture(params=["mounted", "root_path", "mounted twice", "proxy strips", "proxy keeps", "no proxy"])
+@pytest.fixture(
+    scope="module", params=["mounted", "root_path", "mounted twice", "proxy strips", "proxy keeps", "no proxy"]
+)
 def prefixed(request, encoder):
     """URL of an app with a key below a prefix."""
     if "proxy" in request.param:
@@ -309,24 +312,24 @@ def test_below_a_prefix_everything_works_as_at_the_root(prefixed):
 
 def test_the_document_names_the_prefix_as_the_servers_address(prefixed, url):
     public, _ = prefixed
-    assert httpx.get(f"{public}/openapi.json").json()["servers"] == [{"url": "/ml/bge"}]
-    assert "servers" not in httpx.get(f"{url}/openapi.json").json()
+    assert http.get(f"{public}/openapi.json").json()["servers"] == [{"url": "/ml/bge"}]
+    assert "servers" not in http.get(f"{url}/openapi.json").json()
 
 
 def test_a_probe_does_not_need_the_prefix(encoder):
     with running(create_app(encoder, api_keys=["k"], root_path="/ml/bge")) as url:
-        assert [httpx.head(f"{url}{path}").status_code for path in ("/health", "/ml/bge/health")] == [200, 200]
-        assert [httpx.get(f"{url}{path}").status_code for path in ("/metrics", "/ml/bge/metrics")] == [401, 401]
-        assert [httpx.get(f"{url}{path}/health").status_code for path in ("/ml", "/ml/bge2")] == [404, 404]
-        assert httpx.get(f"{url}/ml/bge/ml/bge/health").status_code == 404
+        assert [http.head(f"{url}{path}").status_code for path in ("/health", "/ml/bge/health")] == [200, 200]
+        assert [http.get(f"{url}{path}").status_code for path in ("/metrics", "/ml/bge/metrics")] == [401, 401]
+        assert [http.get(f"{url}{path}/health").status_code for path in ("/ml", "/ml/bge2")] == [404, 404]
+        assert http.get(f"{url}/ml/bge/ml/bge/health").status_code == 404
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_the_page_at_the_bare_prefix_finds_its_links(encoder, method):
     with running(create_app(encoder, root_path="/ml/bge")) as url:
-        answer = httpx.request(method, f"{url}/ml/bge", headers={"host": "evil.example"})
+        answer = http.request(method, f"{url}/ml/bge", headers={"host": "evil.example"})
         assert (answer.status_code, answer.headers["location"]) == (307, "bge/")
-        page = httpx.get(f"{url}/ml/bge", follow_redirects=True)
+        page = http.get(f"{url}/ml/bge", follow_redirects=True)
         assert (page.status_code, page.url.path) == (200, "/ml/bge/")
 
 
@@ -338,7 +341,7 @@ def test_what_cannot_be_a_prefix_is_refused(encoder, root_path):
 
 def test_a_mounted_app_becomes_ready(prefixed):
     url, _ = prefixed
-    while httpx.get(f"{url}/ready").status_code != 200:
+    while http.get(f"{url}/ready").status_code != 200:
         time.sleep(0.02)
 
 
@@ -346,7 +349,7 @@ def test_an_app_can_be_started_twice(encoder):
     app = create_app(encoder)
     for _ in range(2):
         with running(app) as url:
-            assert httpx.post(f"{url}/tokens", json={"texts": "word " * 5000}).status_code == 200
+            assert http.post(f"{url}/tokens", json={"texts": "word " * 5000}).status_code == 200
 
 
 # --- connections
@@ -358,7 +361,7 @@ def test_idle_connections_make_room_for_a_new_one(encoder):
         idle = [socket.create_connection((place.hostname, place.port), timeout=20) for _ in range(30)]
         for sock in idle[::2]:
             sock.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        statuses = [httpx.post(f"{url}/embed", json={"texts": "a"}).status_code for _ in range(30)]
+        statuses = [http.post(f"{url}/embed", json={"texts": "a"}).status_code for _ in range(30)]
         assert statuses == [200] * 30
         for sock in idle:
             sock.close()
@@ -373,17 +376,17 @@ def test_more_requests_than_connections_are_allowed_are_refused_in_the_shape_of_
         for _ in range(4):
             held.append(socket.create_connection((place.hostname, place.port), timeout=20))
             held[-1].sendall(post("/embed", body, "content-type: application/json"))
-        while "bge_queue_texts 4.0" not in httpx.get(f"{url}/metrics").text:
+        while "bge_queue_texts 4.0" not in http.get(f"{url}/metrics").text:
             pass
-        plain = httpx.post(f"{url}/embed", json={"texts": "a"})
-        openai = httpx.post(f"{url}/v1/embeddings", json={"model": CARD.id, "input": "a"})
+        plain = http.post(f"{url}/embed", json={"texts": "a"})
+        openai = http.post(f"{url}/v1/embeddings", json={"model": CARD.id, "input": "a"})
         assert (plain.status_code, openai.status_code) == (503, 503)
         assert plain.json()["detail"]
         assert openai.json()["error"]["type"] == "server_error"
         assert int(plain.headers["retry-after"]) >= 1
         gate.set()
         assert [sock.recv(65536)[9:12] for sock in held] == [b"200"] * 4
-        metrics = httpx.get(f"{url}/metrics").text
+        metrics = http.get(f"{url}/metrics").text
         assert 'bge_requests_total{route="/embed",status="503"} 1.0' in metrics
         for sock in held:
             sock.close()
@@ -410,7 +413,7 @@ class SlowCounter(ServedEncoder):
 def test_finding_where_a_long_text_is_cut_takes_work_by_the_limit_and_not_by_its_length():
     text = "word " * 150_000
     with SlowCounter() as encoder, background(encoder, limits=Limits(tokens=10**9)) as url:
-        answer = httpx.post(f"{url}/tokens", json={"texts": [text]}, timeout=60).json()
+        answer = http.post(f"{url}/tokens", json={"texts": [text]}, timeout=60).json()
     assert answer["counts"] == [150_002]
     assert len(text[: answer["read_characters"][0]].split()) + 2 == CARD.max_tokens
     assert encoder.counted < 2 * len(text)
@@ -421,7 +424,7 @@ def test_counting_has_a_deadline_and_a_place_in_the_queue():
     with SlowCounter() as encoder, background(encoder, limits=limits) as url:
         answers = []
         slow = [
-            threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/tokens", json={"texts": ["wait", "b"]})))
+            threading.Thread(target=lambda: answers.append(http.post(f"{url}/tokens", json={"texts": ["wait", "b"]})))
             for _ in range(4)
         ]
         for thread in slow:
@@ -431,7 +434,7 @@ def test_counting_has_a_deadline_and_a_place_in_the_queue():
         assert {answer.status_code for answer in answers} <= {429, 504}
         assert 504 in {answer.status_code for answer in answers}
         encoder.gate_for_counts.set()
-        assert "bge_queue_texts 0.0" in httpx.get(f"{url}/metrics").text
+        assert "bge_queue_texts 0.0" in http.get(f"{url}/metrics").text
 
 
 # --- the policy of the pages
@@ -439,7 +442,7 @@ def test_counting_has_a_deadline_and_a_place_in_the_queue():
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_pages_of_strangers_cannot_put_ours_in_a_frame(url, path):
-    policy = httpx.get(f"{url}{path}").headers["content-security-policy"]
+    policy = http.get(f"{url}{path}").headers["content-security-policy"]
     assert "frame-ancestors 'self' https://huggingface.co" in policy
 
 
@@ -503,8 +506,8 @@ def test_the_limits_and_the_hosts_hold_for_a_whole_url_too(url, locked):
 def test_compressed_bodies_are_refused_with_what_to_do(url):
     body = gzip.compress(json.dumps({"texts": ["a"]}).encode())
     for path in ("/embed", "/v1/embeddings", "/nowhere"):
-        answer = httpx.post(url + path, content=body, headers={**JSON, "content-encoding": "gzip"})
+        answer = http.post(url + path, content=body, headers={**JSON, "content-encoding": "gzip"})
         assert answer.status_code == 415
         assert answer.headers["accept-encoding"] == "identity"
         assert "without Content-Encoding: gzip" in answer.text
-    assert httpx.post(f"{url}/embed", json={"texts": ["a"]}, headers={"content-encoding": "identity"}).is_success
+    assert http.post(f"{url}/embed", json={"texts": ["a"]}, headers={"content-encoding": "identity"}).is_success
