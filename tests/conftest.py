@@ -27,6 +27,8 @@ NAMES |= set(VARIABLES)
 HOME = Path(tempfile.mkdtemp(prefix="bge-home-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ.update(HOME=str(HOME), XDG_CACHE_HOME=str(HOME / "cache"), HF_HOME=str(HOME / "huggingface"))
+# Where tests share the cores, torch's threads that wait for one another sleep: they would spin for most of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Third-party packages phone home unless told not to; no test may leave this machine.
 os.environ.update(ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false", HF_HUB_DISABLE_TELEMETRY="1")
 
