@@ -21,6 +21,9 @@ SHAPES = {
     "bge-base": ("bert", 768, 12, 3072, 512, 512),
     "bge-large": ("bert", 1024, 16, 4096, 512, 512),
     "bge-m3": ("xlm-roberta", 1024, 16, 4096, 8194, 8192),
+    # The same with fewer dimensions, where no number of the published ones matters: made, copied and loaded at once.
+    "narrow-bert": ("bert", 64, 4, 128, 512, 512),
+    "narrow-m3": ("xlm-roberta", 128, 16, 256, 8194, 8192),
 }
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -81,9 +84,10 @@ def add_dense(path: Path, size: int = 64, pickled: bool = True) -> None:
     from safetensors.torch import save_file
 
     torch.manual_seed(3)
-    layer = {"linear.weight": torch.randn(size, 384) * 0.1, "linear.bias": torch.randn(size) * 0.1}
+    hidden = json.loads((path / "config.json").read_text("utf-8"))["hidden_size"]
+    layer = {"linear.weight": torch.randn(size, hidden) * 0.1, "linear.bias": torch.randn(size) * 0.1}
     activation = "torch.nn.modules.activation.Tanh"
-    about = {"in_features": 384, "out_features": size, "bias": True, "activation_function": activation}
+    about = {"in_features": hidden, "out_features": size, "bias": True, "activation_function": activation}
     _write_json(path / "2_Dense" / "config.json", about)
     if pickled:
         torch.save(layer, path / "2_Dense" / "pytorch_model.bin")
@@ -118,7 +122,8 @@ def _write_encoder(path: Path, name: str, layers: int) -> None:
     from safetensors.numpy import save_file
 
     kind, hidden, heads, intermediate, positions, _ = SHAPES[name]
-    vocabulary = _write_word_pieces(path) if kind == "bert" else _write_sentence_pieces(path)
+    pieces = 4000 if name == "narrow-bert" else 30522
+    vocabulary = _write_word_pieces(path, pieces) if kind == "bert" else _write_sentence_pieces(path)
     config = {
         "architectures": ["BertModel" if kind == "bert" else "XLMRobertaModel"],
         "model_type": kind,
@@ -164,18 +169,28 @@ def _random_weights(config: dict) -> dict[str, np.ndarray]:
             shapes[f"encoder.layer.{layer}.{part}.weight"] = shape
             shapes[f"encoder.layer.{layer}.{part}.bias"] = shape[:1]
     numbers = np.random.default_rng(20240501)
-    return {name: _random(numbers, name, shape) for name, shape in shapes.items()}
+    width = 0.05 * max(1, 384 / hidden) ** 0.5  # sums of fewer numbers are as large, and texts differ as much
+    return {name: _random(numbers, name, shape, width) for name, shape in shapes.items()}
 
 
-def _random(numbers: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    spread = numbers.standard_normal(shape, dtype=np.float32) * np.float32(0.05)
+def _random(numbers: np.random.Generator, name: str, shape: tuple[int, ...], width: float) -> np.ndarray:
+    spread = numbers.standard_normal(shape, dtype=np.float32) * np.float32(width)
     return spread + np.float32(name.endswith("LayerNorm.weight"))
 
 
-def _write_word_pieces(path: Path) -> int:
+def _write_word_pieces(path: Path, size: int = 30522) -> int:
+    """Write BERT's tokenizer, or its first word pieces: all characters and the commonest words; returns how many."""
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
         shutil.copy(minilm() / name, path / name)
-    return 30522
+    if size == 30522:
+        return size
+    pieces = (path / "vocab.txt").read_text("utf-8").splitlines(keepends=True)[:size]
+    (path / "vocab.txt").write_text("".join(pieces), "utf-8")
+    tokenizer = json.loads((path / "tokenizer.json").read_text("utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {piece: number for piece, number in vocabulary.items() if number < size}
+    _write_json(path / "tokenizer.json", tokenizer)
+    return size
 
 
 def _write_sentence_pieces(path: Path) -> int:
@@ -235,18 +250,24 @@ def _write_decoder(path: Path) -> None:
     _write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
 
 
-def m3(layers: int = 2) -> Path:
-    """Return the folder of a random bge-m3 with heads as its repository has them: float16, ``.pt``."""
-    path = root() / f"random-m3-{layers}"
+def m3(layers: int = 2, name: str = "bge-m3") -> Path:
+    """Return the folder of a random bge-m3 with heads as its repository has them: float16, ``.pt``.
+
+    Args:
+        layers: transformer layers.
+        name: ``"bge-m3"`` or ``"narrow-m3"``.
+    """
+    path = root() / f"random-{name.removeprefix('bge-')}-{layers}"
     if path.exists():
         return path
     import torch
 
-    shutil.copytree(folder("bge-m3", layers), path)
+    shutil.copytree(folder(name, layers), path)
+    hidden = SHAPES[name][1]
     numbers = torch.Generator().manual_seed(11)
-    for name, rows in (("sparse_linear", 1), ("colbert_linear", 1024)):
-        weight, bias = torch.randn(rows, 1024, generator=numbers) * 0.05, torch.full((rows,), 1.5)
-        torch.save({"weight": weight.half(), "bias": bias.half()}, path / f"{name}.pt")
+    for head, rows in (("sparse_linear", 1), ("colbert_linear", hidden)):
+        weight, bias = torch.randn(rows, hidden, generator=numbers) * 0.05, torch.full((rows,), 1.5)
+        torch.save({"weight": weight.half(), "bias": bias.half()}, path / f"{head}.pt")
     return path
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,29 +25,30 @@ pytest.importorskip("onnxscript")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")]
 
 
+SOURCES = {"mean": partial(models.folder, "narrow-bert", layers=1, pooling="mean"), "demo": models.demo}
+
+
 @cache
 def exported(which: str) -> Path:
-    source = {"minilm": models.minilm, "demo": models.demo}.get(which, lambda: models.folder(which, layers=1))()
-    target = models.root() / f"exported-{which}"
+    """The demo model's file beside its weights, the other in a folder of its own."""
+    source, target = SOURCES[which](), models.root() / f"exported-{which}"
+    if which == "demo":
+        source = shutil.copytree(source, target)
     assert export_onnx(find_model(str(source)), target) == target / "onnx" / "model.onnx"
     return target
 
 
-def source_of(which: str) -> Path:
-    return {"minilm": models.minilm, "demo": models.demo}.get(which, lambda: models.folder(which, layers=1))()
-
-
-@pytest.mark.parametrize("which", ["minilm", "demo", "bge-m3"])
+# That of bge-m3, which has no token types, and its heads: test_m3.py.
+@pytest.mark.parametrize("which", SOURCES)
 def test_an_exported_file_gives_what_transformers_gives(which):
     path = exported(which)
-    card = find_model(str(path))
-    texts = models.TEXTS
-    wanted = models.reference(source_of(which), texts, pooling=card.pooling, max_tokens=card.max_tokens)
+    card, source = find_model(str(path)), SOURCES[which]()
+    wanted = models.reference(source, models.TEXTS, pooling=card.pooling, max_tokens=card.max_tokens)
     with LocalEngine(card, backend="onnx") as engine:
-        rows = engine.encode(texts, role="document")
+        rows = engine.encode(models.TEXTS, role="document")
         assert engine.describe()["backend"] == "onnx"
     assert (rows * wanted).sum(1).min() >= 0.99999
-    assert card.pooling == find_model(str(source_of(which))).pooling
+    assert card.pooling == find_model(str(source)).pooling
 
 
 WORDS = st.text("abc xyz é中", min_size=1, max_size=40) | st.integers(1, 200).map(lambda n: "word " * n)
@@ -55,7 +56,7 @@ WORDS = st.text("abc xyz é中", min_size=1, max_size=40) | st.integers(1, 200).
 
 @pytest.fixture(scope="module")
 def engine():
-    with LocalEngine(find_model(str(exported("demo"))), backend="onnx", blank="keep") as engine:
+    with LocalEngine(find_model(str(exported("mean"))), backend="onnx", blank="keep") as engine:
         yield engine
 
 
@@ -82,13 +83,25 @@ assert told["backend"] == "onnx", told
 
 
 def test_auto_takes_the_file_on_a_processor_and_torch_where_there_is_none():
-    with LocalEngine(find_model(str(exported("demo"))), device="cpu") as engine:
+    with LocalEngine(find_model(str(exported("mean"))), device="cpu") as engine:
         told = engine.describe()
         assert (told["backend"], told["loaded"]) == ("onnx", False)
         engine.encode(["x"], role="document")
         assert engine.describe()["backend"] == "onnx"
     with LocalEngine(find_model(str(models.demo())), device="cpu") as engine:
         assert engine.describe()["backend"] == "torch"
+
+
+def test_a_file_at_the_top_is_used(tmp_path):
+    path = shutil.copytree(exported("mean"), tmp_path / "finetune")
+    for file in (path / "onnx").iterdir():
+        file.rename(path / file.name)
+    (path / "onnx").rmdir()
+    with LocalEngine(find_model(str(path)), device="cpu") as engine:
+        rows = engine.encode(models.TEXTS, role="document")
+        assert engine.describe()["backend"] == "onnx"
+    wanted = models.reference(SOURCES["mean"](), models.TEXTS, pooling="mean")
+    assert (rows * wanted).sum(1).min() >= 0.99999
 
 
 def test_a_model_without_a_file_says_how_to_write_one():
@@ -98,7 +111,7 @@ def test_a_model_without_a_file_says_how_to_write_one():
 
 
 def test_int8_is_near_and_named_apart():
-    card = find_model(str(exported("minilm")))
+    card = find_model(str(exported("demo")))
     texts = [text for text in models.TEXTS if len(text) > 20]
     with LocalEngine(card, backend="onnx") as exact, LocalEngine(card, precision="int8") as small:
         cosine = (exact.encode(texts, role="document") * small.encode(texts, role="document")).sum(1)
@@ -108,10 +121,8 @@ def test_int8_is_near_and_named_apart():
 
 
 def test_a_file_beside_the_weights_leaves_the_space_as_it_is(tmp_path):
-    shutil.copytree(models.demo(), tmp_path / "model")
-    card = find_model(str(tmp_path / "model"))
-    export_onnx(card, tmp_path / "model")
-    assert find_model(str(tmp_path / "model")).revision == card.revision
+    bare = shutil.copytree(models.demo(), tmp_path / "model")
+    assert find_model(str(exported("demo"))).revision == find_model(str(bare)).revision
 
 
 def test_a_decoder_cannot_be_exported(tmp_path):
@@ -120,7 +131,7 @@ def test_a_decoder_cannot_be_exported(tmp_path):
 
 
 def test_modules_after_the_transformer_keep_auto_away_from_the_file(tmp_path):
-    shutil.copytree(exported("demo"), tmp_path / "model")
+    shutil.copytree(exported("mean"), tmp_path / "model")
     modules = [*models.MODULES[:2], {"idx": 2, "name": "2", "path": "2_Dense", "type": "x.models.Dense"}]
     (tmp_path / "model" / "modules.json").write_text(json.dumps(modules))
     with LocalEngine(find_model(str(tmp_path / "model"))) as engine, pytest.raises(ModelLoadError, match="Dense"):
@@ -128,7 +139,7 @@ def test_modules_after_the_transformer_keep_auto_away_from_the_file(tmp_path):
 
 
 def test_a_broken_file_is_named(tmp_path):
-    shutil.copytree(exported("demo"), tmp_path / "model")
+    shutil.copytree(exported("mean"), tmp_path / "model")
     (tmp_path / "model" / "onnx" / "model.onnx").write_bytes(b"not a graph")
     with (
         LocalEngine(find_model(str(tmp_path / "model"))) as engine,
