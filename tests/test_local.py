@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ import numpy as np
 import pytest
 
 import models
+import programs
 from bge_integrations.catalog import find_model
 from bge_integrations.errors import ConfigError, InputError, ModelLoadError, TruncationWarning
 from bge_integrations.local.engine import LocalEngine
@@ -237,11 +239,9 @@ def test_copies_carry_settings_and_no_model(engine):
 def test_a_forked_child_computes_on_its_own():
     code = """
 import os, sys
-sys.path.insert(0, {tests!r})
-import models
 from bge_integrations.catalog import find_model
 from bge_integrations.local.engine import LocalEngine
-engine = LocalEngine(find_model(str(models.demo())), backend="torch")
+engine = LocalEngine(find_model(sys.argv[1]), backend="torch")
 texts = ["text %d" % i for i in range(200)]
 wanted = engine.encode(texts, role="document")
 child = os.fork()
@@ -252,8 +252,8 @@ status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 assert abs(engine.encode(texts, role="document") - wanted).max() < 1e-6
 sys.exit(status)
 """
-    path = str(Path(models.__file__).parent)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code.format(tests=path)], check=True, timeout=100)
+    ended = programs.run(code, str(models.demo()), timeout=100)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_the_process_ends_although_a_job_is_running():
@@ -354,51 +354,6 @@ def test_usage_counts_texts_and_tokens():
 # What cannot work
 
 
-def test_offline_a_hub_model_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    code = """
-from bge_integrations.catalog import find_model
-from bge_integrations.local.engine import LocalEngine
-from bge_integrations.errors import ModelLoadError
-import huggingface_hub
-engine = LocalEngine(find_model("bge-small-en-v1.5"))
-try:
-    engine.encode(["text"], role="document")
-except ModelLoadError as error:
-    print(error)
-"""
-    for more in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
-        environment = {**os.environ, **more, "no_proxy": "127.0.0.1"}
-        run = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
-        )
-        assert "model='demo'" in run.stdout
-        assert "BAAI/bge-small-en-v1.5" in run.stdout
-
-
-def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        code = """
-from bge_integrations.catalog import find_model
-from bge_integrations.local.engine import LocalEngine
-from bge_integrations.errors import ModelLoadError
-import huggingface_hub
-engine = LocalEngine(find_model("bge-small-en-v1.5"))
-try:
-    engine.encode(["text"], role="document")
-except ModelLoadError as error:
-    print(error)
-"""
-        environment = {**os.environ, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1", "HF_HUB_ETAG_TIMEOUT": "1"}
-        environment["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        run = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
-        )
-    assert "no answer in 1 s; a larger HF_HUB_ETAG_TIMEOUT= waits longer" in run.stdout
-
-
 HUB = """
 import sys
 from bge_integrations.catalog import find_model
@@ -414,8 +369,24 @@ except BGEError as error:
 
 def ask_hub(environment: dict[str, str]) -> str:
     environment = {**os.environ, "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
-    arguments = [sys.executable, "-W", "ignore", "-c", HUB]
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True, timeout=100).stdout
+    ended = programs.run(HUB, environment=environment, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("why", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}], ids=str)
+def test_offline_a_hub_model_says_what_to_do(tmp_path, why):
+    said = ask_hub({**why, "HF_HOME": str(tmp_path)})
+    assert said.startswith("ModelLoadError")
+    assert "model='demo'" in said
+    assert "BAAI/bge-small-en-v1.5" in said
+
+
+def test_a_hub_that_never_answers_is_given_up(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        said = ask_hub({"HF_HOME": str(tmp_path), "HF_ENDPOINT": url, "HF_HUB_ETAG_TIMEOUT": "1"})
+    assert "no answer in 1 s; a larger HF_HUB_ETAG_TIMEOUT= waits longer" in said
 
 
 class Hub(BaseHTTPRequestHandler):

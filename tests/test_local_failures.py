@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import models
+import programs
 from bge_integrations.catalog import find_model
 from bge_integrations.errors import BadAnswerError, BGEError, ConfigError, ModelLoadError, TextError
 from bge_integrations.local.engine import LocalEngine
@@ -21,18 +22,18 @@ pytestmark = pytest.mark.slow
 
 PREAMBLE = f"""
 import sys
-sys.path.insert(0, {str(Path(models.__file__).parent)!r})
-import models
 from bge_integrations.catalog import find_model
 from bge_integrations.errors import BGEError
 from bge_integrations.local.engine import LocalEngine
-engine = LocalEngine(find_model(models.demo()), backend="torch")
+demo = find_model({str(models.demo())!r})
+engine = LocalEngine(demo, backend="torch")
 """
 
 
-def run(code: str, seconds: float = 110) -> str:
-    arguments = [sys.executable, "-W", "ignore", "-c", PREAMBLE + code]
-    return subprocess.run(arguments, check=True, timeout=seconds, capture_output=True, text=True).stdout
+def run(code: str) -> str:
+    ended = programs.run(PREAMBLE + code, timeout=110)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 class Panic(BaseException):
@@ -78,8 +79,9 @@ def worker_of(engine):
     return engine._scheduler.loop
 
 
-@pytest.mark.parametrize("error", [Panic, ValueError, MemoryError, GeneratorExit])
-@pytest.mark.parametrize("count", [1, 7, 700])
+@pytest.mark.parametrize(
+    ("error", "count"), [(Panic, 1), (Panic, 7), (Panic, 700), (ValueError, 7), (MemoryError, 7), (GeneratorExit, 7)]
+)
 def test_a_text_at_which_the_tokenizer_fails_is_named_and_the_worker_lives(engine, error, count):
     worker, tokenizer = worker_of(engine), backend_of(engine).tokenizer
     tokenizer._tokenizer = Faulty(tokenizer._tokenizer, lambda text: "poison" in text, error)
@@ -236,7 +238,7 @@ import os, signal, threading
 texts = ["text %d" % i for i in range(300)]
 stop = threading.Event()
 def work():
-    mine = LocalEngine(find_model(models.demo()), backend="torch")
+    mine = LocalEngine(demo, backend="torch")
     while not stop.is_set():
         mine.encode(texts[:40], role="document")
         engine.encode(texts[:3], role="query")
@@ -253,7 +255,7 @@ for turn in range(25):
     if child == 0:
         signal.alarm(40)
         same = abs(engine.encode(texts[:4], role="document") - wanted).max() < 1e-5
-        other = LocalEngine(find_model(models.demo()), backend="torch")
+        other = LocalEngine(demo, backend="torch")
         same &= abs(other.encode(texts[:4], role="document") - wanted).max() < 1e-5
         os._exit(0 if same else 1)
     failed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
@@ -288,8 +290,7 @@ thread.join()
 
 
 def test_at_the_end_of_the_interpreter_a_call_answers_or_says_why_it_does_not():
-    out = run(
-        """
+    code = """
 import atexit
 class Late:
     def __del__(self):
@@ -312,10 +313,10 @@ late = Late()
 late.itself = late
 import builtins
 builtins.kept = late
-""",
-        60,
-    )
-    lines = out.splitlines()
+"""
+    arguments = [sys.executable, "-W", "ignore", "-c", PREAMBLE + code]  # a program of its own, which ends as one does
+    run = subprocess.run(arguments, check=True, timeout=60, capture_output=True, text=True)
+    lines = run.stdout.splitlines()
     assert [line for line in lines if line.startswith("atexit")] != []
     assert all(line.endswith(("(1, 256)", "BGEError")) for line in lines)
 
