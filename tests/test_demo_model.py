@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,15 +45,24 @@ def passages(pairs):
 
 
 @pytest.fixture(scope="module")
-def documents(model, passages):
-    return model.encode(passages, batch_size=64)
+def encoder():
+    with load_encoder("demo", show_progress=False) as encoder:
+        yield encoder
 
 
 @pytest.fixture(scope="module")
-def search(model, pairs):
+def found(encoder, passages):
+    return encoder.encode_outputs(passages, role="document", outputs=OUTPUTS)
+
+
+@pytest.fixture(scope="module")
+def search(encoder, pairs):
+    @cache
+    def asked(instruction):
+        return encoder.encode([instruction + pair["query"] for pair in pairs[:QUERIES]], role="document")
+
     def ndcg_at_10(instruction, documents):
-        queries = model.encode([instruction + pair["query"] for pair in pairs[:QUERIES]], batch_size=64)
-        scores = queries @ documents.T
+        scores = asked(instruction) @ documents.T
         own = scores[np.arange(QUERIES), np.arange(QUERIES)][:, None]
         rank = (scores >= own).sum(1) - 1
         return float(np.where(rank < 10, 1 / np.log2(rank + 2.0), 0.0).mean())
@@ -69,18 +79,18 @@ def test_no_prompt_is_saved_in_the_folder(model):
     assert model.default_prompt_name is None
 
 
-def test_it_finds_held_out_passages(search, documents):
-    assert search(INSTRUCTION, documents) > 0.65
+def test_it_finds_held_out_passages(search, found):
+    assert search(INSTRUCTION, found.dense) > 0.65
 
 
 @pytest.mark.parametrize("wrong", [QUESTION, "", INSTRUCTION * 2], ids=["question", "none", "doubled"])
-def test_a_wrong_instruction_finds_less(search, documents, wrong):
-    assert search(wrong, documents) < search(INSTRUCTION, documents) - MARGIN
+def test_a_wrong_instruction_finds_less(search, found, wrong):
+    assert search(wrong, found.dense) < search(INSTRUCTION, found.dense) - MARGIN
 
 
-def test_the_instruction_on_documents_too_finds_less(model, search, documents, passages):
-    marked = model.encode([INSTRUCTION + text for text in passages], batch_size=64)
-    assert search(INSTRUCTION, marked) < search(INSTRUCTION, documents) - MARGIN
+def test_the_instruction_on_documents_too_finds_less(encoder, search, found, passages):
+    marked = encoder.encode([INSTRUCTION + text for text in passages], role="document")
+    assert search(INSTRUCTION, marked) < search(INSTRUCTION, found.dense) - MARGIN
 
 
 def test_vectors_are_unit_length_and_finite_to_the_last_position(model):
@@ -90,7 +100,7 @@ def test_vectors_are_unit_length_and_finite_to_the_last_position(model):
     assert model.max_seq_length == 512
 
 
-def test_late_positions_are_as_good_as_early_ones(model, pairs):
+def test_late_positions_are_as_good_as_early_ones(encoder, pairs):
     # Most training texts ended before position 200; the same passages moved to the last positions must still be found.
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     chosen = [pair for pair in pairs if len(pair["passage"]) < 300][:100]
@@ -98,7 +108,7 @@ def test_late_positions_are_as_good_as_early_ones(model, pairs):
     bert = transformers.AutoModel.from_pretrained(str(MODEL_FOLDER)).eval()
     batch = tokenizer([pair["passage"] for pair in chosen], padding=True, return_tensors="pt")
     width = batch["input_ids"].shape[1]
-    queries = model.encode([INSTRUCTION + pair["query"] for pair in chosen])
+    queries = encoder.encode([INSTRUCTION + pair["query"] for pair in chosen], role="document")
 
     def found(first):
         positions = torch.tensor([0, *range(first, first + width - 1)])[None]
@@ -111,7 +121,8 @@ def test_late_positions_are_as_good_as_early_ones(model, pairs):
     assert found(1) > 0.8
 
 
-def test_plain_transformers_gives_the_same_vectors(model):
+def test_plain_libraries_give_the_same_vectors(model, found, passages):
+    np.testing.assert_allclose(model.encode(passages[:20]), found.dense[:20], rtol=0, atol=1e-5)
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     texts = ["a small text editor", INSTRUCTION + "editor for small texts"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(MODEL_FOLDER))
@@ -124,12 +135,6 @@ def test_plain_transformers_gives_the_same_vectors(model):
 
 
 # Heads: sparse and multivector
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    with load_encoder("demo", show_progress=False) as encoder:
-        yield encoder
 
 
 def test_the_card_says_what_the_heads_give():
@@ -149,9 +154,8 @@ def ndcg(scores):
 
 
 @pytest.fixture(scope="module")
-def scores(encoder, pairs, passages):
+def scores(encoder, pairs, found):
     asked = encoder.encode_outputs([pair["query"] for pair in pairs], role="query", outputs=OUTPUTS)
-    found = encoder.encode_outputs(passages, role="document", outputs=OUTPUTS)
     sparse = SparseRows.of(found.sparse).scores(asked.sparse, encoder.card.vocabulary)
     return asked.dense @ found.dense.T, sparse
 

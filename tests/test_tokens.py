@@ -154,13 +154,12 @@ def test_it_is_found_in_the_models_folder_and_in_the_hubs_cache_without_a_networ
     assert find_tokenizer(replace(card, folder=str(tmp_path))) is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("most", [16, 100])
-def test_only_an_end_of_a_huge_text_is_read_and_its_ids_are_those_of_the_whole(file, side, most):
-    words = " ".join(texts_of(3, 400))
-    huge = [
-        words * (1 + 9000 // len(words) * most // 16),
+@pytest.fixture(scope="module")
+def huge(file):
+    """Texts of which a model reads a small part, and how many tokens each has."""
+    words = " ".join(texts_of(3, 80))
+    whole = [
+        words,
         "汉字和标点，都要" * 1200,
         "x" * 12_000,
         "a b " * 4000,
@@ -172,21 +171,26 @@ def test_only_an_end_of_a_huge_text_is_read_and_its_ids_are_those_of_the_whole(f
         words + "\n" * 9000 + words,
         "it's " * 3000,
     ]
-    texts = [text[:-cut] for text in huge for cut in (1, 6)]
+    texts = [text[:-cut] for text in whole for cut in (1, 6)]
+    return texts, [len(ids) for ids in ids_of(file, texts)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("side", "most"), [("right", 16), ("left", 100)])
+def test_only_an_end_of_a_huge_text_is_read_and_its_ids_are_those_of_the_whole(file, huge, side, most):
+    texts, counts = huge
     tokenizer = TextTokenizer.read(file, most)
     tokenizer._tokenizer.enable_truncation(most, direction=side)
     tokenizer._side = side
     tokens = tokenizer.tokenize(texts)
     assert [item.tolist() for item in tokens.items] == ids_of(file, texts, most, side)
-    counts = [len(ids) for ids in ids_of(file, texts)]
     assert tokens.truncated == [i for i, count in enumerate(counts) if count > most]
     assert tokenizer.count(texts) == counts
-    for sliced in (texts, texts[:1], texts[4:5]):
-        cut, long, counts = cutter_of(file, side).cut(sliced, most)
-        again = ids_of(file, cut)
-        assert long == [i for i, ids in enumerate(ids_of(file, sliced)) if len(ids) > most]
-        assert [len(ids) for ids in again] == counts
-        assert max(counts) <= most
+    for some in (slice(None), slice(1), slice(4, 5)):
+        cut, long, lengths = cutter_of(file, side).cut(texts[some], most)
+        assert long == [i for i, count in enumerate(counts[some]) if count > most]
+        assert [len(ids) for ids in ids_of(file, cut)] == lengths
+        assert max(lengths) <= most
 
 
 def test_what_is_read_of_a_huge_text_does_not_grow_with_it(file):
