@@ -225,7 +225,7 @@ def test_what_the_encoder_refuses_is_noted_too():
 
 def test_a_failing_host_is_not_a_bad_row():
     encoder = BGEBatchEncoder(
-        "bge-small", role="document", base_url="http://127.0.0.1:9", max_retries=0, timeout=5, errors="why"
+        "bge-small", role="document", base_url="http://127.0.0.1:9", max_retries=0, timeout=60, errors="why"
     )
     with pytest.raises(HostUnavailableError):
         encoder(batch("one", "two"))

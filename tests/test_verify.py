@@ -151,11 +151,34 @@ def expected(fault, place, protocol):
     return verdict, cause, findings
 
 
-@pytest.mark.parametrize("fault", TABLE, ids=lambda fault: fault or "nothing wrong")
-@pytest.mark.parametrize("encoder", ["openai", "space"], indirect=True)
-def test_every_misbehaviour_is_named(place, encoder, fault, request):
+FAULTS = {"argnames": "fault", "ids": lambda fault: fault or "nothing wrong"}
+
+
+# Each fault at a host of each protocol and of each model; not each of each, where neither alters what the other does.
+@pytest.mark.parametrize(**FAULTS, argvalues=TABLE)
+@pytest.mark.parametrize("encoder", ["openai"], indirect=True)
+@pytest.mark.parametrize("place", ["random"], indirect=True)
+def test_every_misbehaviour_is_named(place, encoder, fault):
+    check_that_it_is_named(place, encoder, fault)
+
+
+@pytest.mark.parametrize(**FAULTS, argvalues=TABLE)
+@pytest.mark.parametrize("encoder", ["space"], indirect=True)
+@pytest.mark.parametrize("place", ["demo"], indirect=True)
+def test_every_misbehaviour_of_a_space_is_named(place, encoder, fault):
+    check_that_it_is_named(place, encoder, fault)
+
+
+@pytest.mark.parametrize(**FAULTS, argvalues=sorted(UNSEEN))
+@pytest.mark.parametrize("encoder", ["space"], indirect=True)
+@pytest.mark.parametrize("place", ["random"], indirect=True)
+def test_a_misbehaviour_of_a_space_that_the_bundled_model_does_not_show_is_named(place, encoder, fault):
+    check_that_it_is_named(place, encoder, fault)
+
+
+def check_that_it_is_named(place, encoder, fault):
     place.fault = fault
-    protocol = request.node.callspec.params["encoder"]
+    protocol = encoder.endpoint.provider.protocol
     # Of a changed wording, behaviour shows a prefix in the usage figures, which a Space does not give.
     behaviour = fault not in WORDINGS or (fault in PREFIXED and protocol == "openai")
     report = verify(encoder, place.reference, others=[place.other], behaviour=behaviour)
