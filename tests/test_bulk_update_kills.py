@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +38,8 @@ NEW = [
     {"id": "k1", "text": "text 18", "n": 1},
 ]
 
-# Forks a child for each moment: right before, or right after, the nth time that something is made to last.
+# Forks a child for each moment: right before, or right after, the nth time that something is made to last. A process
+# that is killed after fsync leaves the files that one leaves before it.
 MOMENTS = textwrap.dedent("""
     import os, shutil, signal, sys
     from pathlib import Path
@@ -61,7 +63,7 @@ MOMENTS = textwrap.dedent("""
             return result
         setattr(os, name, counted)
 
-    for name, after in ((step, after) for step in steps.split() for after in (False, True)):
+    for name, after in ((step, after) for step in steps.split() for after in {False, step != "fsync"}):
         for moment in range(1, 80):
             folder = Path(root) / f"{name}-{'after' if after else 'before'}-{moment}"
             shutil.copytree(base, folder)
@@ -137,7 +139,7 @@ def test_killed_around_every_lasting_step(made, options, tmp_path):
     update(source, tmp_path / "undisturbed", made(), **options)
     undisturbed = contents(tmp_path / "undisturbed")
     folders = killed(source, base, root, made, options)
-    assert len(folders) > 60
+    assert len(folders) > 50
     seen = set()
     for folder in folders:
         states = {"old": expected(OLD), "new": expected(NEW)}
@@ -206,6 +208,7 @@ def test_what_was_embedded_before_a_kill_is_not_embedded_again(tmp_path):
         staging = out / ".bge-update"
         while len(list(staging.glob("*.parquet"))) < 2:
             assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     again = HashEncoder()
     update(source, out, again)
@@ -220,6 +223,7 @@ def test_two_updates_of_one_folder_are_refused_and_the_lock_moves_with_the_manif
     with child(source, out, 3) as process:
         while not (out / ".bge-update").exists():
             assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
         with pytest.raises(ConfigError, match="another process is writing into"):
             update(source, out)
         process.kill()
@@ -242,7 +246,7 @@ def test_readers_meanwhile_see_one_state_or_an_error(tmp_path):
     readers = [threading.Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
-    for turn in range(12):
+    for turn in range(6):
         update(write(source, OLD if turn % 2 else NEW), out)
     stop.set()
     for reader in readers:

@@ -26,7 +26,6 @@ from bge_integrations.bulk import embed_files
 from bge_integrations.bulk.folder import read_manifest
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, HostUnavailableError, InputError, SpaceMismatchError
-from bge_integrations.local.select import usable_cores
 from bge_integrations.ray import (
     BGEBatchEncoder,
     RayShards,
@@ -39,6 +38,7 @@ from bge_integrations.ray import (
 from bge_integrations.ray.files import Folder, Writer, find_finished
 from bge_integrations.ray.placement import plan_tasks
 from encoders import HashEncoder
+from ray_jobs import ROWS, Alone, Deadly, Halting, columns, cores_of_a_worker, dataset, number, texts_in
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 pytest.importorskip("ray.data", reason="Ray is installed without its data part")
@@ -58,37 +58,8 @@ pytestmark = [
 ]
 
 STORE = 100_000_000
-# Workers and drivers import this module, and the package from where it was imported here.
+# Workers and drivers import ray_jobs from here, and the package from where it was imported here.
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), str(Path(bge_integrations.__file__).parents[1])])
-ROWS = 150
-
-
-class Halting(HashEncoder):
-    """Leaves a line in a diary for each text it begins, by process.
-
-    Halts till there is a ``go``: when ``until`` texts were begun, or at the texts from number ``at`` on.
-    """
-
-    def __init__(self, diary: Path, until: int = 10**9, at: int = 10**9) -> None:
-        super().__init__(batch=5, before_batch=partial(note, str(diary), until, at))
-
-
-def note(diary: str, until: int, at: int, rows: range, texts: list[str]) -> None:
-    folder, end = Path(diary), time.monotonic() + 60
-    with (folder / str(os.getpid())).open("a") as file:
-        file.write("".join(f"{text}\n" for text in texts))
-    late = number(texts[-1]) >= at
-    while (late or len(texts_in(folder)) > until) and not folder.with_name("go").exists():
-        assert time.monotonic() < end, "nobody said go"
-        time.sleep(0.02)
-
-
-def number(text: str) -> int:
-    return int(text.split()[1])
-
-
-def texts_in(diary: Path) -> list[str]:
-    return [text for path in diary.iterdir() for text in path.read_text().splitlines()]
 
 
 def alive(pid: int) -> bool:
@@ -151,6 +122,11 @@ def cluster():
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_lines(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
 @pytest.fixture
 def rows(tmp_path) -> Path:
     path = tmp_path / "rows.jsonl"
@@ -163,11 +139,6 @@ def diary(tmp_path) -> Path:
     folder = tmp_path / "diary"
     folder.mkdir()
     return folder
-
-
-def dataset(rows: int = ROWS, blocks: int = 3):
-    items = [{"id": f"k{i}", "text": f"text {i}", "n": i} for i in range(rows)]
-    return ray.data.from_items(items, override_num_blocks=blocks)
 
 
 def check(folder: Path, encoder, rows: int = ROWS) -> None:
@@ -333,13 +304,7 @@ def test_a_cluster_that_is_not_there_is_missed_at_once(rows, tmp_path, capsys):
     assert "is not sent" in capsys.readouterr().err
 
 
-# Datasets
-
-
-def cores_of_a_worker() -> tuple[int, int]:
-    encoder = BGEBatchEncoder("demo", role="document")
-    encoder.encode(["one"])
-    return encoder.loaded().describe()["threads"], usable_cores()
+# The bundled model, first: workers that have loaded it are used again, and the kills come later
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is one thread anyway")
@@ -347,15 +312,55 @@ def test_a_worker_computes_with_the_cores_it_was_granted(cluster):
     assert ray.get(ray.remote(num_cpus=1)(cores_of_a_worker).remote(), timeout=60) == (1, 1)
 
 
-def test_a_dataset_on_two_nodes_is_one_machines_and_is_embedded_once(cluster, tmp_path, demo):
+def test_files_on_the_cluster_are_those_of_one_machine(cluster, rows, tmp_path, demo):
+    seen: list[int] = []
+    encoder = load_encoder("demo")
+    options = {"columns": columns(), "shard_rows": 40, "on_progress": lambda report: seen.append(report.embedded)}
+    report = embed_files(str(rows), tmp_path / "ray", encoder, on=RayShards, **options)
+    embed_files(str(rows), tmp_path / "one", demo, columns=columns(), shard_rows=40)
+    assert (report.rows, report.shards, seen[-1], encoder.usage.texts) == (ROWS, 4, ROWS, ROWS)
+    assert encoder.usage.tokens > 0
+    manifests = [(tmp_path / name / ".manifest.jsonl").read_bytes() for name in ("ray", "one")]
+    assert manifests[0] == manifests[1]
+    check(tmp_path / "ray", demo)
+
+
+def test_long_texts_on_the_cluster_are_one_warning_here(cluster, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", ["word " * 5000 if i % 20 == 7 else f"text {i}" for i in range(60)])
+    with pytest.warns(UserWarning, match="3 of 60 texts are longer") as caught:
+        embed_files(source, tmp_path / "out", load_encoder("demo"), shard_rows=20, on=RayShards)
+    assert len(caught) == 1
+
+
+def test_rows_that_the_encoder_refuses_on_the_cluster_have_the_place_of_the_input(cluster, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", ["word " * 5000 if i == 26 else f"text {i}" for i in range(40)])
+    encoder = load_encoder("demo", truncate="error")
+    report = embed_files(source, tmp_path / "out", encoder, shard_rows=10, on=RayShards)
+    assert (report.rows, report.errors) == (40, 1)
+    assert json.loads((tmp_path / "out" / ".errors.jsonl").read_text())["line"] == 27
+    with pytest.raises(InputError, match=r"line 27 of .*in.jsonl': longer than"):
+        embed_files(source, tmp_path / "stop", encoder, shard_rows=10, on=RayShards, on_error="stop")
+    assert len(files(tmp_path / "stop")) == 2
+
+
+def test_bge_embed_on_ray_is_bge_embed(cluster, rows, tmp_path, demo, capsys):
+    arguments = ["embed", str(rows), "--id", "id", "--keep", "n", "--shard-rows", "60", "--model", "demo"]
+    assert main([*arguments, "-o", str(tmp_path / "ray"), "--on", "ray", "--address", cluster.address]) == 0
+    assert main([*arguments, "-o", str(tmp_path / "one")]) == 0
+    there, here = (sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("ray", "one"))
+    assert there == here
+    assert (tmp_path / "ray" / ".manifest.jsonl").read_bytes() == (tmp_path / "one" / ".manifest.jsonl").read_bytes()
+    check(tmp_path / "ray", demo)
+
+
+# Datasets
+
+
+def test_a_dataset_on_two_nodes_is_one_machines(cluster, tmp_path, demo):
     folder = tmp_path / "out"
     assert embed_dataset(dataset(), str(folder), model="demo", block_rows=50) == Written(ROWS, 0, 3)
     check(folder, demo)
     assert parquet.read_schema(files(folder)[0]).names == ["id", "text", "n", "embedding"]
-    files(folder)[0].unlink()
-    (folder / f".bge-{32 * '0'}-of-a-kill.partial").write_bytes(b"PAR1")
-    assert embed_dataset(dataset(), str(folder), model="demo", block_rows=50) == Written(50, 100, 3)
-    check(folder, demo)
     with pytest.raises(SpaceMismatchError, match="another folder"):
         embed_dataset(dataset(), str(folder), encoder=HashEncoder())
 
@@ -469,7 +474,7 @@ DRIVER = """
     import sys
     from pathlib import Path
     import ray
-    from test_ray import Halting, dataset
+    from ray_jobs import Halting, dataset
     from bge_integrations.ray import embed_dataset
 
     ray.init(address=sys.argv[1], log_to_driver=False)
@@ -499,6 +504,7 @@ def test_a_dataset_whose_driver_is_killed_goes_on(cluster, tmp_path, diary):
     kill_when(driver, lambda: len(files(folder)) >= 3 and len(texts_in(diary)) > 60)
     until(lambda: not workers_in(diary))
     done = {i for path in files(folder) for i in parquet.read_table(path)["id"].to_pylist()}
+    (folder / f".bge-{32 * '0'}-of-a-kill.partial").write_bytes(b"PAR1")
     for path in diary.iterdir():
         path.unlink()
     written = embed_dataset(dataset(), str(folder), encoder=Halting(diary), block_rows=10)
@@ -508,62 +514,7 @@ def test_a_dataset_whose_driver_is_killed_goes_on(cluster, tmp_path, diary):
     check(folder, HashEncoder())
 
 
-# Files on the cluster, and bge embed --on ray
-
-
-def columns():
-    from bge_integrations.bulk import Columns
-
-    return Columns(id="id", keep=("n",))
-
-
-def write_lines(path: Path, texts: list[str]) -> str:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
-
-
-def test_files_on_the_cluster_are_those_of_one_machine(cluster, rows, tmp_path, demo):
-    seen: list[int] = []
-    encoder = load_encoder("demo")
-    options = {"columns": columns(), "shard_rows": 40, "on_progress": lambda report: seen.append(report.embedded)}
-    report = embed_files(str(rows), tmp_path / "ray", encoder, on=RayShards, **options)
-    embed_files(str(rows), tmp_path / "one", demo, columns=columns(), shard_rows=40)
-    assert (report.rows, report.shards, seen[-1], encoder.usage.texts) == (ROWS, 4, ROWS, ROWS)
-    assert encoder.usage.tokens > 0
-    manifests = [(tmp_path / name / ".manifest.jsonl").read_bytes() for name in ("ray", "one")]
-    assert manifests[0] == manifests[1]
-    check(tmp_path / "ray", demo)
-
-
-def test_long_texts_on_the_cluster_are_one_warning_here(cluster, tmp_path):
-    source = write_lines(tmp_path / "in.jsonl", ["word " * 5000 if i % 20 == 7 else f"text {i}" for i in range(60)])
-    with pytest.warns(UserWarning, match="3 of 60 texts are longer") as caught:
-        embed_files(source, tmp_path / "out", load_encoder("demo"), shard_rows=20, on=RayShards)
-    assert len(caught) == 1
-
-
-def test_rows_that_the_encoder_refuses_on_the_cluster_have_the_place_of_the_input(cluster, tmp_path):
-    source = write_lines(tmp_path / "in.jsonl", ["word " * 5000 if i == 26 else f"text {i}" for i in range(40)])
-    encoder = load_encoder("demo", truncate="error")
-    report = embed_files(source, tmp_path / "out", encoder, shard_rows=10, on=RayShards)
-    assert (report.rows, report.errors) == (40, 1)
-    assert json.loads((tmp_path / "out" / ".errors.jsonl").read_text())["line"] == 27
-    with pytest.raises(InputError, match=r"line 27 of .*in.jsonl': longer than"):
-        embed_files(source, tmp_path / "stop", encoder, shard_rows=10, on=RayShards, on_error="stop")
-    assert len(files(tmp_path / "stop")) == 2
-
-
-class Alone:
-    """Fails where two batches are computed at a time."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = str(place)
-
-    def __call__(self, rows: range, texts: list[str]) -> None:
-        place = Path(self.place)
-        place.touch(exist_ok=False)
-        time.sleep(0.05)
-        place.unlink()
+# Files on the cluster
 
 
 def test_no_more_shards_at_a_time_than_workers_were_asked_for(cluster, rows, tmp_path, diary):
@@ -576,12 +527,6 @@ def test_no_more_shards_at_a_time_than_workers_were_asked_for(cluster, rows, tmp
     alone = HashEncoder(before_batch=Alone(tmp_path / "busy"))
     report = embed_files(str(rows), tmp_path / "one", alone, shard_rows=30, on=partial(RayShards, workers=1))
     assert report.rows == ROWS
-
-
-class Deadly:
-    def __call__(self, rows: range, texts: list[str]) -> None:
-        if "poison" in texts:
-            os._exit(1)
 
 
 def test_a_text_that_ends_its_worker_does_not_do_so_for_ever(cluster, tmp_path, monkeypatch):
@@ -621,7 +566,7 @@ FILES = """
     import sys
     from functools import partial
     from pathlib import Path
-    from test_ray import Halting, columns
+    from ray_jobs import Halting, columns
     from bge_integrations.bulk import embed_files
     from bge_integrations.ray import RayShards
 
@@ -643,13 +588,3 @@ def test_files_whose_driver_is_killed_go_on_even_without_ray(cluster, rows, tmp_
     assert (report.rows, report.shards) == (ROWS, 5)
     assert 2 <= report.resumed <= 3
     check(folder, HashEncoder())
-
-
-def test_bge_embed_on_ray_is_bge_embed(cluster, rows, tmp_path, demo, capsys):
-    arguments = ["embed", str(rows), "--id", "id", "--keep", "n", "--shard-rows", "60", "--model", "demo"]
-    assert main([*arguments, "-o", str(tmp_path / "ray"), "--on", "ray", "--address", cluster.address]) == 0
-    assert main([*arguments, "-o", str(tmp_path / "one")]) == 0
-    there, here = (sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("ray", "one"))
-    assert there == here
-    assert (tmp_path / "ray" / ".manifest.jsonl").read_bytes() == (tmp_path / "one" / ".manifest.jsonl").read_bytes()
-    check(tmp_path / "ray", demo)
