@@ -273,6 +273,17 @@ def test_killed_at_any_moment_and_run_again_it_ends_the_same(place, killed_uploa
         assert (done.rows, done.deleted) == (0, 0)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_what_a_killed_upload_wrote_is_deleted_where_the_shards_have_lost_it_since(place, killed_upload, tmp_path):
+    folder = embed(tmp_path / "out", OLD)
+    upload_files(folder, place.into, **place.where)
+    embed(folder, NEW)
+    assert killed_upload(folder, place, ("put", 1, "after")) == -signal.SIGKILL
+    embed(folder, OLD)
+    upload_files(folder, place.into, **place.where, update=True)
+    assert rows_of(place) == expected(OLD)
+
+
 # Without a store of its own kind: the record
 
 
