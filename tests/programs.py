@@ -37,7 +37,7 @@ def _run(code: str, arguments: list[str], environment: dict[str, str], shown: st
     # The descriptors themselves: native code and programs that this one starts write to them.
     for path, number in ((shown, 1), (failed, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
     sys.path[:0] = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part not in sys.path]
     sys.argv = ["-c", *arguments]
     exec(code, {"__name__": "__main__"})
