@@ -16,7 +16,9 @@ demo: $(VENV)/.demo
 quick: $(VENV)/.test
 	$(MAKE) --no-print-directory --jobs 2 lint types house unit-quick
 
-test: $(VENV)/.test $(if $(CI),system) lint types house unit notebooks
+# All at once: a good part of the units waits for servers, hubs and clusters.
+test: $(VENV)/.test $(if $(CI),system)
+	$(MAKE) --no-print-directory --jobs 2 unit lint types house notebooks
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -53,13 +55,13 @@ house: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -ra -q
+	$(BIN)/python -m pytest -n 3 --dist loadfile -ra -q
 
 unit-quick: $(VENV)/.test
 	PYTHON=$(BIN)/python scripts/quick.sh installed
 
 notebooks: $(VENV)/.test
-	$(BIN)/python -m pytest --nbmake notebooks -n 2 -q -p no:cacheprovider
+	$(BIN)/python -m pytest --nbmake notebooks -q -p no:cacheprovider
 
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

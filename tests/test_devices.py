@@ -67,7 +67,7 @@ def test_scores_are_those_of_one_device(backend):
         load_reranker(folder, backend=backend, devices=TWO) as several,
     ):
         wanted = one.score("which text?", passages, scale="logit")
-        np.testing.assert_allclose(several.score("which text?", passages, scale="logit"), wanted, atol=1e-5)
+        np.testing.assert_allclose(several.score("which text?", passages, scale="logit"), wanted, atol=1e-4)
         assert several.longest == one.longest
 
 
