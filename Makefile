@@ -60,8 +60,9 @@ unit: $(VENV)/.test
 unit-quick: $(VENV)/.test
 	PYTHON=$(BIN)/python scripts/quick.sh installed
 
+# PASSIVE as in tests/conftest.py: torch's threads that wait for one another sleep, and leave the cores to the units.
 notebooks: $(VENV)/.test
-	$(BIN)/python -m pytest --nbmake notebooks -q -p no:cacheprovider
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --nbmake notebooks -q -p no:cacheprovider
 
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
