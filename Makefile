@@ -55,7 +55,7 @@ house: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -n 3 --dist loadfile -ra -q
+	$(BIN)/python -m pytest -n 4 --dist loadfile -ra -q
 
 unit-quick: $(VENV)/.test
 	PYTHON=$(BIN)/python scripts/quick.sh installed
