@@ -55,25 +55,17 @@ MOMENTS = textwrap.dedent("""
     pyarrow.array(["imports more"])  # once, for all children
     import encoders
     from bge_integrations.bulk import embed_files
+    from killing import die_at
 
     rows, root, made, *options = sys.argv[1:]
     options = eval(*options)
-
-    def die_at(name, moment):
-        real, left = getattr(os, name), [moment]
-        def counted(*args, **more):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **more)
-        setattr(os, name, counted)
 
     for name in ("fsync", "replace", "truncate"):
         for moment in range(1, 40):
             folder = Path(root) / f"{name}-{moment}"
             child = os.fork()
             if not child:
-                die_at(name, moment)
+                die_at(os, name, moment, after=False)
                 embed_files(rows, folder, getattr(encoders, made)(), shard_rows=10, **options)
                 os._exit(0)
             status = os.waitpid(child, 0)[1]

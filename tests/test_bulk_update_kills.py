@@ -47,21 +47,10 @@ MOMENTS = textwrap.dedent("""
     pyarrow.array(["imports more"])  # once, for all children
     import encoders
     from bge_integrations.bulk import Columns, embed_files
+    from killing import die_at
 
     rows, base, root, made, options, steps = sys.argv[1:]
     options = eval(options)
-
-    def die_at(name, moment, after):
-        real, left = getattr(os, name), [moment]
-        def counted(*args, **more):
-            left[0] -= 1
-            if left[0] == 0 and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = real(*args, **more)
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-        setattr(os, name, counted)
 
     for name, after in ((step, after) for step in steps.split() for after in {False, step != "fsync"}):
         for moment in range(1, 80):
@@ -69,7 +58,7 @@ MOMENTS = textwrap.dedent("""
             shutil.copytree(base, folder)
             child = os.fork()
             if not child:
-                die_at(name, moment, after)
+                die_at(os, name, moment, after=after)
                 embed_files(rows, folder, getattr(encoders, made)(), shard_rows=10, update=True,
                             columns=Columns(id="id", keep=("n",)), **options)
                 os._exit(0)

@@ -198,25 +198,11 @@ KILLER = textwrap.dedent("""
     pyarrow.array(["imports more"])
     from bge_integrations.bulk.upload import _MODULES, upload_files
     from bge_integrations.bulk.upload.record import Record
+    from killing import die_at
 
     LATER = {  # what else the client imports when it opens a store
         "qdrant": "portalocker", "chroma": "chromadb.api.rust", "faiss": "langchain_community.docstore.in_memory"
     }
-
-    def die_at(target, name, moment, after):
-        kind = target if hasattr(target, name) else Record
-        real, left = getattr(kind, name), [moment]
-
-        def counted(*args, **more):
-            left[0] -= 1
-            if left[0] == 0 and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = real(*args, **more)
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        setattr(kind, name, counted)
 
     for line in sys.stdin:
         (folder, into, module, where), (name, moment, when) = json.loads(line)
@@ -225,7 +211,7 @@ KILLER = textwrap.dedent("""
         import_module(LATER.get(into, module))
         child = os.fork()
         if not child:
-            die_at(target, name, moment, when == "after")
+            die_at(target if hasattr(target, name) else Record, name, moment, after=when == "after")
             upload_files(folder, into, update=True, **where)
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

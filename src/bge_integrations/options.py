@@ -134,7 +134,7 @@ _WANTED: dict[Any, str] = {
     "key": "a string, a SecretStr, or a function that returns the key",
     "headers": "a mapping of strings to strings",
     "weights": "three numbers",
-    "names": "a list of strings",
+    "names": "a list of strings that are not empty",
     Any: "an object, or a string that is not empty",
 }
 _CHECKS: dict[Any, Callable[[Any], bool]] = {

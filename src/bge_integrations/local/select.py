@@ -60,7 +60,7 @@ class Settings:
     def _check_devices(self) -> None:
         if self.device is not None and self.devices:
             raise ConfigError("pass device= or devices=, not both")
-        asked = self.devices or tuple(filter(None, [self.device]))
+        asked = self.devices or (() if self.device is None else (self.device,))
         if len({device.partition(":")[0] for device in asked}) > 1:
             raise ConfigError(f"devices= must be of one kind, such as ['cuda:0', 'cuda:1'], not {list(asked)}")
         for device in asked:

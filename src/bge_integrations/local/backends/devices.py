@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -51,11 +51,10 @@ class DevicesBackend(Backend):
         """Return what each device computed, in the order of the items."""
         count = len(self.backends)
         shares = [items[first::count] for first in range(min(count, len(items)))]
-        others = [
-            _threads().submit(backend.forward, share, output)
-            for backend, share in zip(self.backends[1:], shares[1:], strict=False)
-        ]
+        others: list[Future[Any]] = []
         try:
+            for backend, share in zip(self.backends[1:], shares[1:], strict=False):
+                others.append(_threads().submit(backend.forward, share, output))
             own = self.backends[0].forward(shares[0], output)
         finally:
             wait(others)  # no device computes on while the batch is tried again in halves, or a fork goes ahead

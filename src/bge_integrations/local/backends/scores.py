@@ -97,12 +97,12 @@ class OnnxScores(OnnxGraph):
     def __init__(self, choice: Choice, card: ModelCard, folder: Path) -> None:
         tokenizer = PairTokenizer.read(folder, card.max_tokens)
         super().__init__(choice, folder, tokenizer, ["logits"], "export the model with its head")
-        self.pairs = tokenizer
 
     @property
     def longest(self) -> int:
         """Tokens of the longest pair so far."""
-        return self.pairs.longest
+        longest: int = self.tokenizer.longest
+        return longest
 
     def forward(self, items: Sequence[NDArray[np.int32]], output: Output) -> NDArray[np.float32]:  # noqa: ARG002
         """Return the logits of pairs."""
