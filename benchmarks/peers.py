@@ -168,7 +168,8 @@ def timed(work: Callable[[], Any]) -> dict[str, Any]:
     work()
     seconds = time.perf_counter() - start
     everybody, own = jiffies()
-    return {"seconds": seconds, "others": max(0.0, (everybody - all_before) - (own - own_before))}
+    others = max(0.0, (everybody - all_before) - (own - own_before))
+    return {"seconds": seconds, "wall": seconds, "others": others}
 
 
 def documents(engine: Engine, texts: list[str]) -> dict[str, Any]:

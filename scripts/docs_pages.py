@@ -477,13 +477,15 @@ def benchmarks_page(results: Path) -> str:
     ]
     for name, title, about in BENCHMARKS:
         parts.append(f"## {title}\n\n{about}\n")
-        file = results / f"{name}.json"
-        if file.exists():
+        files = [*results.glob(f"{name}.json"), *sorted(results.glob(f"{name}-*.json"))]
+        for file in files:
+            if file.stem != name:  # local-AVX2.json: the same on another kind of processor
+                parts.append(f"### {file.stem.removeprefix(name + '-')}\n")
             if file.with_suffix(".svg").exists():
-                parts.append(f"![{title}: {about}](img/{name}.svg)\n")
-            parts += _measured(json.loads(file.read_text("utf-8")), 3)
-            parts.append(f"From `benchmarks/results/{name}.json`, written by `python benchmarks/{name}.py`.\n")
-        else:
+                parts.append(f"![{title}: {about}](img/{file.stem}.svg)\n")
+            parts += _measured(json.loads(file.read_text("utf-8")), 3 + (file.stem != name))
+            parts.append(f"From `benchmarks/results/{file.name}`, written by `python benchmarks/{name}.py`.\n")
+        if not files:
             parts.append(f"**Not measured yet.** `python benchmarks/{name}.py` measures it.\n")
     return "\n".join(parts)
 

@@ -177,11 +177,11 @@ def check_vectors(rows: object, *, count: int, dimensions: int) -> Vectors:
 
 
 def _normalized(array: NDArray[Any]) -> Vectors:
-    with np.errstate(over="ignore", invalid="ignore"):
-        vectors = array.astype(np.float32, copy=False)
-        norms = np.linalg.norm(vectors, axis=1)
-    extreme = np.flatnonzero(~((norms > 1e-15) & (norms < 1e18)))
-    if not len(extreme):
+    vectors = array if array.dtype == np.float32 else _narrowed(array)
+    # A lone query comes here after its model has driven everything else out of the processor's caches: few calls into
+    # NumPy, and einsum, which does not warn of an overflow.
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    if all(1e-15 < norm < 1e18 for norm in norms.tolist()):
         return cast("Vectors", vectors / norms[:, None])
     wide = vectors.astype(np.float64)
     exact = np.linalg.norm(wide, axis=1)
@@ -190,6 +190,11 @@ def _normalized(array: NDArray[Any]) -> Vectors:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise BadAnswerError(f"vector {bad[0]} is not finite or is zero{more}", positions=bad)
     return cast("Vectors", (wide / exact[:, None]).astype(np.float32))
+
+
+def _narrowed(array: NDArray[Any]) -> Vectors:
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _odd_rows(rows: object, dimensions: int) -> list[int]:

@@ -74,6 +74,9 @@ def pool(states: NDArray[Any], mask: NDArray[np.bool_], pooling: str) -> NDArray
         mask: where a token of the text stands, shape (texts, tokens); padding is on the right.
         pooling: one of ``KNOWN``.
     """
+    if pooling == "cls":
+        first: NDArray[np.float32] = states[:, 0]
+        return first
     lengths = mask.sum(1)
     if pooling == "mean":
         means: NDArray[np.float32] = (states * mask[:, :, None]).sum(1) / lengths[:, None]

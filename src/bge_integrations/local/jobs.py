@@ -185,6 +185,8 @@ def cut_batches(lengths: Indices, budget: int, *, padded: bool) -> list[Indices]
     Returns:
         Indices into ``lengths`` of each batch; within and across batches longest first.
     """
+    if len(lengths) == 1:
+        return [np.zeros(1, np.int64)]
     order = np.argsort(-lengths, kind="stable")
     batches: list[Indices] = []
     start = total = 0

@@ -74,11 +74,15 @@ class OnnxGraph(Backend):
 
     def run(self, items: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the output for token ids, and which of its tokens are no padding; ids may carry ``SECOND``."""
-        lengths = np.fromiter(map(len, items), np.int64, len(items))
-        mask = np.arange(lengths.max()) < lengths[:, None]
+        lengths = list(map(len, items))
+        shape = len(items), max(lengths)
         flat = np.concatenate(items).astype(np.int64)
-        ids, types = np.full(mask.shape, self.padding, np.int64), np.zeros(mask.shape, np.int64)
-        ids[mask], types[mask] = flat % SECOND, flat // SECOND
+        if flat.size == shape[0] * shape[1]:
+            mask, both = np.ones(shape, bool), flat.reshape(shape)
+        else:
+            mask, both = np.arange(shape[1]) < np.array(lengths)[:, None], np.full(shape, self.padding, np.int64)
+            both[mask] = flat
+        types, ids = np.divmod(both, SECOND)
         feed = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": types}
         return self.session.run([self.output], {name: feed[name] for name in self.inputs})[0], mask
 
