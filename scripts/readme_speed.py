@@ -48,10 +48,12 @@ def _local(found: Mapping[str, Any]) -> list[str]:
         ]
 
     machine = found["machine"]
+    where = f"{machine['cores']} cores ({machine['cpu']}; {machine['units']})"
+    texts = " or ".join(f"{count:,}" for count in sorted({engine["mixed"]["texts"] for engine in engines.values()}))
     head = ["local, bge-small-en-v1.5's shape", "passages", "short texts", "one query", "64 queries at once", "memory"]
     return [
-        f"Throughput relative to sentence-transformers' defaults, all libraries in one run on {machine['cores']} cores "
-        f"({machine['cpu']}); expect a smaller gap on Intel CPUs.\n",
+        f"Throughput relative to sentence-transformers' defaults on the same passages ({texts}), all libraries in one "
+        f"run on {where}; expect a smaller gap on Intel CPUs.\n",
         *_table(head, [row(*pair) for pair in _LOCAL if pair[1] in engines]),
         "",
     ]
