@@ -194,7 +194,7 @@ def test_calls_of_several_outputs_and_of_dense_share_the_worker(m3):
 
 @pytest.mark.filterwarnings("ignore:this CPU has no bfloat16")
 def test_bfloat16_keeps_the_heads_in_float32(m3):
-    with load_encoder(m3_folder(), precision="bfloat16", **QUIET) as encoder:
+    with load_encoder(m3_folder(), precision="bfloat16", backend="torch", **QUIET) as encoder:
         outputs = encoder.encode_outputs(TEXTS[:2], role="document")
     wanted = m3.encode_outputs(TEXTS[:2], role="document")
     assert (outputs.dense * wanted.dense).sum(1).min() > 0.999

@@ -109,11 +109,26 @@ def test_token_vectors_have_a_limit_of_their_own(url, wanted, inner):
     assert [len(rows) for rows in found] == [count - 1 for count in inner.count_tokens(texts)]
 
 
-def test_too_long_a_text_is_refused_where_that_is_asked_for():
-    with EveryOutput() as encoder, background(encoder) as url:  # a text as long as bge-m3 reads takes it seconds
+def too_long(encoder):
+    with encoder, background(encoder) as url:  # a text as long as bge-m3 reads takes it seconds
         refused = post(url, "/embed_sparse", inputs=["a", "word " * 20], truncate=False)
     assert refused.status_code == 413
     assert "text 1 is too long: 'BAAI/bge-small-en-v1.5' reads 16 tokens" in refused.json()["detail"]
+    return any("word" in text for text in encoder.seen)
+
+
+def test_too_long_a_text_is_refused_before_it_is_computed_where_that_is_asked_for():
+    assert not too_long(EveryOutput())
+
+
+def test_without_a_tokenizer_it_is_refused_when_the_model_has_truncated_it():
+    class Uncounted(EveryOutput):
+        def count_tokens(self, texts):
+            raise errors.ConfigError("no tokenizer")
+
+    encoder = Uncounted()
+    encoder.max_words = 14
+    assert too_long(encoder)
 
 
 @pytest.mark.parametrize(

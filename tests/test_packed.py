@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import models
 import programs
 from bge_integrations.catalog import find_model
-from bge_integrations.errors import BGEWarning, ModelLoadError
+from bge_integrations.errors import BGEWarning, ConfigError, ModelLoadError
 from bge_integrations.local.architecture import read_architecture
 from bge_integrations.local.backends.attention import Batch, choose_attention
 from bge_integrations.local.backends.packed import rows as matrix_rows
@@ -306,18 +306,26 @@ def test_weights_with_something_unknown_are_refused(tmp_path):
         assert "encoder.layer." in str(caught.value)
 
 
-def test_a_processor_without_bfloat16_is_warned_about(monkeypatch):
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_precision_that_the_processor_would_emulate_is_refused_unless_a_backend_is_named(precision, monkeypatch):
     import torch
 
-    from bge_integrations.local.select import warn_if_emulated
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False}, raising=False)
+    card = find_model(models.demo())
+    refused = pytest.raises(ConfigError, match=f"no {precision} arithmetic.*backend='torch'")
+    with LocalEngine(card, precision=precision) as engine, refused:
+        engine.encode(["a text"], role="document")
+    warned = pytest.warns(BGEWarning, match=f"no {precision} arithmetic")
+    with LocalEngine(card, precision=precision, backend="torch") as engine, warned:
+        assert len(engine.encode(["a text"], role="document")) == 1
 
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
-    with pytest.warns(BGEWarning, match="emulated"):
-        warn_if_emulated("bfloat16", "cpu")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    warn_if_emulated("bfloat16", "cpu")
-    warn_if_emulated("float32", "cpu")
-    warn_if_emulated("bfloat16", "cuda")
+
+def test_a_precision_that_the_processor_has_is_taken(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    with LocalEngine(find_model(models.demo()), precision="bfloat16") as engine:
+        assert len(engine.encode(["a text"], role="document")) == 1
 
 
 # Plans

@@ -158,7 +158,7 @@ def test_truncate_error_refuses_before_anything_is_computed(folder):
 def test_half_precision_stays_near(folder, reranker, precision):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", errors.BGEWarning)  # this CPU may emulate it
-        with load_reranker(folder, precision=precision) as half:
+        with load_reranker(folder, precision=precision, backend="torch") as half:
             scores = half.score(QUERY, PASSAGES, scale="logit")
     full = reranker.score(QUERY, PASSAGES, scale="logit")
     assert np.corrcoef(scores, full)[0, 1] > 0.98

@@ -22,6 +22,7 @@ __all__ = [
     "expand_user",
     "hide_in_url",
     "hide_secrets",
+    "is_loopback",
     "keys_from",
     "named_path",
     "switched_on",
@@ -307,3 +308,24 @@ def cache_path() -> Path:
     """
     given = variable("BGE_CACHE")
     return expand_user(given) if given else cache_folder() / "vectors.sqlite"
+
+
+def is_loopback(host: str, *, bound: bool = False) -> bool:
+    """Tell whether a host is this machine.
+
+    Args:
+        host: a name or an address.
+        bound: whether a server listens there: 0.0.0.0 then means every network, while a client reaches this machine.
+    """
+    from ipaddress import IPv6Address, ip_address  # not at the top: a first vector does not need it
+
+    host = host.rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return address.is_loopback or (address.is_unspecified and not bound)

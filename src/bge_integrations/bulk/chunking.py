@@ -187,7 +187,8 @@ def _sections(text: str, kind: str) -> list[_Section]:
     begin: int | None = None
     for (start, heading), (end, _) in pairwise([*places, (len(text), "")]):
         lines = text[start:end].strip().splitlines()
-        bare = bool(heading) and len([line for line in lines if line.strip()]) == _heading_lines(lines)
+        filled = [line for line in lines if line.strip()]
+        bare = bool(heading) and len(filled) == (1 if filled[0].lstrip().startswith("#") else 2)  # or underlined
         begin = start if begin is None else begin
         if bare and end < len(text):
             continue
@@ -195,10 +196,6 @@ def _sections(text: str, kind: str) -> list[_Section]:
             sections.append(_Section(begin, end, heading or None))
         begin = None
     return sections
-
-
-def _heading_lines(lines: Sequence[str]) -> int:
-    return 1 if lines[0].lstrip().startswith("#") else 2
 
 
 def _headings(text: str, kind: str) -> Iterator[tuple[int, str]]:

@@ -97,7 +97,8 @@ def _expand_path(path: Path, name: str, besides: Path | None, kinds: Sequence[st
             raise ConfigError(f"the input {name!r} is inside the output folder {str(besides)!r}: use another folder")
         return [name]
     if path.is_dir():
-        found = [str(file) for file in sorted(path.rglob("*")) if _is_known(file, kinds) and _is_visible(file, path)]
+        known = (file for file in sorted(path.rglob("*")) if _endings(file.name)[0] in kinds and file.is_file())
+        found = [str(file) for file in known if _is_visible(file, path)]
     elif path.exists():
         raise ConfigError(f"{name!r} is not a regular file: pipe it to standard input, and pass - as the input")
     else:
@@ -106,10 +107,6 @@ def _expand_path(path: Path, name: str, besides: Path | None, kinds: Sequence[st
     if not found:
         raise ConfigError(f"no input at {name!r}; supported files: {_known()}")
     return found
-
-
-def _is_known(file: Path, kinds: Sequence[str]) -> bool:
-    return _endings(file.name)[0] in kinds and file.is_file()
 
 
 def _is_visible(file: Path, folder: Path) -> bool:

@@ -11,10 +11,9 @@ from functools import cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from ..environment import switched_on
+from ..environment import is_loopback, switched_on
 from ..errors import BGEError, ConfigError, InsecureHostError, MissingExtraError
 from ..extras import require
-from ..remote.endpoint import is_loopback
 
 __all__ = ["RemoteFile", "expand_url", "is_url", "open_url"]
 

@@ -125,14 +125,9 @@ def find_provider(name: str) -> Provider:
 def provider_at(base_url: str) -> Provider | None:
     """Return the record of the host that a URL points to, or None where it is not a known host."""
     host = urlsplit(base_url).hostname
-    known = (p for p in PROVIDERS if p.base_url and "{" not in p.base_url.partition("//")[2].partition("/")[0])
-    if host is None or _loopback(host):
-        return None
-    return next((p for p in known if urlsplit(p.base_url).hostname == host), None)
-
-
-def _loopback(host: str | None) -> bool:
-    return host in ("localhost", "127.0.0.1", "::1")
+    # A server that users run themselves is found at http://localhost, like any other one.
+    hosts = ((urlsplit(p.base_url), p) for p in PROVIDERS if p.base_url.startswith("https://"))
+    return next((p for at, p in hosts if "{" not in at.netloc and at.hostname == host), None)
 
 
 def who_serves(model_id: str) -> list[str]:

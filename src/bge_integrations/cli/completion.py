@@ -36,7 +36,8 @@ def _fish(parser: argparse.ArgumentParser) -> Iterator[str]:
         for action in _actions(command):
             words = " ".join(str(choice).replace(" ", "\\ ") for choice in action.choices or ())
             choices = f" -f -a {_quoted(words)}" if words else ""
-            options = "".join(_fish_option(flag) for flag in action.option_strings)
+            flags = action.option_strings
+            options = "".join(f" -l {flag[2:]}" if flag.startswith("--") else f" -s {flag[1:]}" for flag in flags)
             needs_value = " -r" if options and action.nargs != 0 else ""
             if options or choices:
                 said = (action.help or "") % {**vars(action), "prog": command.prog}
@@ -45,10 +46,6 @@ def _fish(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return parser._actions  # noqa: SLF001 - argparse has no public list of them
-
-
-def _fish_option(flag: str) -> str:
-    return f" -l {flag[2:]}" if flag.startswith("--") else f" -s {flag[1:]}"
 
 
 def _quoted(text: str) -> str:

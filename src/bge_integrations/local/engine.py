@@ -21,7 +21,7 @@ from .backends.devices import DevicesBackend
 from .files import Weights, find_folder, get_folder
 from .jobs import Job
 from .scheduler import Scheduler
-from .select import Choice, Settings, choose, find_device, is_native, usable_weights, warn_if_emulated
+from .select import Choice, Settings, choose, find_device, is_native, refuse_emulated, usable_weights
 from .token_heads import TokenHeads
 
 _LOG = logging.getLogger("bge_integrations")
@@ -143,7 +143,7 @@ def load_backend(settings: Settings, choose: Choose, build: Build, native: Abstr
         folder = get_folder(settings.card, kinds, code=settings.trust_remote_code)
         with native:
             choice = choose(settings, device, folder, kinds)
-            warn_if_emulated(choice.precision, choice.device)
+            refuse_emulated(choice, asked_twice=settings.backend != "auto")
             devices = settings.devices or (choice.device,)
             backends = [build(settings, replace(choice, device=device), folder) for device in devices]
             backend = backends[0] if len(backends) == 1 else DevicesBackend(backends)

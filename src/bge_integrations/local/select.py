@@ -248,11 +248,23 @@ def _has_cuda_driver() -> bool:
     return True
 
 
-def warn_if_emulated(precision: str, device: str) -> None:
-    """Warn where the CPU has no instructions for a precision and would be slower with it."""
-    if device == "cpu" and precision in ("bfloat16", "float16") and is_native(precision) is False:
-        slow = f"this CPU has no {precision} arithmetic: it is emulated and slow; precision='float32' is faster here"
-        warn(slow, BGEWarning)
+def refuse_emulated(choice: Choice, *, asked_twice: bool) -> None:
+    """Refuse a precision for which the CPU has no instructions, since it would be slower than float32.
+
+    Args:
+        choice: what was chosen.
+        asked_twice: a backend was named beside the precision; then it is computed all the same, with a warning.
+
+    Raises:
+        ConfigError: it was not.
+    """
+    precision = choice.precision
+    if choice.device != "cpu" or precision not in ("bfloat16", "float16") or is_native(precision) is not False:
+        return
+    slow = f"this CPU has no {precision} arithmetic, and emulating it is slower than float32"
+    if not asked_twice:
+        raise ConfigError(f"{slow}: leave precision= out, or pass backend='torch' as well to use it all the same")
+    warn(f"{slow}: leave precision= out", BGEWarning)
 
 
 def is_native(precision: str) -> bool | None:

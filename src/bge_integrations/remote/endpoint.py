@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +10,10 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 from ..catalog.records import Provider
+from ..environment import is_loopback
 from ..errors import BGEWarning, ConfigError, InsecureHostError, warn
 
-__all__ = ["Endpoint", "Limits", "SecretHeaders", "is_loopback", "split_url"]
+__all__ = ["Endpoint", "Limits", "SecretHeaders", "split_url"]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\t -~]*")
@@ -226,20 +226,6 @@ def split_url(url: str) -> SplitResult:
 def _without_password(url: str) -> str:
     head, at, tail = url.rpartition("@")
     return f"{head.partition('//')[0]}//***{at}{tail}" if at else url
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine."""
-    host = host.rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address.is_loopback or address.is_unspecified
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,8 @@ class RemoteEngine(HostClient, Encoder):
             ConfigError: the model has no default query instruction and none was passed; the key cannot be sent.
             MissingKeyError: the host needs a key and none was found.
         """
-        instruct = self._server_instructs(role) and not isinstance(stream.output, Several)
+        own = role == "query" and self.query_instruction is None  # the instruction is the model's own
+        instruct = self.protocol.instructs and own and not isinstance(stream.output, Several)
         formatted = self.format(texts, role)
         self.launch(partial(self._send, texts if instruct else formatted, stream, instruct=instruct), stream)
 
@@ -232,9 +233,6 @@ class RemoteEngine(HostClient, Encoder):
             tokens += counts
             deadline.progress()
         return whole, long, tokens
-
-    def _server_instructs(self, role: Role) -> bool:
-        return self.protocol.instructs and role == "query" and self.query_instruction is None
 
     async def _explain(self, session: HostSession, error: HostError) -> HostError:
         """Return an error with what the host's health path says, where it has one."""

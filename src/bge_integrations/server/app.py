@@ -128,9 +128,15 @@ def _lifespan(service: Service) -> Any:
 
 
 async def _embed(
-    service: Service, request: Request, texts: list[str], role: Role, names: Sequence[OutputName] = ("dense",)
+    service: Service,
+    request: Request,
+    texts: list[str],
+    role: Role,
+    names: Sequence[OutputName] = ("dense",),
+    *,
+    truncate: bool = True,
 ) -> Embedded:
-    done = await service.embed(texts, role, names)
+    done = await service.embed(texts, role, names, truncate=truncate)
     request.state.bge_work = {"texts": len(texts), "role": role, "tokens": done.tokens}
     return done
 
@@ -155,9 +161,8 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
         include_in_schema="sparse" in card.outputs,
     )
     async def embed_sparse(body: schemas.EmbedSparseRequest, request: Request) -> Response:
-        done = await _embed(service, request, body.inputs, body.prompt_name or "document", ("sparse",))
-        if done.truncated and body.truncate is False:
-            raise APIError(413, f"text {done.truncated[0]} is too long: {card.id!r} reads {card.max_tokens} tokens")
+        role, truncate = body.prompt_name or "document", body.truncate is not False
+        done = await _embed(service, request, body.inputs, role, ("sparse",), truncate=truncate)
         rows = [[{"index": token, "value": weight} for token, weight in row.items()] for row in done.rows["sparse"]]
         return json_response(rows, truncated_header(done.truncated))
 

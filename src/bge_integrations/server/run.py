@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import ipaddress
 import multiprocessing
 import os
 import pickle
@@ -24,7 +23,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from ..core.encoder import Encoder
-from ..environment import variable_set
+from ..environment import is_loopback, variable_set
 from ..errors import BGEError, ConfigError, no_thread
 from .access import Keys, check_list
 from .app import PATHS, build_app
@@ -64,7 +63,7 @@ def run_server(
     options["local_hosts_only"] = _trusts_all(host, keys)
     with contextlib.closing(_bind(host, port)) as sock:
         url = url_of(host, sock.getsockname()[1]) + root_path
-        if not _is_loopback(host) and not keys:
+        if not is_loopback(host, bound=True) and not keys:
             log.warning("listening on %s without a key: anyone who reaches this port can use it", host)
         log.info("serving %s at %s (page), %s/embed and %s/v1/embeddings; docs at %s/docs", encoder.card.id, *[url] * 4)
         try:
@@ -290,11 +289,4 @@ def url_of(host: str, port: int) -> str:
 
 
 def _trusts_all(host: str, api_keys: Sequence[str] | Keys) -> bool:
-    return _is_loopback(host) and not api_keys
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(host, bound=True) and not api_keys

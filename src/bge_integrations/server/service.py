@@ -90,23 +90,41 @@ class Service:
         shown = name if len(name) <= 100 else f"{name[:100]}…"
         raise APIError(404, f"model {shown!r} is not served here; {self.encoder.card.id!r} is", param="model")
 
-    async def embed(self, texts: Sequence[str], role: Role, names: Sequence[OutputName] = ("dense",)) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], role: Role, names: Sequence[OutputName] = ("dense",), *, truncate: bool = True
+    ) -> Embedded:
         """Embed the texts of one request into these outputs.
+
+        Args:
+            texts: without any instruction.
+            role: of all of them.
+            names: of the outputs.
+            truncate: False refuses texts that are too long, where they can be counted before anything is computed.
 
         Raises:
             APIError: too much, too many waiting, a text that cannot be embedded, an output that is not given, or the
                 encoder failed.
         """
+        limit = self.encoder.card.max_tokens
         async with self.admitted(texts):
             output = self.encoder.output_for(names)
             counts = await self._count(texts, role) or []
             self.limits.check_tokens(counts, multivector="multivector" in names)
+            long = [i for i, n in enumerate(counts) if n > limit]
+            if not truncate:
+                self._refuse(long)
             rows, reported = await self._encode(texts, role, output)
-        limit = self.encoder.card.max_tokens
-        truncated = sorted({*reported, *(i for i, n in enumerate(counts) if n > limit)})
+        truncated = sorted({*long, *reported})
+        if not truncate:
+            self._refuse(truncated)
         done = Embedded(rows, sum(min(n, limit) for n in counts), truncated)
         self._record(done, role)
         return done
+
+    def _refuse(self, long: Sequence[int]) -> None:
+        if long:
+            card = self.encoder.card
+            raise APIError(413, f"text {long[0]} is too long: {card.id!r} reads {card.max_tokens} tokens")
 
     async def count(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
         """Count tokens and find where the model stops reading.

@@ -116,7 +116,8 @@ def verify(
             return replace(report, verdict="not this model", notes=(*report.notes, str(error)))
         if behaviour:
             steps.begin(BEHAVIOUR)
-        seen = look_at(_wire(asked), _counter(known) or _counter(asked)) if behaviour else ()
+        wire = Wire(asked) if isinstance(asked, RemoteEngine) else Direct(asked)
+        seen = look_at(wire, _counter(known) or _counter(asked)) if behaviour else ()
         steps.finish()
     return replace(_judged(report, outputs), behaviour=(*scores, *outputs, *seen))
 
@@ -152,10 +153,6 @@ def _engine(encoder: Encoder | HoldsEncoder) -> Encoder:
 
 def _host(encoder: Encoder) -> str:
     return encoder.base_url or "this machine"
-
-
-def _wire(encoder: Encoder) -> Wire | Direct:
-    return Wire(encoder) if isinstance(encoder, RemoteEngine) else Direct(encoder)
 
 
 def _counter(encoder: Encoder | None) -> CountTokens | None:
