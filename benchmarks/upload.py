@@ -55,13 +55,15 @@ def batches(rows: int, dimensions: int, size: int) -> list[Any]:
     import bulk_vectors
 
     from bge_integrations.bulk.part import Part
-    from bge_integrations.bulk.upload.target import Batch
+    from bge_integrations.bulk.upload.target import UploadBatch
 
     vectors = bulk_vectors.unit_rows(rows, dimensions)
     texts = [f"{i} {WORDS}" for i in range(rows)]
     parts = (slice(first, first + size) for first in range(0, rows, size))
     return [
-        Batch(Part([f"row-{i}" for i in range(rows)[part]], texts[part], vectors[part], {"n": list(range(rows)[part])}))
+        UploadBatch(
+            Part([f"row-{i}" for i in range(rows)[part]], texts[part], vectors[part], {"n": list(range(rows)[part])})
+        )
         for part in parts
     ]
 

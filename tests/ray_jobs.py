@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from bge_integrations.bulk import Columns
-from bge_integrations.local.select import usable_cores
+from bge_integrations.local.machine import usable_cores
 from bge_integrations.ray import BGEBatchEncoder
 from encoders import HashEncoder
 

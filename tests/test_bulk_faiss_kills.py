@@ -14,7 +14,7 @@ pytest.importorskip("langchain_community.docstore.in_memory")
 from bge_integrations.bulk.part import Part
 from bge_integrations.bulk.upload import faiss_folder
 from bge_integrations.bulk.upload.faiss_folder import open_target
-from bge_integrations.bulk.upload.target import Batch, Place
+from bge_integrations.bulk.upload.target import Place, UploadBatch
 from bge_integrations.errors import ConfigError
 from bge_integrations.stamps.faiss_folder import read_faiss
 from encoders import hash_vectors
@@ -39,7 +39,7 @@ def write(place, texts):
         new = {key: text for key, text in texts.items() if key not in held}
         if new:
             vectors = hash_vectors(list(new.values()), place.dimensions)
-            target.put(Batch(Part(list(new), list(new.values()), vectors, {})))
+            target.put(UploadBatch(Part(list(new), list(new.values()), vectors, {})))
 
 
 def held(folder):

@@ -17,7 +17,7 @@ from bge_integrations.bulk import embed_files, read_shards
 from bge_integrations.bulk.columns import kept_kinds
 from bge_integrations.bulk.readers import ROW_BYTES, read_lines, read_rows
 from bge_integrations.bulk.rows import JSON, Columns, RowParser, cut_shards
-from bge_integrations.bulk.sources import BytesRead, find_inputs, fingerprint
+from bge_integrations.bulk.sources import BytesRead, find_inputs, input_fingerprint
 from bge_integrations.errors import BGEWarning, ConfigError
 from encoders import HashEncoder
 
@@ -266,7 +266,7 @@ def test_a_file_that_cannot_be_read_is_named(name, data, told, tmp_path):
 def test_a_disk_that_fails_is_told_before_anything_is_embedded(tmp_path):
     (tmp_path / "in.jsonl").symlink_to("/proc/self/mem")
     with pytest.raises(ConfigError, match=r"in.jsonl' cannot be read: Input/output error"):
-        fingerprint([str(tmp_path / "in.jsonl")])
+        input_fingerprint([str(tmp_path / "in.jsonl")])
     with pytest.raises(ConfigError, match=r"in.jsonl' cannot be read: .*Input/output error"):
         rows_of(tmp_path / "in.jsonl")
 
@@ -291,10 +291,10 @@ def test_shards_end_early_where_texts_are_long(tmp_path):
 
 def test_a_fingerprint_sees_size_and_ends(tmp_path):
     path = write(tmp_path / "in.jsonl", b"a" * 200_000)
-    before = fingerprint([str(path)])
+    before = input_fingerprint([str(path)])
     for changed in (b"a" * 199_999, b"b" + b"a" * 199_999, b"a" * 199_999 + b"b"):
-        assert fingerprint([str(write(path, changed))]) != before
-    assert fingerprint([str(write(path, b"a" * 200_000))]) == before
+        assert input_fingerprint([str(write(path, changed))]) != before
+    assert input_fingerprint([str(write(path, b"a" * 200_000))]) == before
 
 
 @pytest.mark.parametrize("keep", [("id",), ("embedding",), ("a", "a")])

@@ -197,7 +197,7 @@ KILLER = textwrap.dedent("""
     import orjson, pyarrow.parquet
     pyarrow.array(["imports more"])
     from bge_integrations.bulk.upload import _MODULES, upload_files
-    from bge_integrations.bulk.upload.record import Record
+    from bge_integrations.bulk.upload.record import UploadRecord
     from killing import die_at
 
     LATER = {  # what else the client imports when it opens a store
@@ -211,7 +211,7 @@ KILLER = textwrap.dedent("""
         import_module(LATER.get(into, module))
         child = os.fork()
         if not child:
-            die_at(target if hasattr(target, name) else Record, name, moment, after=when == "after")
+            die_at(target if hasattr(target, name) else UploadRecord, name, moment, after=when == "after")
             upload_files(folder, into, update=True, **where)
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

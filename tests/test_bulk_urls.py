@@ -14,7 +14,7 @@ from bge_integrations.bulk.columns import kept_kinds
 from bge_integrations.bulk.readers import read_rows
 from bge_integrations.bulk.rows import Columns as RowColumns
 from bge_integrations.bulk.rows import RowParser
-from bge_integrations.bulk.sources import BytesRead, find_inputs, fingerprint
+from bge_integrations.bulk.sources import BytesRead, find_inputs, input_fingerprint
 from bge_integrations.bulk.urls import RemoteFile, open_url
 from bge_integrations.cli import main
 from bge_integrations.errors import ConfigError, InsecureHostError, MissingExtraError
@@ -124,7 +124,7 @@ def test_files_in_any_file_system_come_out_as_those_on_the_disk(name, memory, tm
     (tmp_path / name).write_bytes(data)
     assert texts_of(url, keep=("n",)) == TEXTS
     assert texts_of(f"file://{tmp_path / name}") == TEXTS
-    there, here = (fingerprint(find_inputs(each)) for each in (url, str(tmp_path / name)))
+    there, here = (input_fingerprint(find_inputs(each)) for each in (url, str(tmp_path / name)))
     assert {**there, "first": ""} == {**here, "first": ""}
     tally = BytesRead()
     list(read_rows(find_inputs(url), RowParser(RowColumns()), tally))
@@ -142,7 +142,7 @@ def test_folders_and_globs(memory):
         with pytest.raises(ConfigError, match="no input at"):
             find_inputs(nothing)
     with pytest.raises(ConfigError, match=r"missing.jsonl' cannot be read: no such file"):
-        fingerprint(find_inputs(f"{root}/missing.jsonl"))
+        input_fingerprint(find_inputs(f"{root}/missing.jsonl"))
 
 
 @pytest.mark.parametrize("ranges", [True, False])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bge_integrations import errors
 from bge_integrations.catalog import find_model
 from bge_integrations.catalog.records import Provider
-from bge_integrations.remote.engine import Endpoint, Limits, RemoteEngine
+from bge_integrations.remote.engine import Endpoint, HostLimits, RemoteEngine
 from bge_integrations.remote.responses import refusal, wait_in
 from rig import Rig, cap, latency, ok, raw, rows, status
 
@@ -33,7 +33,7 @@ def engine_of():
 
     def make(host, *, url=None, **limits):
         endpoint = Endpoint(provider=Provider(name="host"), base_url=url or host.url, wire_model="m", key=no_key)
-        limits = Limits(**{"timeout": 30.0, "backoff": 0.005, "max_concurrency": 1, **limits})
+        limits = HostLimits(**{"timeout": 30.0, "backoff": 0.005, "max_concurrency": 1, **limits})
         made.append(RemoteEngine(CARD, endpoint, limits=limits))
         return made[-1]
 
@@ -449,7 +449,7 @@ def test_any_answer_leads_to_a_typed_error(shared, answer, code):
 def shared():
     with Rig() as host:
         endpoint = Endpoint(provider=Provider(name="host"), base_url=host.url, wire_model="m", key=no_key)
-        with RemoteEngine(CARD, endpoint, limits=Limits(timeout=20.0, max_retries=0)) as engine:
+        with RemoteEngine(CARD, endpoint, limits=HostLimits(timeout=20.0, max_retries=0)) as engine:
             yield host, engine
 
 

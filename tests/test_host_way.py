@@ -18,7 +18,7 @@ import pytest
 from bge_integrations import errors, load_encoder
 from bge_integrations.catalog import find_model
 from bge_integrations.catalog.records import Provider
-from bge_integrations.remote.engine import Endpoint, Limits, RemoteEngine
+from bge_integrations.remote.engine import Endpoint, HostLimits, RemoteEngine
 from rig import Rig, raw, status
 
 CARD = find_model("bge-small")
@@ -49,7 +49,7 @@ def engine_at():
 
     def make(url, key=None, **options):
         given = {"max_retries": 0, "timeout": 20.0, "backoff": 0.005}
-        limits = Limits(**{name: options.pop(name, value) for name, value in given.items()})
+        limits = HostLimits(**{name: options.pop(name, value) for name, value in given.items()})
         source = key if callable(key) else partial(str, key) if key else no_key
         endpoint = Endpoint(provider=Provider(name="host"), base_url=url, wire_model="m", key=source, **options)
         made.append(RemoteEngine(CARD, endpoint, limits=limits))

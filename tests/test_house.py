@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_printing_is_for_the_command_line():
 
     printers = {name_of(path) for path, tree in trees().items() if prints(tree)}
     assert all(name == "cli.py" or name.startswith("cli/") for name in printers), printers
+
+
+def test_a_class_name_means_one_thing():
+    names = Counter(n.name for tree in trees().values() for n in tree.body if isinstance(n, ast.ClassDef))
+    # What each framework or each store has one of; and two reports that users import, of a job and of a comparison.
+    assert {name for name, count in names.items() if count > 1} == {
+        "BGEM3", "BGEReranker", "Report", "Sparse", "_Target",
+    }  # fmt: skip
 
 
 def test_what_a_protocol_leaves_open_is_inherited_by_no_class():

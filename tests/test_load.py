@@ -31,7 +31,8 @@ from bge_integrations import (
     load_encoder,
     load_reranker,
 )
-from bge_integrations.environment import Hidden, HiddenValues, Key, cache_path, keys_from, switched_on
+from bge_integrations.environment import cache_path, is_loopback, switched_on
+from bge_integrations.keys import Hidden, HiddenValues, Key, keys_from
 from bge_integrations.langchain import BGEEmbeddings
 from bge_integrations.langchain import BGEReranker as LangChainReranker
 from bge_integrations.llama_index import BGEEmbedding
@@ -124,6 +125,27 @@ def test_local_and_remote_agree_on_the_space_and_other_instructions_do_not():
 
 
 # ---- which host
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost.", "a.localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"]
+)
+def test_loopback_is_loopback_by_name_and_by_address(host):
+    assert is_loopback(host)
+    assert is_loopback(host, bound=True)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "localhost.example", "10.0.0.1", "::2", "::ffff:10.0.0.1", "127.0.0.1.example", "127.1"]
+)
+def test_other_hosts_are_not_loopback(host):
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:0.0.0.0"])
+def test_the_unspecified_address_is_this_machine_to_a_client_and_every_network_to_a_server(host):
+    assert is_loopback(host)
+    assert not is_loopback(host, bound=True)
 
 
 def test_nothing_said_is_this_machine_and_the_environment_can_name_a_host(monkeypatch):

@@ -358,7 +358,7 @@ def test_a_device_that_is_not_there_is_refused_at_construction(device):
 def test_a_torch_that_cannot_list_capabilities_is_no_reason_to_fail(precision, monkeypatch):
     import torch
 
-    from bge_integrations.local.select import is_native
+    from bge_integrations.local.machine import is_native
 
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # torch 2.6 to 2.10
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""

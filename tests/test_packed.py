@@ -20,11 +20,11 @@ import programs
 from bge_integrations.catalog import find_model
 from bge_integrations.errors import BGEWarning, ConfigError, ModelLoadError
 from bge_integrations.local.architecture import read_architecture
-from bge_integrations.local.backends.attention import Batch, choose_attention
+from bge_integrations.local.backends.attention import PackedBatch, choose_attention
 from bge_integrations.local.backends.packed import rows as matrix_rows
+from bge_integrations.local.calls import cut_batches, slice_end
 from bge_integrations.local.engine import LocalEngine
-from bge_integrations.local.jobs import cut_batches, slice_end
-from bge_integrations.local.select import usable_cores
+from bge_integrations.local.machine import usable_cores
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::bge_integrations.errors.TruncationWarning")]
 
@@ -384,7 +384,7 @@ def advice(monkeypatch):
 def test_a_long_job_in_float32_is_told_once_what_bfloat16_would_give(advice, caplog):
     import torch
 
-    from bge_integrations.local.heads import Run
+    from bge_integrations.local.heads import LengthRun
 
     def slow(*_):
         time.sleep(0.04)
@@ -393,7 +393,7 @@ def test_a_long_job_in_float32_is_told_once_what_bfloat16_would_give(advice, cap
         time.sleep(0.02)
 
     none = torch.empty(0)
-    batch = Batch(none, none, none, [Run(0, 4, 0, 8)])
+    batch = PackedBatch(none, none, none, [LengthRun(0, 4, 0, 8)])
     shape, _ = read_architecture(models.folder("bge-small"), find_model(str(models.folder("bge-small"))))
     caplog.set_level("INFO", "bge_integrations")
     for _ in range(2):
@@ -403,7 +403,7 @@ def test_a_long_job_in_float32_is_told_once_what_bfloat16_would_give(advice, cap
 
 
 def test_bfloat16_is_measured_for_a_model_whose_precision_nobody_set(advice):
-    from bge_integrations.local.select import is_native
+    from bge_integrations.local.machine import is_native
 
     card = find_model(str(models.folder("bge-small")))
     with LocalEngine(card, backend="torch", precision="float32") as engine:

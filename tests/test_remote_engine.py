@@ -27,8 +27,8 @@ from bge_integrations import errors
 from bge_integrations.catalog import find_model, find_provider
 from bge_integrations.catalog.records import Offer, Provider
 from bge_integrations.core.event_loop import BackgroundLoop
-from bge_integrations.environment import Key
-from bge_integrations.remote.engine import Endpoint, Limits, RemoteEngine
+from bge_integrations.keys import Key
+from bge_integrations.remote.engine import Endpoint, HostLimits, RemoteEngine
 from rig import (
     Rig,
     cap,
@@ -77,7 +77,7 @@ def engine_of():
     def make(host, *, provider=None, limits=None, key=None, **options):
         provider = provider or Provider(name=f"127.0.0.1:{host.port}")
         endpoint = Endpoint(provider=provider, base_url=host.url, wire_model="bge-small", key=key or Canary())
-        limits = Limits(**{"timeout": 30.0, "backoff": 0.005, **(limits or {})})
+        limits = HostLimits(**{"timeout": 30.0, "backoff": 0.005, **(limits or {})})
         made.append(RemoteEngine(CARD, endpoint, limits=limits, **options))
         return made[-1]
 
@@ -208,7 +208,7 @@ def test_closing_ends_calls_under_way_and_the_next_call_works(engine_of):
 def test_a_host_where_nobody_listens_is_not_called_slow(client, monkeypatch):
     monkeypatch.setattr(openai, "DefaultAioHttpClient", getattr(openai, client))
     endpoint = Endpoint(provider=Provider(name="x"), base_url="http://127.0.0.1:9/v1", wire_model="m", key=lambda: None)
-    engine = RemoteEngine(CARD, endpoint, limits=Limits(max_retries=0))
+    engine = RemoteEngine(CARD, endpoint, limits=HostLimits(max_retries=0))
     with pytest.raises(errors.HostUnavailableError, match="could not be reached"):
         engine.encode(["a"], role="document")
     engine.close()

@@ -18,7 +18,7 @@ from bge_integrations.catalog import find_model
 from bge_integrations.catalog.records import Provider
 from bge_integrations.core.event_loop import BackgroundLoop
 from bge_integrations.remote import host as host_module
-from bge_integrations.remote.engine import Endpoint, Limits, RemoteEngine
+from bge_integrations.remote.engine import Endpoint, HostLimits, RemoteEngine
 from bge_integrations.verify import verify
 from rig import Rig, latency, timeout
 
@@ -36,7 +36,7 @@ def engine_of():
 
     def make(host, *, tokenizer=None, **limits):
         endpoint = Endpoint(provider=Provider(name="host"), base_url=host.url, wire_model="m", key=no_key)
-        limits = Limits(**{"timeout": 30.0, "backoff": 0.005, **limits})
+        limits = HostLimits(**{"timeout": 30.0, "backoff": 0.005, **limits})
         made.append(RemoteEngine(CARD, endpoint, limits=limits, tokenizer=tokenizer))
         return made[-1]
 

@@ -46,6 +46,18 @@ def test_a_folder_gives_what_cross_encoder_gives(kind, backend, saved_by, tmp_pa
         assert ours.card.max_tokens == 512
 
 
+def test_a_folder_with_code_of_its_own_is_refused(tmp_path):
+    shutil.copytree(models.reranker("modernbert"), tmp_path / "coded")
+    (tmp_path / "coded" / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'it ran')!r}).touch()\n"
+    )
+    module = {"idx": 0, "name": "0", "path": "", "type": "own.Own"}
+    (tmp_path / "coded" / "modules.json").write_text(json.dumps([module]))
+    with load_reranker(tmp_path / "coded") as ours, pytest.raises(errors.ModelLoadError, match="trust_remote_code"):
+        ours.score(QUERY, ["a"])
+    assert not (tmp_path / "it ran").exists()
+
+
 def test_a_fine_tuned_folder_is_another_revision(tmp_path):
     with load_reranker(models.reranker("bert")) as first:
         tuned = tmp_path / models.reranker("bert").name

@@ -172,7 +172,7 @@ def test_the_command_line_names_the_rerankers_own_host(monkeypatch):
         parsed = parsed_by_serve(
             [*arguments, *place, "--reranker-wire-model", "mine", "--reranker-key-env", "RERANK_KEY"]
         )
-        with serve.make_reranker(parsed)() as made:
+        with serve.reranker_to_serve(parsed)() as made:
             logits = made.score(QUERY, PASSAGES, scale="logit")
             np.testing.assert_allclose(logits, [host.logit(QUERY, passage) for passage in PASSAGES], atol=1e-3)
         assert made.truncate == "error"

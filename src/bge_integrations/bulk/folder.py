@@ -23,7 +23,7 @@ __all__ = [
     "ERRORS",
     "MANIFEST",
     "SHARD",
-    "Record",
+    "FolderRecord",
     "check_float",
     "describes_shard",
     "is_finished",
@@ -45,7 +45,7 @@ Line = dict[str, Any]
 
 
 @dataclass
-class Record:
+class FolderRecord:
     """What a manifest says.
 
     Attributes:
@@ -66,7 +66,7 @@ def side_files(folder: Path) -> tuple[Path, Path]:
     return (old[0], old[1]) if is_old else new
 
 
-def read_manifest(folder: Path) -> Record | None:
+def read_manifest(folder: Path) -> FolderRecord | None:
     """Return what the manifest of a folder says, or None where there is none.
 
     Raises:
@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> Record | None:
     return parse_manifest(path, path.read_bytes()) if path.is_file() else None
 
 
-def parse_manifest(path: Path, raw: bytes) -> Record | None:
+def parse_manifest(path: Path, raw: bytes) -> FolderRecord | None:
     """Return what the bytes of a manifest say, or None where they hold no whole line.
 
     Raises:
@@ -93,7 +93,7 @@ def parse_manifest(path: Path, raw: bytes) -> Record | None:
         for shard in shards:
             if not SHARD.fullmatch(shard["file"]) or not describes_shard(shard, _NOTED):
                 raise ValueError(f"its line for {shard['file']!r} does not describe a shard")
-        return Record(lines[0], shards, "complete" in lines[-1])
+        return FolderRecord(lines[0], shards, "complete" in lines[-1])
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{str(path)!r} is not a manifest of bge embed, or is damaged: {error}") from error
 

@@ -16,17 +16,17 @@ from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError, InputError, TruncationWarning, warn
 from .chunking import Chunker
 from .columns import kept_kinds, place_kinds
-from .folder import Record, read_manifest
+from .folder import FolderRecord, read_manifest
 from .formats import FORMATS, Format
 from .manifest import Manifest, check_ours
 from .parquet_shards import need_pyarrow
 from .part import SparseRows
-from .pipeline import Embedded, OnError, ShardEmbedder, embed_shards, stopped_at, with_sparse
+from .pipeline import EmbeddedShard, OnError, ShardEmbedder, embed_shards, stopped_at, with_sparse
 from .readers import read_rows
 from .report import Report
 from .rows import Columns, Row, RowParser, Shard, cut_shards
 from .shard_format import Contents
-from .sources import STDIN, TEXTS, find_inputs, fingerprint, input_kind
+from .sources import STDIN, TEXTS, find_inputs, input_fingerprint, input_kind
 from .splitting import TextSplitter, find_counter
 
 SHARD_ROWS = 10_000
@@ -62,7 +62,7 @@ class Job:
         self.folder, self.encoder, self.on_error, self.shard_rows = folder, encoder, on_error, shard_rows
         self.format, self.chunk = format, chunk
         self.files = find_inputs(inputs, besides=folder, documents=chunk is not None)
-        self.inputs = fingerprint(self.files)
+        self.inputs = input_fingerprint(self.files)
         self.parser = self.make_parser(columns, read_manifest(folder))
         named = columns.id is not None or self.parser.named
         written = replace(columns, keep=(*columns.keep, *self.parser.places))
@@ -72,7 +72,7 @@ class Job:
         self.ids = array("q")
         self.watch(None, None)
 
-    def make_parser(self, columns: Columns, record: Record | None) -> RowParser:
+    def make_parser(self, columns: Columns, record: FolderRecord | None) -> RowParser:
         """Return what makes rows, in a folder of version 0.1 as that did: text files whole."""
         kinds = self.find_kinds(columns, record)
         blank, named = self.encoder.blank == "keep", any(input_kind(file) in TEXTS for file in self.files)
@@ -84,7 +84,7 @@ class Job:
         split = TextSplitter(count, self.encoder.card.max_tokens) if count else None
         return RowParser(columns, kinds, blank=blank, split=split, named=named)
 
-    def find_kinds(self, columns: Columns, record: Record | None) -> tuple[Any, ...]:
+    def find_kinds(self, columns: Columns, record: FolderRecord | None) -> tuple[Any, ...]:
         """Return the types of kept values; in a folder of version 0.1 they are strings."""
         kinds = kept_kinds(self.files, columns, self.format)
         old = record.job.get("options", {}).get("kinds", ()) if record and record.shards else ()
@@ -133,7 +133,7 @@ class Job:
             with explain(self.folder):
                 manifest.end()
 
-    def _keep(self, manifest: Manifest, shard: Shard, embedded: Embedded) -> None:
+    def _keep(self, manifest: Manifest, shard: Shard, embedded: EmbeddedShard) -> None:
         writer, contents = FORMATS[self.format], replace(self.contents, stamp=manifest.job["stamp"])
         path = self.folder / f"part-{shard.number:06}{writer.ending}"
         dtype = np.float16 if contents.half else np.float32
@@ -196,7 +196,7 @@ class Job:
 
     def check_unchanged(self) -> None:
         """Refuse inputs that were changed while they were read."""
-        if self.report.bytes is not None and fingerprint(self.files) != self.inputs:
+        if self.report.bytes is not None and input_fingerprint(self.files) != self.inputs:
             raise ConfigError(
                 f"the inputs changed while they were being read: --update (update=True) brings {str(self.folder)!r} up "
                 "to date and keeps what is embedded, or use another folder"

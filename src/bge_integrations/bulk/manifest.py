@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 from ..core.files import PARTIAL, is_partial, sync_folder
 from ..errors import ConfigError, SpaceMismatchError
 from .disk import append_lines, open_to_append
-from .folder import SHARD, Line, Record, parse_manifest, side_files
+from .folder import SHARD, FolderRecord, Line, parse_manifest, side_files
 from .staging import Changes, Staging, finish_update
 
 __all__ = ["Manifest", "check_ours", "check_same", "same_inputs"]
@@ -63,7 +63,7 @@ class Manifest:
             self._remove([line["file"] for line in record.shards] if record else [])
             self._file.truncate(0)
             append_lines(self._file, [job])
-            record = Record(job)
+            record = FolderRecord(job)
         check_same(record.job, job, self.folder, update=update)
         self._clear(anew=not record.shards)
         self.job, self.shards, self.complete = record.job, record.shards, record.complete

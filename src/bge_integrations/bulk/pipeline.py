@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from ..catalog.records import OutputName
 from ..core.encoder import Encoder, Vectors
 from ..core.outputs import Output, Rows
-from ..core.token_outputs import Several, SparseVector, check_names, output_of
+from ..core.token_outputs import Several, SparseVector, check_output_names, output_of
 from ..errors import BadAnswerError, BGEError, ConfigError, HostError, InputError, TooLargeError, no_thread
 from .rows import Row, Shard
 
-__all__ = ["Embedded", "EncoderShards", "OnError", "ShardEmbedder", "embed_shards", "stopped_at", "with_sparse"]
+__all__ = ["EmbeddedShard", "EncoderShards", "OnError", "ShardEmbedder", "embed_shards", "stopped_at", "with_sparse"]
 
 OnError = Literal["stop", "record"]
 OnRows = Callable[[int], None]
@@ -30,7 +30,7 @@ _REFUSED = 8
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedShard:
     """A shard's rows with the vectors of the good ones; rows that the encoder refused have a reason now.
 
     Attributes:
@@ -56,7 +56,7 @@ class ShardEmbedder(ABC):
     lanes: int = 1
 
     @abstractmethod
-    def embed(self, rows: list[Row], on_error: OnError, on_rows: OnRows) -> Embedded:
+    def embed(self, rows: list[Row], on_error: OnError, on_rows: OnRows) -> EmbeddedShard:
         """Embed the good rows of a shard; ``on_rows`` hears how many were finished.
 
         Raises:
@@ -76,14 +76,14 @@ class ShardEmbedder(ABC):
 
 def embed_shards(
     shards: Iterator[Shard], embedder: ShardEmbedder, on_error: OnError, on_rows: OnRows
-) -> Generator[tuple[Shard, Embedded]]:
+) -> Generator[tuple[Shard, EmbeddedShard]]:
     """Yield embedded shards in order.
 
     Raises:
         BGEError: of reading or embedding; shards before it were yielded.
     """
     ahead = embedder.lanes + max(1, embedder.lanes // 2)  # some are read already when a lane is free
-    begun: deque[tuple[Shard, Future[Embedded]]] = deque()
+    begun: deque[tuple[Shard, Future[EmbeddedShard]]] = deque()
     failure: BGEError | None = None
     with ThreadPoolExecutor(embedder.lanes, thread_name_prefix="bge-bulk") as pool:
         try:
@@ -110,14 +110,14 @@ def embed_shards(
 
 def _submit(
     pool: ThreadPoolExecutor, embedder: ShardEmbedder, shard: Shard, on_error: OnError, on_rows: OnRows
-) -> Future[Embedded]:
+) -> Future[EmbeddedShard]:
     try:
         return pool.submit(embedder.embed, list(shard.rows), on_error, on_rows)
     except RuntimeError as error:
         raise no_thread("shards", error) from error
 
 
-def _first(begun: deque[tuple[Shard, Future[Embedded]]]) -> tuple[Shard, Embedded]:
+def _first(begun: deque[tuple[Shard, Future[EmbeddedShard]]]) -> tuple[Shard, EmbeddedShard]:
     shard, future = begun[0]
     embedded = future.result()
     begun.popleft()
@@ -144,7 +144,7 @@ class EncoderShards(ShardEmbedder):
         self._stopped = False
         self._answered = 0
 
-    def embed(self, rows: list[Row], on_error: OnError, on_rows: OnRows) -> Embedded:
+    def embed(self, rows: list[Row], on_error: OnError, on_rows: OnRows) -> EmbeddedShard:
         """Embed the good rows; as long as the encoder refuses some of them, set these aside and send the rest.
 
         Raises:
@@ -227,12 +227,12 @@ class _Shard:
     def note_truncated(self, places: Sequence[int]) -> None:
         self.long[places] = True
 
-    def embedded(self) -> Embedded:
+    def embedded(self) -> EmbeddedShard:
         vectors = self.vectors if self.done.all() else self.vectors[self.done]
         truncated = np.flatnonzero(self.long[self.done]).tolist()
         if not isinstance(self.output, Several):
-            return Embedded(self.rows, vectors, truncated)
-        return Embedded(self.rows, np.ascontiguousarray(vectors["dense"]), truncated, vectors["sparse"].tolist())
+            return EmbeddedShard(self.rows, vectors, truncated)
+        return EmbeddedShard(self.rows, np.ascontiguousarray(vectors["dense"]), truncated, vectors["sparse"].tolist())
 
 
 def _placed(error: InputError | HostError, rows: Sequence[Row]) -> BGEError:
@@ -262,7 +262,7 @@ def with_sparse(outputs: Sequence[OutputName], encoder: Encoder) -> bool:
     Raises:
         ConfigError: shards do not hold these outputs, or the encoder does not give them.
     """
-    names = check_names(outputs)
+    names = check_output_names(outputs)
     if names not in (("dense",), ("dense", "sparse")):
         raise ConfigError(
             f"shards can hold dense, or dense,sparse, not {','.join(names)}: token vectors take hundreds "

@@ -20,7 +20,7 @@ from ..core.files import write_whole
 from ..environment import named_path
 from ..errors import BGEError, ConfigError, warn
 from ..stamps.slots import KEY
-from .folder import Record, check_float, read_manifest, shard_files, stamp_of
+from .folder import FolderRecord, check_float, read_manifest, shard_files, stamp_of
 from .formats import read_part
 from .json_shards import ROWS, SPARSE
 from .manifest import Manifest, check_ours
@@ -99,7 +99,7 @@ def _write_all(
     target: Path,
     job: dict[str, Any],
     files: Sequence[Path],
-    record: Record,
+    record: FolderRecord,
     on_rows: Callable[[int], None] | None,
 ) -> int:
     rows, to, ranges = 0, job["options"]["quantise"], job["stamp"].get("ranges")
@@ -141,7 +141,7 @@ def _copy_numpy(path: Path, target: Path, change: Callable[[Any], Any], _: dict[
     write_whole(target, lambda file: np.save(file, change(np.load(path, mmap_mode="r"))))
 
 
-def _check(source: Path, target: Path, files: Sequence[Path], record: Record | None) -> None:
+def _check(source: Path, target: Path, files: Sequence[Path], record: FolderRecord | None) -> None:
     if source.resolve() == target.resolve():
         raise ConfigError(f"{str(target)!r} holds the float vectors themselves: choose another output folder")
     if record is None:
@@ -167,7 +167,7 @@ def _ranges(files: Sequence[Path]) -> Vectors:
     return np.stack([least, largest])
 
 
-def _fingerprint(record: Record) -> dict[str, Any]:
+def _fingerprint(record: FolderRecord) -> dict[str, Any]:
     """Return what identifies the shards of a folder, so that a change is noticed."""
     lines = [[shard["file"], shard["digest"], shard["bytes"]] for shard in record.shards]
     told = json.dumps([lines, record.job["stamp"]], sort_keys=True).encode()

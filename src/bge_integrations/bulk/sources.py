@@ -192,7 +192,7 @@ def _zstd(raw: IO[bytes]) -> Any:
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
 
 
-def fingerprint(files: Sequence[str]) -> dict[str, Any]:
+def input_fingerprint(files: Sequence[str]) -> dict[str, Any]:
     """Return what tells whether inputs have changed: how many, how large, and a digest of their two ends.
 
     The middle is not read here: the digest of each shard's rows sees it.

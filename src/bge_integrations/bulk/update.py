@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from ..core.encoder import Vectors
 from ..errors import ConfigError
-from .folder import SHARD, Line, Record
+from .folder import SHARD, FolderRecord, Line
 from .formats import FORMATS, column_types
 from .job import InputsChangedError, Job, explain
 from .known import Known, id_numbers, row_digests, text_digests
 from .manifest import Manifest, same_inputs
 from .part import SparseRows
-from .pipeline import Embedded, ShardEmbedder, embed_shards
+from .pipeline import EmbeddedShard, ShardEmbedder, embed_shards
 from .report import Report
 from .rows import JSON, Columns, Row, Shard, cut_shards
 from .sources import STDIN
@@ -43,7 +43,7 @@ class Update(Job):
     How all of it becomes the folder's state in one step: ``staging``.
     """
 
-    def find_kinds(self, columns: Columns, record: Record | None) -> tuple[Any, ...]:
+    def find_kinds(self, columns: Columns, record: FolderRecord | None) -> tuple[Any, ...]:
         """Return the types of kept values that the folder's shards have."""
         written = record.job.get("options", {}).get("kinds", ()) if record and record.shards else ()
         if record is None or len(written) != len(columns.keep):
@@ -176,7 +176,7 @@ class Update(Job):
 
     # New shards
 
-    def _stage(self, number: int, embedded: Embedded, known: Known, staging: Staging) -> None:
+    def _stage(self, number: int, embedded: EmbeddedShard, known: Known, staging: Staging) -> None:
         digest, shard, numbers = self._parts.pop(number)
         rows, fresh, old = list(shard.rows), np.flatnonzero(numbers < 0), np.flatnonzero(numbers >= 0)
         for place, row in zip(fresh.tolist(), embedded.rows, strict=True):
@@ -212,7 +212,7 @@ class Update(Job):
         self,
         count: int,
         fresh: NDArray[np.int64],
-        embedded: Embedded,
+        embedded: EmbeddedShard,
         old: NDArray[np.int64],
         numbers: NDArray[np.int64],
         known: Known,

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from ..core.reranker import Reranker
-from ..environment import keys_from, variable
+from ..environment import variable
 from ..errors import ConfigError, MissingKeyError
+from ..keys import keys_from
 from ..load import load_encoder, load_reranker
 from ..options import RERANKER_OPTIONS
 from .options import add_encoder_arguments, encoder_options, require_packages_of
@@ -100,7 +101,7 @@ def run(parsed: argparse.Namespace) -> int:
         workers=parsed.workers,
         cors_origins=parsed.cors_origin,
         model_names=[parsed.model] if parsed.model else [],
-        reranker=make_reranker(parsed),
+        reranker=reranker_to_serve(parsed),
         root_path=parsed.root_path,
         log_format=parsed.log_format,
         log_level=parsed.log_level,
@@ -114,7 +115,7 @@ def _own_keys(parsed: argparse.Namespace) -> list[str] | Callable[[], list[str]]
     return partial(_keys, None, parsed.api_key_file)
 
 
-def make_reranker(parsed: argparse.Namespace) -> Callable[[], Reranker] | None:
+def reranker_to_serve(parsed: argparse.Namespace) -> Callable[[], Reranker] | None:
     """Return what makes the reranker that the command line names, or None.
 
     Raises:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from ..environment import keys_from
+from ..keys import keys_from
 from .search import tell_unfinished
 
 _STORES = ("qdrant", "chroma", "lancedb", "pgvector", "faiss")

@@ -19,7 +19,7 @@ from .batches import Batch, OnBatch, OnTruncated, Relay, Stream
 from .checks import Blank, Truncate, check_role, check_texts
 from .collector import Collector, waited_for
 from .outputs import Dense, Output, Rows, Vectors
-from .token_outputs import NAMES, Outputs, SparseVector, check_names, output_of
+from .token_outputs import NAMES, Outputs, SparseVector, check_output_names, output_of
 from .tokenizer import TextTokenizer
 from .usage import Usage
 
@@ -314,7 +314,7 @@ class Encoder(ABC):
         Raises:
             ConfigError: none, no such output, or one that is not given here.
         """
-        missing = [name for name in check_names(names) if name not in self.outputs]
+        missing = [name for name in check_output_names(names) if name not in self.outputs]
         if missing:
             raise ConfigError(f"{self.card.id!r} has no {missing[0]} output here: {self.why_not(missing[0])}")
         return output_of(self.card, names)

@@ -11,25 +11,25 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..catalog.records import RerankerCard
+from ..catalog.rerank_hosts import Scale
 from ..errors import BGEWarning, ConfigError, InputError, InputTypeError, TruncationWarning, shorten, warn
 from .batches import OnTruncated, Placed, Stream
 from .checks import Blank, Truncate, check_texts
 from .collector import Collector, waited_for
 from .outputs import Score
+from .score_scale import check_scale, order_by_logit, sigmoid
 from .usage import Usage
 
-__all__ = ["Pair", "Placed", "Ranked", "Reranker", "Scale", "Scores", "as_scale", "order_by_logit", "sigmoid"]
+__all__ = ["Pair", "Placed", "Ranked", "Reranker", "Scale", "Scores", "check_top_n"]
 
 Scores: TypeAlias = NDArray[np.float32]
 """float32, shape (n,), in the order of the passages."""
-
-Scale = Literal["sigmoid", "logit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +155,12 @@ class Reranker(ABC):
             HostError: the host failed; the error says what was finished.
         """
         check_scale(scale)
-        return self._scaled(self._logits(self._pairs(query, passages)), scale)
+        return self.scaled(self._logits(self._pairs(query, passages)), scale)
 
     def score_pairs(self, pairs: Iterable[tuple[str, str]], *, scale: Scale = "sigmoid") -> Scores:
         """Score (query, passage) pairs of any queries; otherwise as ``score``."""
         check_scale(scale)
-        return self._scaled(self._logits(_checked_pairs(pairs, self.blank)), scale)
+        return self.scaled(self._logits(_checked_pairs(pairs, self.blank)), scale)
 
     def rank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """Return positions and scores (0 to 1), best first; ties keep the order of ``passages``.
@@ -185,12 +185,12 @@ class Reranker(ABC):
     async def ascore(self, query: str, passages: Sequence[str], *, scale: Scale = "sigmoid") -> Scores:
         """Score without blocking the caller's event loop; otherwise as ``score``."""
         check_scale(scale)
-        return self._scaled(await self._alogits(self._pairs(query, passages)), scale)
+        return self.scaled(await self._alogits(self._pairs(query, passages)), scale)
 
     async def ascore_pairs(self, pairs: Iterable[tuple[str, str]], *, scale: Scale = "sigmoid") -> Scores:
         """Score pairs without blocking the caller's event loop; otherwise as ``score_pairs``."""
         check_scale(scale)
-        return self._scaled(await self._alogits(_checked_pairs(pairs, self.blank)), scale)
+        return self.scaled(await self._alogits(_checked_pairs(pairs, self.blank)), scale)
 
     async def arank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[Ranked]:
         """Rank without blocking the caller's event loop; otherwise as ``rank``."""
@@ -198,12 +198,13 @@ class Reranker(ABC):
         pairs = self._pairs(query, passages) if most != 0 else []
         return self._ranked(pairs, await self._alogits(pairs), most)
 
-    def _scaled(self, numbers: Scores, scale: Scale) -> Scores:
-        return as_scale(numbers, scale) if self.logits else numbers
+    def scaled(self, numbers: Scores, scale: Scale) -> Scores:
+        """Return the model's numbers on a scale; similarities, which are no logits, as they are."""
+        return sigmoid(numbers).astype(np.float32) if self.logits and scale == "sigmoid" else numbers
 
     def _ranked(self, pairs: list[Pair], numbers: Scores, top_n: int | None) -> list[Ranked]:
         # In the order of the logits: from about 17 on, float32's sigmoid is 1 and passages would tie.
-        scores, order = self._scaled(numbers, "sigmoid").tolist(), list(order_by_logit(numbers))
+        scores, order = self.scaled(numbers, "sigmoid").tolist(), list(order_by_logit(numbers))
         if self.blank == "error":
             _warn_blank(self.card, [pairs[position].passage for position in order], order, top_n)
         return [Ranked(position, scores[position]) for position in order[:top_n]]
@@ -301,16 +302,6 @@ def _checked_pairs(pairs: Iterable[tuple[str, str]], blank: Blank) -> list[Pair]
     return [Pair(query, passage) for query, passage in zip(queries, passages, strict=True)]
 
 
-def check_scale(scale: Scale) -> None:
-    """Refuse anything but the two scales.
-
-    Raises:
-        ConfigError: ``scale`` is neither ``"sigmoid"`` nor ``"logit"``.
-    """
-    if scale not in ("sigmoid", "logit"):
-        raise ConfigError(f"scale must be 'sigmoid' or 'logit', not {scale!r}")
-
-
 def check_top_n(top_n: int | None) -> int | None:
     """Refuse a number of results that means nothing.
 
@@ -321,22 +312,3 @@ def check_top_n(top_n: int | None) -> int | None:
     if top_n is None or (isinstance(top_n, int) and not isinstance(top_n, bool) and top_n >= 0):
         return top_n
     raise ConfigError(f"top_n must be a whole number of at least 0, or None for all, not {top_n!r}")
-
-
-def sigmoid(logits: Scores) -> Scores:
-    """Return 1 / (1 + exp(-x)), computed in float64 without overflow, as float32."""
-    wide = logits.astype(np.float64)
-    # Only of numbers up to 0, where exp cannot overflow.
-    small = np.exp(-np.abs(wide))
-    return np.where(wide >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
-
-
-def as_scale(logits: Scores, scale: Scale) -> Scores:
-    """Return logits on the scale that was asked for."""
-    return logits if scale == "logit" else sigmoid(logits)
-
-
-def order_by_logit(logits: Scores) -> list[int]:
-    """Return positions, best first; equal logits stay in their order."""
-    order: list[int] = np.argsort(-logits, kind="stable").tolist()
-    return order

@@ -26,7 +26,7 @@ __all__ = [
     "Several",
     "Sparse",
     "SparseVector",
-    "check_names",
+    "check_output_names",
     "max_sim",
     "output_of",
     "select",
@@ -264,7 +264,7 @@ def select(rows: Rows, wanted: Output) -> Rows:
 NAMES: tuple[OutputName, ...] = ("dense", "sparse", "multivector")
 
 
-def check_names(names: Iterable[str]) -> tuple[OutputName, ...]:
+def check_output_names(names: Iterable[str]) -> tuple[OutputName, ...]:
     """Return names of outputs, each once and in one order.
 
     Raises:
@@ -283,7 +283,7 @@ def output_of(card: ModelCard, names: Iterable[str]) -> Output:
     Raises:
         ConfigError: none, or no such output.
     """
-    checked = check_names(names)
+    checked = check_output_names(names)
     parts: dict[OutputName, Output] = {
         "dense": Dense(card.dimensions),
         "sparse": Sparse(card.vocabulary),

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from langchain_core.embeddings import Embeddings
 
 from ..core.encoder import Encoder, Role
-from ..environment import hide_secrets
 from ..errors import ConfigError
 from ..extras import require
+from ..keys import hide_secrets
 from ..load import check_encoder, load_encoder
 from ..options import Options, check_assignment
 

@@ -7,8 +7,8 @@ from importlib import import_module
 from os import PathLike
 from typing import Any, Unpack, cast
 
-from ..environment import hide_secrets
 from ..errors import ConfigError
+from ..keys import hide_secrets
 from ..load import load_m3
 from ..options import Options
 from ..wrappers.multivector import MultivectorReranker

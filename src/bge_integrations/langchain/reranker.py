@@ -14,7 +14,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import ConfigDict, PrivateAttr
 
 from ..core.reranker import Ranked, Reranker, check_top_n
-from ..environment import hide_secrets
+from ..keys import hide_secrets
 from ..load import check_reranker, load_reranker
 from ..options import RerankerOptions
 

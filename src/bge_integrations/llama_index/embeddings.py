@@ -21,8 +21,8 @@ from ..catalog import MODELS
 from ..catalog.records import ModelCard
 from ..core.checks import check_texts
 from ..core.encoder import Encoder, Role
-from ..environment import hide_secrets
 from ..errors import BGEError, ConfigError, SpaceMismatchError
+from ..keys import hide_secrets
 from ..load import check_encoder, load_encoder
 from ..options import OPTIONS, Option, Options, check_assignment, check_names
 from ..remote.rate_limit import PortableLimiter

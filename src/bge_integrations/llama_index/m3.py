@@ -9,8 +9,8 @@ from typing import Any, Unpack, cast
 
 from ..core.encoder import Encoder, Role
 from ..core.token_outputs import SparseVector, sparse_arrays
-from ..environment import hide_secrets
 from ..errors import ConfigError
+from ..keys import hide_secrets
 from ..load import load_m3
 from ..options import Options
 from ..wrappers.multivector import MultivectorReranker

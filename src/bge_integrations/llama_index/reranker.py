@@ -15,8 +15,8 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from ..core.reranker import Ranked, Reranker, check_top_n
-from ..environment import hide_secrets
 from ..errors import InputError
+from ..keys import hide_secrets
 from ..load import check_reranker, load_reranker
 from ..options import RERANKER_OPTIONS
 

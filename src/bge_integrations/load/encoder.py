@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 from ..catalog import check_served, find_model, find_provider, known_model, near_matches, provider_at, who_serves
 from ..catalog.records import ModelCard, Provider
 from ..catalog.rerankers import known_reranker
-from ..environment import cache_folder, hide_in_url, hide_secrets, variable
+from ..environment import cache_folder, variable
 from ..errors import ConfigError, InstructionWarning, ModelLoadError, NotServedError, UnknownModelError, warn
+from ..keys import hide_in_url, hide_secrets
 from ..options import Options, check_options
 from .host import (
     LIMITS,
@@ -210,7 +211,7 @@ def _has_published_values(card: ModelCard) -> bool:
 
 def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, options: Options) -> Encoder:
     # Here, as every engine and wrapper in this module: `import bge_integrations` imports neither numpy nor them.
-    from ..remote.engine import Limits, RemoteEngine
+    from ..remote.engine import HostLimits, RemoteEngine
 
     _check_provider(provider, url, card, options)
     wire = options.get("wire_model") or wire_name(provider, card, typed)
@@ -219,7 +220,7 @@ def _remote(card: ModelCard, typed: str | None, provider: Provider, url: str, op
     return RemoteEngine(
         card,
         endpoint,
-        limits=Limits(**present(options, *LIMITS)),
+        limits=HostLimits(**present(options, *LIMITS)),
         rate_limiter=options.get("rate_limiter"),
         variant=_variant(provider, card, options),
         **present(options, *_COMMON, "tokenizer"),

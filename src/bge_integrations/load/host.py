@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from ..catalog.records import ModelCard, Provider
-from ..environment import SECRET_NAMES, Key, cache_path, hide_in_url, switched_on, variable
+from ..environment import cache_path, switched_on, variable
 from ..errors import ConfigError
+from ..keys import SECRET_NAMES, Key, hide_in_url
 from ..remote.endpoint import Endpoint, split_url
 
 __all__ = [

@@ -12,8 +12,8 @@ from ..catalog import find_model
 from ..catalog.records import Provider, RerankerCard
 from ..catalog.rerank_hosts import DIALECTS, RERANK_HOSTS, RerankHost, find_rerank_host, who_reranks
 from ..catalog.rerankers import find_reranker, known_reranker
-from ..environment import HiddenValues, hide_secrets
 from ..errors import ConfigError, NotServedError
+from ..keys import HiddenValues, hide_secrets
 from ..options import RERANKER_OPTIONS, Options, RerankerOptions, check_options
 from .encoder import load_encoder
 from .host import (
@@ -130,7 +130,7 @@ def _root(url: str) -> str:
 
 
 def _remote_reranker(card: RerankerCard, host: RerankHost | None, url: str, options: RerankerOptions) -> Reranker:
-    from ..remote.endpoint import Limits
+    from ..remote.endpoint import HostLimits
     from ..remote.reranker import RemoteReranker
 
     _check_reranks(host, card, options)
@@ -142,7 +142,7 @@ def _remote_reranker(card: RerankerCard, host: RerankHost | None, url: str, opti
         card,
         _rerank_endpoint(provider, url, wire, options, own_header=own_header),
         host=host,
-        limits=Limits(**present(options, *LIMITS)),
+        limits=HostLimits(**present(options, *LIMITS)),
         rate_limiter=options.get("rate_limiter"),
         verify=options.get("verify") is not None,
         variant=_score_variant(host, card, options),

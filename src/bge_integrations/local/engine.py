@@ -18,10 +18,11 @@ from ..errors import BGEError, BGEWarning, ConfigError, ModelLoadError
 from .architecture import brief, read_weights
 from .backends.base import Backend
 from .backends.devices import DevicesBackend
+from .calls import LocalCall
 from .files import Weights, find_folder, get_folder
-from .jobs import Job
+from .machine import is_native
 from .scheduler import Scheduler
-from .select import Choice, Settings, choose, find_device, is_native, refuse_emulated, usable_weights
+from .select import Choice, Settings, choose, find_device, refuse_emulated, usable_weights
 from .token_heads import TokenHeads
 
 _LOG = logging.getLogger("bge_integrations")
@@ -53,9 +54,6 @@ class LocalEngine(Encoder):
         self.settings = Settings(self.card, device, tuple(devices), backend, precision, trust_remote_code, pooling)
         self.variant = "int8" if precision == "int8" else ""
         self.usage = Usage()
-        self._rebuild()
-
-    def _rebuild(self) -> None:
         # Settings, not self: the worker thread must not keep alive an engine that nobody holds any more.
         self._scheduler = Scheduler(partial(load_backend, self.settings, choose, _loaded))
         self._tokenizer: TextTokenizer | None = None
@@ -67,7 +65,9 @@ class LocalEngine(Encoder):
             ConfigError: the model has no default query instruction and none was passed.
         """
         refuse = partial(refuse_truncation, model=self.card.id, max_tokens=self.card.max_tokens)
-        self._scheduler.submit(Job(self.format(texts, role), stream, refuse if self.truncate == "error" else None))
+        self._scheduler.submit(
+            LocalCall(self.format(texts, role), stream, refuse if self.truncate == "error" else None)
+        )
 
     def tokenizer(self) -> TextTokenizer:
         """Return the model's tokenizer.
@@ -93,12 +93,7 @@ class LocalEngine(Encoder):
         self._scheduler.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A thread and a loaded model do not travel: the copy loads the model at its first use.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_scheduler", "_tokenizer")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._rebuild()
+        return {**self.__dict__, "_tokenizer": None}
 
     def __repr__(self) -> str:
         return f"LocalEngine({self.card.id!r}, backend={self.settings.backend!r})"

@@ -22,7 +22,7 @@ Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Run:
+class LengthRun:
     """Texts of equal length that stand one after another.
 
     Attributes:
@@ -41,10 +41,10 @@ class Run:
         return self.start + self.count * self.length
 
 
-def find_runs(lengths: Integers, starts: Integers) -> list[Run]:
+def find_runs(lengths: Integers, starts: Integers) -> list[LengthRun]:
     """Return the runs of texts of these lengths whose first tokens stand at these rows."""
     edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
-    return [Run(first, last - first, int(starts[first]), int(lengths[first])) for first, last in pairwise(edges)]
+    return [LengthRun(first, last - first, int(starts[first]), int(lengths[first])) for first, last in pairwise(edges)]
 
 
 ONE_TOKEN: dict[str, Callable[[Integers, Integers], Integers]] = {
@@ -57,7 +57,7 @@ KNOWN = (*ONE_TOKEN, "mean")
 """The poolings that are computed here; any other is sentence-transformers' own."""
 
 
-def mean_of_runs(states: Tensor, runs: Sequence[Run]) -> Tensor:
+def mean_of_runs(states: Tensor, runs: Sequence[LengthRun]) -> Tensor:
     """Return the mean state of each text, float32, of packed states."""
     import torch
 

@@ -18,9 +18,9 @@ from ..core.usage import Usage
 from ..errors import ConfigError, ModelLoadError
 from .architecture import read_architecture, read_weights
 from .backends.base import Backend
+from .calls import LocalCall
 from .engine import foreseen, load_backend
 from .files import Weights, has_weights
-from .jobs import Job
 from .scheduler import Scheduler
 from .select import Choice, Settings
 
@@ -48,15 +48,12 @@ class LocalReranker(Reranker):
         self.settings = Settings(card, device, tuple(devices), backend, precision, trust_remote_code)
         self.variant = "int8" if precision == "int8" else ""
         self.usage = Usage()
-        self._rebuild()
-
-    def _rebuild(self) -> None:
         self._scheduler = Scheduler(partial(load_backend, self.settings, choose_scores, _loaded))
 
     def batches(self, pairs: list[Pair], stream: Stream) -> None:
         """Queue checked pairs for the worker thread."""
         refuse = partial(refuse_truncation, model=self.card.id, max_tokens=self.card.max_tokens)
-        self._scheduler.submit(Job(pairs, stream, refuse if self.truncate == "error" else None))
+        self._scheduler.submit(LocalCall(pairs, stream, refuse if self.truncate == "error" else None))
 
     @property
     def longest(self) -> int:  # type: ignore[override]
@@ -74,13 +71,6 @@ class LocalReranker(Reranker):
     def close(self) -> None:
         """Stop the worker after the batch in hand and let the model go; a later call loads it again."""
         self._scheduler.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_scheduler"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._rebuild()
 
     def __repr__(self) -> str:
         return f"LocalReranker({self.card.id!r}, backend={self.settings.backend!r})"

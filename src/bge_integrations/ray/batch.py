@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..core.encoder import Encoder, Role, Vectors
 from ..errors import BadAnswerError, ConfigError, InputError, TooLargeError
 from ..load import Options, load_encoder
-from ..local.select import limit_cores
+from ..local.machine import limit_cores
 
 __all__ = ["BGEBatchEncoder", "make_predict_fn"]
 

@@ -7,7 +7,7 @@ import socket
 import warnings
 from typing import Any
 
-from ..bulk.pipeline import Embedded, EncoderShards, OnError, OnRows, ShardEmbedder
+from ..bulk.pipeline import EmbeddedShard, EncoderShards, OnError, OnRows, ShardEmbedder
 from ..bulk.rows import Row
 from ..core.encoder import Encoder
 from ..errors import BGEError, ConfigError, HostUnavailableError
@@ -108,7 +108,7 @@ class RayShards(ShardEmbedder):
         self._batches = ray.put(BGEBatchEncoder(role="document", encoder=encoder))
         self._running: set[Any] = set()
 
-    def embed(self, rows: list[Row], on_error: OnError, on_rows: OnRows) -> Embedded:
+    def embed(self, rows: list[Row], on_error: OnError, on_rows: OnRows) -> EmbeddedShard:
         """Let a worker embed a shard, and wait for it.
 
         Raises:
@@ -120,7 +120,7 @@ class RayShards(ShardEmbedder):
         reference = self._task.remote(self._batches, rows, on_error, self.sparse)
         self._running.add(reference)
         try:
-            answer: tuple[Embedded, dict[str, float]] = ray.get(reference)
+            answer: tuple[EmbeddedShard, dict[str, float]] = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, BGEError) else self._lost(rows, error) from error
         except ray.exceptions.RayError as error:
@@ -150,7 +150,7 @@ class RayShards(ShardEmbedder):
 
 def _embed(
     batches: BGEBatchEncoder, rows: list[Row], on_error: OnError, sparse: bool
-) -> tuple[Embedded, dict[str, float]]:
+) -> tuple[EmbeddedShard, dict[str, float]]:
     """Run on a worker."""
     encoder = batches.loaded()
     before = encoder.usage.to_dict()

@@ -18,7 +18,7 @@ from ..errors import (
     TooLargeError,
 )
 from .deadline import Deadline
-from .endpoint import Limits
+from .endpoint import HostLimits
 from .host import HostSession
 from .requests import RequestLimits, RequestPlan
 
@@ -59,7 +59,7 @@ class Call:
     def __init__(
         self,
         session: HostSession,
-        limits: Limits,
+        limits: HostLimits,
         deadline: Deadline,
         send: Send,
         stream: Stream,

@@ -11,7 +11,7 @@ from urllib.request import getproxies
 
 from ..errors import ConfigError
 from ..extras import require
-from .endpoint import Endpoint, Limits
+from .endpoint import Endpoint, HostLimits
 
 __all__ = ["open_client"]
 
@@ -19,7 +19,7 @@ _LONGEST_REFUSAL = 65_536
 _SOCKS = ("socks4", "socks5", "socks5h")
 
 
-def open_client(endpoint: Endpoint, limits: Limits) -> tuple[Any, Any, dict[str, Any]]:
+def open_client(endpoint: Endpoint, limits: HostLimits) -> tuple[Any, Any, dict[str, Any]]:
     """Return the SDK, its client for this host, and the headers of every request.
 
     It reads many files: not for the thread of an event loop.

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import DeadlineError
-from .endpoint import Limits
+from .endpoint import HostLimits
 
 __all__ = ["Deadline"]
 
@@ -21,7 +21,7 @@ class Deadline:
         DeadlineError: time is up.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: HostLimits) -> None:
         self._limits, self._clock = limits, asyncio.timeout(None)
 
     async def __aenter__(self) -> Self:

@@ -13,7 +13,7 @@ from ..catalog.records import Provider
 from ..environment import is_loopback
 from ..errors import BGEWarning, ConfigError, InsecureHostError, warn
 
-__all__ = ["Endpoint", "Limits", "SecretHeaders", "split_url"]
+__all__ = ["Endpoint", "HostLimits", "SecretHeaders", "split_url"]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\t -~]*")
@@ -229,7 +229,7 @@ def _without_password(url: str) -> str:
 
 
 @dataclass(frozen=True)
-class Limits:
+class HostLimits:
     """Bounds of one encoder.
 
     Attributes:

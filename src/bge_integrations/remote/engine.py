@@ -22,7 +22,7 @@ from ..errors import (
 )
 from .call import Call
 from .deadline import Deadline
-from .endpoint import Endpoint, Limits
+from .endpoint import Endpoint, HostLimits
 from .exchange import Exchange
 from .host import HostSession
 from .host_client import HostClient
@@ -32,7 +32,7 @@ from .protocols.rerank import parse_rows
 from .transport import answer_bound
 from .vectors import read_json
 
-__all__ = ["Endpoint", "Limits", "RemoteEngine"]
+__all__ = ["Endpoint", "HostLimits", "RemoteEngine"]
 
 HEALTH_SECONDS = 5.0
 
@@ -62,7 +62,7 @@ class RemoteEngine(HostClient, Encoder):
         card: ModelCard,
         endpoint: Endpoint,
         *,
-        limits: Limits | None = None,
+        limits: HostLimits | None = None,
         query_instruction: str | None = None,
         blank: Blank = "error",
         truncate: Truncate = "warn",
@@ -70,7 +70,7 @@ class RemoteEngine(HostClient, Encoder):
         variant: str = "",
         rate_limiter: Any = None,
     ) -> None:
-        self.card, self.endpoint, self.limits = card, endpoint, limits or Limits()
+        self.card, self.endpoint, self.limits = card, endpoint, limits or HostLimits()
         self.query_instruction, self.blank, self.variant = query_instruction, blank, variant
         self.truncate = truncate
         self.open(tokenizer, rate_limiter)

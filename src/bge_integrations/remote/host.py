@@ -8,7 +8,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from .endpoint import Endpoint, Limits
+from .endpoint import Endpoint, HostLimits
 from .rate_limit import PortableLimiter, RateLimiter
 from .requests import RequestLimits
 from .transport import Transport
@@ -56,7 +56,7 @@ class HostSession:
         name: the host and its address, for the log.
     """
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, limiter: PortableLimiter | None) -> None:
+    def __init__(self, endpoint: Endpoint, limits: HostLimits, limiter: PortableLimiter | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.name = f"{endpoint.name} at {endpoint.address}"
         self.transport = Transport(endpoint, limits)

@@ -15,7 +15,7 @@ from ..core.event_loop import BackgroundLoop
 from ..core.tokenizer import TextTokenizer, find_tokenizer
 from ..core.usage import Usage
 from ..errors import BGEError, HostError, HostUnavailableError, MissingKeyError
-from .endpoint import Endpoint, Limits
+from .endpoint import Endpoint, HostLimits
 from .host import HostSession
 from .rate_limit import PortableLimiter
 
@@ -42,7 +42,7 @@ class HostClient:
     remote: bool = True
     card: ModelCard
     endpoint: Endpoint
-    limits: Limits
+    limits: HostLimits
     usage: Usage
     base_url: str | None
     max_concurrency: int

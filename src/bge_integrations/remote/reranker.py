@@ -20,7 +20,7 @@ from ..errors import (
 )
 from .call import Call
 from .deadline import Deadline
-from .endpoint import Endpoint, Limits
+from .endpoint import Endpoint, HostLimits
 from .host import HostSession
 from .host_client import HostClient
 from .score_exchange import ScoreExchange
@@ -52,7 +52,7 @@ class RemoteReranker(HostClient, Reranker):
         endpoint: Endpoint,
         *,
         host: RerankHost | None = None,
-        limits: Limits | None = None,
+        limits: HostLimits | None = None,
         blank: Blank = "error",
         truncate: Truncate = "warn",
         tokenizer: Any = None,
@@ -61,7 +61,7 @@ class RemoteReranker(HostClient, Reranker):
         rate_limiter: Any = None,
     ) -> None:
         self.card: RerankerCard = card
-        self.endpoint, self.limits = endpoint, limits or Limits()
+        self.endpoint, self.limits = endpoint, limits or HostLimits()
         self.host, self.verify, self.variant = host, verify, variant
         self.blank, self.truncate = blank, truncate
         self.open(tokenizer, rate_limiter)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..environment import Key
 from ..errors import (
     AuthenticationError,
     BadAnswerError,
@@ -21,6 +20,7 @@ from ..errors import (
     RequestRefusedError,
     TooLargeError,
 )
+from ..keys import Key
 from .endpoint import Endpoint
 from .vectors import is_filled
 

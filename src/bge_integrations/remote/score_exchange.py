@@ -29,7 +29,7 @@ from ..errors import (
 from .endpoint import Endpoint
 from .host import HostSession
 from .identify import ask_server
-from .protocols.rerank import RERANK_PROTOCOLS, RerankAnswer, RerankProtocol, RerankRequest
+from .protocols.rerank import RERANK_PROTOCOLS, RerankAnswer, RerankProtocol, ScoreRequest
 from .responses import error_in, quote
 from .vectors import read_json
 
@@ -223,7 +223,7 @@ class ScoreExchange:
             passages: as they are sent.
             paced: the rate limiter has been asked already, as ``Call`` does.
         """
-        request = RerankRequest(query, passages, self._endpoint.wire_model, self._truncate)
+        request = ScoreRequest(query, passages, self._endpoint.wire_model, self._truncate)
         size = len(query.encode()) + sum(len(passage.encode()) for passage in passages)
         bound = 2**20 + 12 * size + 500 * len(passages)  # some send the passages back, each letter as \uXXXX
         missing: HostError | None = None

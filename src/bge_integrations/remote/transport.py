@@ -14,7 +14,6 @@ from urllib.request import getproxies, proxy_bypass
 
 import orjson
 
-from ..environment import Hidden
 from ..errors import (
     AuthenticationError,
     BadAnswerError,
@@ -22,8 +21,9 @@ from ..errors import (
     HostUnavailableError,
     RequestRefusedError,
 )
+from ..keys import Hidden
 from .client import open_client
-from .endpoint import Endpoint, Limits
+from .endpoint import Endpoint, HostLimits
 from .responses import quote, refusal
 
 _JSON = ("application/json", "text/json", "application/problem+json")
@@ -37,7 +37,7 @@ def answer_bound(count: int, dimensions: int) -> int:
 class Transport:
     """Sends requests, once each: the SDK's own retries are off. Used on one event loop only."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
+    def __init__(self, endpoint: Endpoint, limits: HostLimits) -> None:
         self._endpoint, self._limits = endpoint, limits
         self._opening = asyncio.Lock()  # first calls that come together open one client
         self._sdk: Any = None

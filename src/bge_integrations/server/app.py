@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ..catalog.records import OutputName, Role
 from ..core.encoder import Encoder
 from ..core.reranker import Reranker
-from ..core.token_outputs import Outputs, check_names
+from ..core.token_outputs import Outputs, check_output_names
 from ..environment import variable
 from ..errors import BGEError
 from . import schemas
@@ -147,7 +147,7 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
     @app.post("/embed", response_model=schemas.EmbedResponse, responses=errors, summary="Embed texts")
     async def embed(body: schemas.EmbedRequest, request: Request) -> Response:
         role: Role = "query" if body.is_query else "document"
-        names = check_names(body.outputs or ["dense"])
+        names = check_output_names(body.outputs or ["dense"])
         done = await _embed(service, request, body.texts, role, names)
         found = Outputs.of(service.encoder.output_for(names), done.rows)
         answer = {**output_columns(found), "model": card.id, "dimension": card.dimensions}

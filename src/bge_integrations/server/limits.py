@@ -110,7 +110,7 @@ def too_much(count: int, unit: str, limit: int) -> APIError:
     return APIError(422, f"{count} {unit} in one request are too many: at most {limit}", openai_status=413)
 
 
-class Queue:
+class RequestQueue:
     """Bounds the texts that wait for the encoder.
 
     Args:

@@ -9,7 +9,8 @@ from fastapi import FastAPI, Request, Response
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, model_validator
 from starlette.responses import JSONResponse
 
-from ..core.reranker import Pair, Reranker, Scores, order_by_logit, sigmoid
+from ..core.reranker import Pair, Reranker, Scores
+from ..core.score_scale import order_by_logit
 from . import schemas
 from .limits import APIError
 from .responses import truncated_header
@@ -83,7 +84,7 @@ def add_reranking(app: FastAPI, service: Service, reranker: Reranker) -> None:
         _check_model(service, reranker, body.model)
         texts = body.texts or []
         logits, truncated, _ = await _score(service, reranker, request, body.query, texts, body.truncate)
-        scores = _scaled(reranker, logits, raw=body.raw_scores)
+        scores = reranker.scaled(logits, "logit" if body.raw_scores else "sigmoid").tolist()
         rows: list[dict[str, Any]] = [{"index": i, "score": scores[i]} for i in order_by_logit(logits)[: body.top_n]]
         if returned:
             rows = [{**row, "text": texts[row["index"]]} for row in rows]
@@ -103,17 +104,11 @@ def add_reranking(app: FastAPI, service: Service, reranker: Reranker) -> None:
         return await as_jina(body, request)
 
 
-def _scaled(reranker: Reranker, logits: Scores, *, raw: bool) -> list[float]:
-    """Return sigmoids, unless raw scores are asked for or the scores are no logits, but similarities (bge-m3's)."""
-    scores: list[float] = (sigmoid(logits) if reranker.logits and not raw else logits).tolist()
-    return scores
-
-
 def _jina_answer(
     body: JinaRequest, reranker: Reranker, logits: Scores, truncated: list[int], tokens: int
 ) -> dict[str, Any]:
     del truncated
-    scores = _scaled(reranker, logits, raw=body.raw_scores)
+    scores = reranker.scaled(logits, "logit" if body.raw_scores else "sigmoid").tolist()
     rows: list[dict[str, Any]] = [
         {"index": i, "relevance_score": scores[i]} for i in order_by_logit(logits)[: body.top_n]
     ]

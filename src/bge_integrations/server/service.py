@@ -21,7 +21,7 @@ from ..core.encoder import Encoder
 from ..core.outputs import Dense, Output, Rows
 from ..core.reranker import Reranker
 from ..errors import BGEError, ConfigError, HostError, InputError
-from .limits import APIError, Limits, Queue
+from .limits import APIError, Limits, RequestQueue
 from .metrics import Metrics
 from .responses import api_error, log_text
 
@@ -74,7 +74,7 @@ class Service:
         self.counts_tokens: bool | None = None  # known after the first count
         self._names = known_names(encoder.card, names)
         self._on_fatal = on_fatal or self._explain
-        self._queue = Queue(limits, metrics.waiting.set)
+        self._queue = RequestQueue(limits, metrics.waiting.set)
         # One thread: counting of large requests waits for its turn instead of taking every core from the model.
         self._counting = ThreadPoolExecutor(1, "bge-tokens")
         self._warming: asyncio.Task[None] | None = None

@@ -11,7 +11,7 @@ from ..catalog.golden import read_golden
 from ..core.encoder import Vectors
 from .probes import CountTokens, long_text
 from .report import Finding
-from .wire import Answer, Direct, Wire, decode
+from .wire import Direct, RawAnswer, Wire, decode
 
 Host = Wire | Direct
 _TEXTS = (
@@ -201,7 +201,7 @@ def name(host: Host) -> Finding:
     return Finding("model in the answer", None, f"{said!r}", {"model": said})
 
 
-def _largest(host: Host, texts: Sequence[str]) -> Answer | None:
+def _largest(host: Host, texts: Sequence[str]) -> RawAnswer | None:
     """Return the answer for as many of the texts as a request may have, at least two."""
     for size in (len(texts), len(texts) // 2, 2):
         answer = host.post(texts[:size])
@@ -210,7 +210,7 @@ def _largest(host: Host, texts: Sequence[str]) -> Answer | None:
     return None
 
 
-def _stack(answers: Sequence[Answer]) -> Vectors | None:
+def _stack(answers: Sequence[RawAnswer]) -> Vectors | None:
     rows = [answer.vectors for answer in answers]
     if any(row is None or len(row) != 1 for row in rows):
         return None
@@ -229,7 +229,7 @@ def _cosine(one: Vectors, other: Vectors) -> float:
     return float(_unit(one) @ _unit(other))
 
 
-def _said(answer: Answer) -> str:
+def _said(answer: RawAnswer) -> str:
     if answer.status != 200:
         return f"refused ({answer.status})" if answer.status else f"no answer ({answer.text})"
     vectors = answer.vectors

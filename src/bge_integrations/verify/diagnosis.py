@@ -75,7 +75,7 @@ def diagnose(
     candidates += _tried(lambda: _by_engine(reference, probes, wording, right.vectors), notes)
     begin(MODELS)
     candidates += _tried(lambda: _by_model(others, probes, notes), notes)
-    diagnosis = rank(answers, right, candidates)
+    diagnosis = rank_causes(answers, right, candidates)
     return replace(diagnosis, notes=tuple(notes))
 
 
@@ -161,7 +161,7 @@ def _by_model(others: Iterable[Encoder], probes: Sequence[Probe], notes: list[st
         yield Candidate(other.card.id, "the host serves another model", vectors, same_model=False)
 
 
-def rank(answers: Vectors, right: Candidate, candidates: Sequence[Candidate]) -> Diagnosis:
+def rank_causes(answers: Vectors, right: Candidate, candidates: Sequence[Candidate]) -> Diagnosis:
     """Order explanations by how near their vectors come to the answers, and decide.
 
     An explanation other than ``right`` has to come nearer by a third of its own distance from ``right``, over the

@@ -14,7 +14,7 @@ from ..catalog.rerank_hosts import Scale
 from ..catalog.rerankers import RERANKERS
 from ..catalog.score_values import KnownScores, published_scores
 from ..core.reranker import Reranker
-from ..core.score_scale import Judgement, judge, judge_scores
+from ..core.score_scale import ScaleJudgement, judge_pairs, judge_scores
 from ..errors import BadAnswerError, ConfigError, HostError
 from ..remote.reranker import RemoteReranker
 from .report import Finding
@@ -90,12 +90,12 @@ def verify_reranker(
     sizes = [len(one.logits) for one in known]
     host = engine.base_url or "this machine"
     try:
-        judgements = [judge(one.logits, ask(one.query, list(one.passages))) for one in known]
+        judgements = [judge_pairs(one.logits, ask(one.query, list(one.passages))) for one in known]
     except BadAnswerError as error:
         return ScoreReport(engine.card.id, host, None, str(error), checked=sum(sizes))
     # Several passages of one query tell more of a cause than one does.
     weights = [(one.scale is None, bool(one.cause), size, one.off) for one, size in zip(judgements, sizes, strict=True)]
-    worst = judgements[max(range(len(weights)), key=weights.__getitem__)] if known else Judgement(None)
+    worst = judgements[max(range(len(weights)), key=weights.__getitem__)] if known else ScaleJudgement(None)
     cause = worst.cause
     if worst.scale is None and known:
         cause = _another_model(engine.card, ask) or cause

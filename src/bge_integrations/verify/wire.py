@@ -22,7 +22,7 @@ _TRIES = 4
 
 
 @dataclass(frozen=True)
-class Answer:
+class RawAnswer:
     """What came back.
 
     Attributes:
@@ -82,7 +82,7 @@ class Wire:
         self.wire_model: str = engine.endpoint.wire_model
         self._reached = False
 
-    def post(self, texts: Sequence[str], *, encoding: str = "float") -> Answer:
+    def post(self, texts: Sequence[str], *, encoding: str = "float") -> RawAnswer:
         """Send one request; a busy host is asked again a few times, and nothing else is.
 
         Raises:
@@ -95,7 +95,7 @@ class Wire:
             time.sleep(0.2 * 2**attempt)
         return answer
 
-    def _once(self, texts: Sequence[str], encoding: str) -> Answer:
+    def _once(self, texts: Sequence[str], encoding: str) -> RawAnswer:
         start = time.perf_counter()
         try:
             raw = self._engine.post(list(texts), encoding=encoding)
@@ -103,9 +103,9 @@ class Wire:
             if error.status is None and not self._reached:
                 raise
             self._reached = True
-            return Answer(error.status or 0, None, time.perf_counter() - start, str(error)[:300])
+            return RawAnswer(error.status or 0, None, time.perf_counter() - start, str(error)[:300])
         self._reached = True
-        return Answer(200, _json(raw), time.perf_counter() - start, raw[:200].decode("utf-8", "replace"))
+        return RawAnswer(200, _json(raw), time.perf_counter() - start, raw[:200].decode("utf-8", "replace"))
 
 
 class Direct:
@@ -117,7 +117,7 @@ class Direct:
         self.card, self._encoder = encoder.card, encoder
         self._reached = False
 
-    def post(self, texts: Sequence[str], *, encoding: str = "float") -> Answer:  # noqa: ARG002 - as Wire.post
+    def post(self, texts: Sequence[str], *, encoding: str = "float") -> RawAnswer:  # noqa: ARG002 - as Wire.post
         """Embed documents.
 
         Raises:
@@ -130,9 +130,9 @@ class Direct:
             if not self._reached and not isinstance(error, (BadAnswerError, InputError)):
                 raise
             self._reached = True
-            return Answer(0, None, time.perf_counter() - start, f"{type(error).__name__}: {error}"[:200])
+            return RawAnswer(0, None, time.perf_counter() - start, f"{type(error).__name__}: {error}"[:200])
         self._reached = True
-        return Answer(200, {"embeddings": vectors.tolist()}, time.perf_counter() - start)
+        return RawAnswer(200, {"embeddings": vectors.tolist()}, time.perf_counter() - start)
 
 
 def _json(raw: bytes) -> Any:

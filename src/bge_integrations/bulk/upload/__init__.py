@@ -20,8 +20,8 @@ from ...stamps.stamp import check_store, read_stamp, stamp_store
 from ..folder import check_float, shard_files, stamp_of
 from ..formats import read_part
 from ..part import Part
-from .record import Record, open_record
-from .target import Batch, Key, Place, Store, Target, check_folder
+from .record import UploadRecord, open_record
+from .target import Key, Place, StoreKind, Target, UploadBatch, check_folder
 
 __all__ = ["Into", "Loaded", "load_files", "upload_files"]
 
@@ -133,7 +133,7 @@ class _Upload:
         self,
         folder: Path,
         into: str,
-        store: Store,
+        store: StoreKind,
         place: Place,
         files: Sequence[Path],
         update: bool,
@@ -164,7 +164,7 @@ class _Upload:
         counts = (self.unchanged, len(self.gone), self.stayed)
         return Loaded(self.rows, total, place.collection, written, opens, *counts)
 
-    def _put(self, batch: Batch, record: Record | None, target: Target) -> None:
+    def _put(self, batch: UploadBatch, record: UploadRecord | None, target: Target) -> None:
         if record:
             # Before the rows: after a kill in between, the record names too many keys and never too few.
             record.intend(target.keys(batch.part), batch.part)
@@ -175,12 +175,12 @@ class _Upload:
         if self.on_batch:
             self.on_batch(self.rows)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[UploadBatch]:
         for path in self.files:
             for part in read_part(path, self.store.BATCH_ROWS, sparse=bool(self.place.vocabulary)):
-                yield Batch(_each_once(part))
+                yield UploadBatch(_each_once(part))
 
-    def _changed(self, record: Record, target: Target) -> Iterator[Batch]:
+    def _changed(self, record: UploadRecord, target: Target) -> Iterator[UploadBatch]:
         record.compare(self.files, target)
         self.unchanged = record.current()
         for file, places in record.changed(len(self.files)):
@@ -188,23 +188,23 @@ class _Upload:
             # Shard by shard, so that each file is read once and only one is in memory.
             yield from self._taken(self.files[file], places)
 
-    def _taken(self, path: Path, places: Sequence[int]) -> Iterator[Batch]:
+    def _taken(self, path: Path, places: Sequence[int]) -> Iterator[UploadBatch]:
         """Yield some rows of a shard; where none are wanted, it is not read."""
         first, wanted = 0, np.array(places, np.int64)
         for part in read_part(path, self.store.BATCH_ROWS, sparse=bool(self.place.vocabulary)) if places else ():
             rows = wanted[(first <= wanted) & (wanted < first + len(part.ids))] - first
             if len(rows):
-                yield Batch(part.take(rows.tolist()))
+                yield UploadBatch(part.take(rows.tolist()))
             first += len(part.ids)
 
 
-def _store(into: str) -> Store:
+def _store(into: str) -> StoreKind:
     if into not in _MODULES:
         raise ConfigError(f"no store {into!r}: {', '.join(get_args(Into))}")
-    return cast("Store", import_module(f".{_MODULES[into]}", __package__))
+    return cast("StoreKind", import_module(f".{_MODULES[into]}", __package__))
 
 
-def _check_place(into: str, store: Store, place: Place) -> None:
+def _check_place(into: str, store: StoreKind, place: Place) -> None:
     given = [name for name in ("url", "path", "client") if getattr(place, name) is not None]
     if len(given) != 1 or given[0] not in store.TAKES:
         raise ConfigError(f"{into} needs one of {', '.join(store.TAKES)}, not {' and '.join(given) or 'none'}")

@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import ConfigError
 from ...extras import require
 from ...stamps.places import chroma_address
-from .target import Batch, Key, Place, Target, check_dimensions, pages
+from .target import Key, Place, Target, UploadBatch, check_dimensions, pages
 
 BATCH_ROWS = 1000
 TAKES = ("url", "path", "client")
@@ -29,7 +29,7 @@ class _Target(Target):
     def count(self) -> int:
         return int(self.collection.count())
 
-    def put(self, batch: Batch) -> None:
+    def put(self, batch: UploadBatch) -> None:
         for first in range(0, len(batch.ids), self.most):
             part = slice(first, first + self.most)
             self.collection.upsert(

@@ -17,7 +17,7 @@ from ...errors import ConfigError
 from ...extras import require
 from ...stamps.faiss_folder import langchain_texts
 from ...stamps.slots import KEY
-from .target import Batch, Key, Place, Target, check_dimensions
+from .target import Key, Place, Target, UploadBatch, check_dimensions
 
 BATCH_ROWS = 10_000
 TAKES = ("path",)
@@ -35,7 +35,7 @@ class _Target(Target):
     def count(self) -> int:
         return len(self.ids)
 
-    def put(self, batch: Batch) -> None:
+    def put(self, batch: UploadBatch) -> None:
         from langchain_core.documents import Document
 
         self._remove({key for key in batch.ids if key in self.documents})

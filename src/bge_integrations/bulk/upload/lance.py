@@ -12,7 +12,7 @@ from ...errors import ConfigError
 from ...extras import require
 from ..formats import column_types
 from ..part import Part
-from .target import Batch, Key, Place, Target, check_dimensions, pages
+from .target import Key, Place, Target, UploadBatch, check_dimensions, pages
 
 # A commit is a version and some files of its own, so few and large ones.
 BATCH_ROWS = 10_000
@@ -31,7 +31,7 @@ class _Target(Target):
     def count(self) -> int:
         return int(self.table.count_rows())
 
-    def put(self, batch: Batch) -> None:
+    def put(self, batch: UploadBatch) -> None:
         rows = _layout(batch, self.kinds)
         self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
@@ -45,7 +45,7 @@ class _Target(Target):
             self.table.delete(f"id IN ({names})")
 
 
-def _layout(batch: Batch, kinds: dict[str, Any]) -> Any:
+def _layout(batch: UploadBatch, kinds: dict[str, Any]) -> Any:
     import pyarrow as pa
 
     vectors = np.ascontiguousarray(batch.vectors)
@@ -84,7 +84,7 @@ def _table(connection: Any, place: Place) -> Any:
     try:
         return connection.open_table(place.collection)
     except (ValueError, FileNotFoundError):  # one of these, by LanceDB's version, says that there is no such table
-        none = Batch(Part([], [], np.empty((0, place.dimensions), np.float32), {}))
+        none = UploadBatch(Part([], [], np.empty((0, place.dimensions), np.float32), {}))
         return connection.create_table(place.collection, schema=_layout(none, column_types(place.shard)).schema)
 
 

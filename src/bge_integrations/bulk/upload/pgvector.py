@@ -14,7 +14,7 @@ import orjson
 from ...errors import BGEWarning, warn
 from ...extras import require
 from ...stamps.slots import comment_slot
-from .target import Batch, Key, Place, Target, check_dimensions, pages
+from .target import Key, Place, Target, UploadBatch, check_dimensions, pages
 
 BATCH_ROWS = 2000
 TAKES = ("url", "client")
@@ -46,7 +46,7 @@ class _Target(Target):
         with self.engine.connect() as connection:
             return int(connection.exec_driver_sql(f"SELECT count(*) FROM {self.table}").scalar())
 
-    def put(self, batch: Batch) -> None:
+    def put(self, batch: UploadBatch) -> None:
         columns = ", ".join(map(_quoted, self.columns))
         changed = ", ".join(f"{name} = excluded.{name}" for name in map(_quoted, self.columns[1:]))
         self._warn(batch)
@@ -76,7 +76,7 @@ class _Target(Target):
                 query = f'DELETE FROM {self.table} WHERE "langchain_id" = ANY(%s)'
                 connection.exec_driver_sql(query, (page,))
 
-    def _warn(self, batch: Batch) -> None:
+    def _warn(self, batch: UploadBatch) -> None:
         large = [key for key, (ids, _) in zip(batch.ids, batch.sparse or (), strict=False) if len(ids) > _INDEXABLE]
         if large and not self._warned:
             self._warned = True
@@ -87,7 +87,7 @@ class _Target(Target):
             )
 
 
-def _rows(batch: Batch, vocabulary: int) -> Iterator[tuple[str, ...]]:
+def _rows(batch: UploadBatch, vocabulary: int) -> Iterator[tuple[str, ...]]:
     sparse: list[tuple[str, ...]] = [(_sparse(ids, weights, vocabulary),) for ids, weights in batch.sparse or ()]
     sparse = sparse or [()] * len(batch.ids)
     rows = zip(batch.ids, batch.texts, batch.vectors, batch.metadata, sparse, strict=True)

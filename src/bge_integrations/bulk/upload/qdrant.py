@@ -14,7 +14,7 @@ from ...errors import ConfigError
 from ...extras import require
 from ...stamps.slots import qdrant_slot
 from ..part import Part
-from .target import Batch, Key, Place, Target, check_dimensions, pages
+from .target import Key, Place, Target, UploadBatch, check_dimensions, pages
 
 BATCH_ROWS = 256
 TAKES = ("url", "path", "client")
@@ -49,7 +49,7 @@ class _Target(Target):
     def count(self) -> int:
         return int(self.client.count(self.place.collection).count)
 
-    def put(self, batch: Batch) -> None:
+    def put(self, batch: UploadBatch) -> None:
         from qdrant_client.models import Batch as Points
 
         step = max(1, min(BATCH_ROWS, _NUMBERS // self.place.dimensions))

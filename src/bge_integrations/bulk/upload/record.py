@@ -22,7 +22,7 @@ from ..known import row_digests, text_digests
 from ..part import Part
 from .target import Key, Place, Target
 
-__all__ = ["UPLOADS", "Record", "open_record"]
+__all__ = ["UPLOADS", "UploadRecord", "open_record"]
 
 UPLOADS = ".uploads"
 _PIECE = 4096
@@ -43,7 +43,7 @@ FROM uploaded LEFT JOIN current USING (key) LEFT JOIN held USING (key) WHERE cur
 """
 
 
-class Record:
+class UploadRecord:
     """The record of one store; use ``open_record``."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
@@ -119,7 +119,7 @@ def _texts(texts: Iterable[str | None]) -> list[bytes]:
 
 
 @contextmanager
-def open_record(folder: Path, into: str, place: Place, *, update: bool) -> Iterator[Record | None]:
+def open_record(folder: Path, into: str, place: Place, *, update: bool) -> Iterator[UploadRecord | None]:
     """Open the record of a store; None where none can be kept, which is warned of.
 
     Raises:
@@ -142,7 +142,7 @@ def open_record(folder: Path, into: str, place: Place, *, update: bool) -> Itera
             raise ConfigError(f"{reason}: upload from a folder that can be written") from error
         warn(f"{reason}: a later --update will not know which rows to delete", BGEWarning)
     try:
-        yield Record(database) if database else None
+        yield UploadRecord(database) if database else None
     finally:
         if database:
             database.close()

@@ -51,7 +51,7 @@ class Place:
         return make() if self.client is None else self.client
 
 
-class Batch:
+class UploadBatch:
     """Rows of a shard, each id once."""
 
     def __init__(self, part: Part) -> None:
@@ -91,7 +91,7 @@ class Target(ABC):
         """Return the number of rows that are there."""
 
     @abstractmethod
-    def put(self, batch: Batch) -> None:
+    def put(self, batch: UploadBatch) -> None:
         """Write rows; a row of the same id is replaced."""
 
     def keys(self, part: Part) -> Sequence[Key]:
@@ -107,7 +107,7 @@ class Target(ABC):
         """Delete rows; a key that is not there is no error."""
 
 
-class Store(Protocol):
+class StoreKind(Protocol):
     """A kind of store: a module of this package."""
 
     BATCH_ROWS: int

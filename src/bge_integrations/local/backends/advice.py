@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..architecture import Architecture
-from ..heads import Run
-from .attention import Batch
+from ..heads import LengthRun
+from .attention import PackedBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Pass = Callable[["Tensor", Batch], "Tensor"]
+Pass = Callable[["Tensor", PackedBatch], "Tensor"]
 """Through one layer."""
 
 _AFTER_SECONDS = 10.0
@@ -38,7 +38,7 @@ class PrecisionAdvice:
         self._model, self._shape, self._half = model, shape, half
         self._seconds, self._tokens = 0.0, 0
 
-    def computed(self, seconds: float, batch: Batch, layer: Pass) -> None:
+    def computed(self, seconds: float, batch: PackedBatch, layer: Pass) -> None:
         """Count a batch; measure and log when it is time.
 
         Args:
@@ -69,14 +69,14 @@ class PrecisionAdvice:
         per_token = self._seconds / self._tokens / self._shape.layers
         count = max(1, int(_COST / (2 * _PASSES) / per_token) // length)
         none = torch.empty(0)
-        batch = Batch(none, none, none, [Run(0, count, 0, length)])
+        batch = PackedBatch(none, none, none, [LengthRun(0, count, 0, length)])
         x = torch.ones(count * length, self._shape.hidden)
         ways = (layer, x), (self._half(), x.bfloat16())
         seconds = [(_seconds(*ways[0], batch), _seconds(*ways[1], batch)) for _ in range(_PASSES)]
         return min(slow for slow, _ in seconds[1:]) / min(fast for _, fast in seconds[1:])
 
 
-def _seconds(layer: Pass, x: Tensor, batch: Batch) -> float:
+def _seconds(layer: Pass, x: Tensor, batch: PackedBatch) -> float:
     begin = time.perf_counter()
     layer(x, batch)
     return time.perf_counter() - begin

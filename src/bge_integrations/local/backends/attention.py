@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..heads import Run
+from ..heads import LengthRun
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ _SCORES = 1 << 21  # elements of a block of scores: 4 MB
 
 
 @dataclass
-class Batch:
+class PackedBatch:
     """Where the texts of a batch stand in the packed matrix.
 
     Attributes:
@@ -34,7 +34,7 @@ class Batch:
     tokens: Tensor
     positions: Tensor
     chosen: Tensor
-    runs: list[Run]
+    runs: list[LengthRun]
 
     @cached_property
     def edges(self) -> Tensor:
@@ -50,7 +50,7 @@ class RunAttention:
 
     name = "runs of equal length"
 
-    def every(self, qkv: Tensor, batch: Batch, heads: int) -> Tensor:
+    def every(self, qkv: Tensor, batch: PackedBatch, heads: int) -> Tensor:
         """Return what each token gathers from the tokens of its own text; tokens of no text gather nothing.
 
         Args:
@@ -69,7 +69,7 @@ class RunAttention:
             _gather(parts[0], parts[1], parts[2], into)
         return out
 
-    def one(self, query: Tensor, key_value: Tensor, batch: Batch, heads: int) -> Tensor:
+    def one(self, query: Tensor, key_value: Tensor, batch: PackedBatch, heads: int) -> Tensor:
         """Return what one token of each text gathers.
 
         Args:
@@ -95,7 +95,7 @@ class VariableAttention(RunAttention):
 
     name = "one call for all lengths"
 
-    def every(self, qkv: Tensor, batch: Batch, heads: int) -> Tensor:
+    def every(self, qkv: Tensor, batch: PackedBatch, heads: int) -> Tensor:
         """Return what each token gathers; otherwise as in runs."""
         from torch.nn.attention.varlen import varlen_attn
 
@@ -107,7 +107,7 @@ class VariableAttention(RunAttention):
         out[:end] = gathered.reshape(end, -1)
         return out
 
-    def one(self, query: Tensor, key_value: Tensor, batch: Batch, heads: int) -> Tensor:
+    def one(self, query: Tensor, key_value: Tensor, batch: PackedBatch, heads: int) -> Tensor:
         """Return what one token of each text gathers; otherwise as in runs."""
         import torch
         from torch.nn.attention.varlen import varlen_attn
@@ -129,7 +129,7 @@ def choose_attention(device: str, dtype: torch.dtype) -> RunAttention:
     if torch.device(device).type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return runs
     none = torch.empty(0, device=device)
-    batch = Batch(none, none, none, [Run(0, 2, 0, 5), Run(2, 1, 10, 3)])
+    batch = PackedBatch(none, none, none, [LengthRun(0, 2, 0, 5), LengthRun(2, 1, 10, 3)])
     qkv = torch.linspace(-1, 1, 16 * 3 * 64, device=device, dtype=dtype).view(16, -1)
     try:
         same = torch.allclose(variable.every(qkv, batch, 2), runs.every(qkv, batch, 2), atol=0.02) and torch.allclose(

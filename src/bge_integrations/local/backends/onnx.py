@@ -22,7 +22,8 @@ from ...extras import require
 from ..architecture import brief
 from ..files import find_onnx
 from ..heads import pool
-from ..select import Choice, usable_cores
+from ..machine import usable_cores
+from ..select import Choice
 from ..token_heads import TokenHeads, accept
 from .base import Backend
 

@@ -22,10 +22,11 @@ from ...core.tokenizer import TextTokenizer, Tokens
 from ...errors import ModelLoadError
 from ..architecture import Architecture
 from ..heads import ONE_TOKEN, find_runs, mean_of_runs
-from ..select import Choice, usable_cores
+from ..machine import usable_cores
+from ..select import Choice
 from ..token_heads import TokenHeads, accept
 from .advice import PrecisionAdvice
-from .attention import Batch, RunAttention, choose_attention
+from .attention import PackedBatch, RunAttention, choose_attention
 from .base import Backend
 from .linear import Linear
 
@@ -35,25 +36,33 @@ if TYPE_CHECKING:
 
 
 class Layer:
-    """One transformer layer; computes every token's next state."""
+    """One transformer layer; computes every token's next state.
+
+    Attributes:
+        parts: which of attention's projections are computed side by side.
+    """
+
+    parts: tuple[tuple[str, ...], ...] = (("query", "key", "value"),)
 
     def __init__(
         self, weights: dict[str, Tensor], name: str, shape: Architecture, dtype: torch.dtype, attention: RunAttention
     ) -> None:
         self.heads, self.attention = shape.heads, attention
-        self._read_attention(weights, f"{name}.attention.self", dtype)
+        names = [tuple(f"{name}.attention.self.{each}" for each in part) for part in self.parts]
+        self.projections = [_linear(weights, part, dtype) for part in names]
         self.out = _linear(weights, (f"{name}.attention.output.dense",), dtype)
         self.up = _linear(weights, (f"{name}.intermediate.dense",), dtype)
         self.down = _linear(weights, (f"{name}.output.dense",), dtype)
         self.norm = _norm(weights, f"{name}.attention.output.LayerNorm", shape.epsilon, dtype)
         self.last_norm = _norm(weights, f"{name}.output.LayerNorm", shape.epsilon, dtype)
 
-    def _read_attention(self, weights: dict[str, Tensor], name: str, dtype: torch.dtype) -> None:
-        self.qkv = _linear(weights, (f"{name}.query", f"{name}.key", f"{name}.value"), dtype)
-
-    def every(self, x: Tensor, batch: Batch) -> Tensor:
+    def every(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """Return every token's next state."""
-        return self._rest(x, self.attention.every(self.qkv(x), batch, self.heads))
+        import torch
+
+        projected = [project(x) for project in self.projections]
+        qkv = projected[0] if len(projected) == 1 else torch.cat(projected, 1)
+        return self._rest(x, self.attention.every(qkv, batch, self.heads))
 
     __call__ = every  # the next states that are wanted: here every token's
 
@@ -65,22 +74,13 @@ class Layer:
 class OneTokenLayer(Layer):
     """The last layer where only one token of each text is wanted."""
 
-    def _read_attention(self, weights: dict[str, Tensor], name: str, dtype: torch.dtype) -> None:
-        self.query = _linear(weights, (f"{name}.query",), dtype)
-        self.key_value = _linear(weights, (f"{name}.key", f"{name}.value"), dtype)
+    parts = (("query",), ("key", "value"))
 
-    def __call__(self, x: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """Return the next state of each text's chosen token alone."""
+        query, key_value = self.projections
         chosen = x[batch.chosen]
-        attended = self.attention.one(self.query(chosen), self.key_value(x), batch, self.heads)
-        return self._rest(chosen, attended)
-
-    def every(self, x: Tensor, batch: Batch) -> Tensor:
-        """Return every token's next state."""
-        import torch
-
-        qkv = torch.cat([self.query(x), self.key_value(x)], 1)
-        return self._rest(x, self.attention.every(qkv, batch, self.heads))
+        return self._rest(chosen, self.attention.one(query(chosen), key_value(x), batch, self.heads))
 
 
 class PackedBackend(Backend):
@@ -155,15 +155,15 @@ class PackedBackend(Backend):
             chosen = states[batch.chosen] if self.pick else states
             return self.heads.columns(output, _as_array(self._pool(chosen, batch)), states.float(), items)
 
-    def _pool(self, states: Tensor, batch: Batch) -> Tensor:
+    def _pool(self, states: Tensor, batch: PackedBatch) -> Tensor:
         return states if self.pick else mean_of_runs(states, batch.runs)
 
-    def _embed(self, batch: Batch) -> Tensor:
+    def _embed(self, batch: PackedBatch) -> Tensor:
         from torch.nn.functional import embedding
 
         return embedding(batch.tokens, self.words) + embedding(batch.positions, self.positions)
 
-    def _pack(self, items: Sequence[NDArray[np.int32]]) -> Batch:
+    def _pack(self, items: Sequence[NDArray[np.int32]]) -> PackedBatch:
         import torch
 
         lengths = np.fromiter(map(len, items), np.int64, len(items))
@@ -175,7 +175,7 @@ class PackedBackend(Backend):
         positions[:total] = np.arange(total) - np.repeat(starts, lengths) + self.shape.first_position
         chosen = torch.from_numpy(self.pick(starts, lengths) if self.pick else starts).to(device)
         both = torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device)
-        return Batch(*both, chosen, find_runs(lengths, starts))
+        return PackedBatch(*both, chosen, find_runs(lengths, starts))
 
     def describe(self) -> dict[str, Any]:
         """Return what was chosen, threads, whether oneDNN's fused operator is used, and how attention is called."""
@@ -228,7 +228,7 @@ def _norm(weights: dict[str, Tensor], name: str, epsilon: float, dtype: torch.dt
     return partial(torch.layer_norm, normalized_shape=weight.shape, weight=weight, bias=bias, eps=epsilon)
 
 
-def _half_layer(shape: Architecture) -> Callable[[Tensor, Batch], Tensor]:
+def _half_layer(shape: Architecture) -> Callable[[Tensor, PackedBatch], Tensor]:
     """Return a layer in bfloat16 whose weights are zero: its speed does not depend on them."""
     import torch
 

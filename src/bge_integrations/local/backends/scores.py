@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,12 @@ from ...core.pairs import SECOND, PairTokenizer
 from ...core.reranker import Pair
 from ...core.tokenizer import Tokens
 from ...errors import ModelLoadError
-from ...extras import require
-from ..architecture import brief
 from ..select import Choice
-from .attention import Batch
+from .attention import PackedBatch
 from .base import Backend
 from .onnx import OnnxGraph
 from .packed import PackedBackend, set_threads
-from .sentence_transformers import without_bar
+from .sentence_transformers import load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +80,7 @@ class PackedScores(PackedBackend):
         """Return the logits of pairs that stand longest first."""
         return self.head(super().forward(items, output))
 
-    def _embed(self, batch: Batch) -> Tensor:
+    def _embed(self, batch: PackedBatch) -> Tensor:
         """Return embeddings; a token of the second text is marked by ``SECOND`` in its id."""
         if self.step is None:
             return super()._embed(batch)
@@ -116,7 +114,7 @@ class CrossEncoderScores(Backend):
 
     def __init__(self, choice: Choice, card: ModelCard, folder: Path, *, trust_remote_code: bool = False) -> None:
         super().__init__(choice)
-        self.model = _cross_encoder(folder, choice, card.max_tokens, trust_remote_code)
+        self.model = load("CrossEncoder", folder, choice, code=trust_remote_code, max_length=card.max_tokens)
         self.threads = set_threads()
         self.budget = 2048 if choice.device == "cpu" else 32_768
         self.max_tokens = card.max_tokens
@@ -141,22 +139,3 @@ class CrossEncoderScores(Backend):
             show_progress_bar=False,
         )
         return cast("NDArray[np.float32]", logits.float().cpu().numpy())
-
-
-def _cross_encoder(folder: Path, choice: Choice, max_tokens: int, code: bool) -> Any:
-    torch = require("torch", extra="local", purpose=repr(choice.model))
-    sentence_transformers = require("sentence_transformers", extra="local", purpose=repr(choice.model))
-    try:
-        with without_bar():
-            return sentence_transformers.CrossEncoder(
-                str(folder),
-                device=choice.device,
-                max_length=max_tokens,
-                trust_remote_code=code,
-                local_files_only=True,
-                model_kwargs={"dtype": getattr(torch, choice.precision)},
-            )
-    except Exception as error:
-        raise ModelLoadError(
-            f"sentence-transformers cannot load {str(folder)!r} ({brief(error)}): is the folder complete?"
-        ) from error

@@ -36,12 +36,7 @@ class SentenceTransformerBackend(Backend):
         pooling: str | None = None,
     ) -> None:
         super().__init__(choice)
-        code = "" if trust_remote_code else foreign_code(folder)
-        if code:
-            raise ModelLoadError(
-                f"{str(folder)!r} needs its own code ({code}): if you trust it, pass trust_remote_code=True"
-            )
-        self.model = _load(folder, choice, trust_remote_code)
+        self.model = load("SentenceTransformer", folder, choice, code=trust_remote_code)
         self.model.max_seq_length = min(card.max_tokens, self.model.max_seq_length or card.max_tokens)
         self.threads = set_threads()
         self.budget = 2048 if choice.device == "cpu" else 32_768
@@ -75,17 +70,36 @@ class SentenceTransformerBackend(Backend):
         return cast("NDArray[np.float32]", rows.float().cpu().numpy())
 
 
-def _load(folder: Path, choice: Choice, code: bool) -> Any:
+def load(kind: str, folder: Path, choice: Choice, *, code: bool, **options: Any) -> Any:
+    """Return a model of one of sentence-transformers' classes.
+
+    Args:
+        kind: the class.
+        folder: of the model.
+        choice: what was chosen.
+        code: whether the folder's own code may run.
+        **options: further arguments of the class.
+
+    Raises:
+        MissingExtraError: it, or torch, is not installed.
+        ModelLoadError: the folder cannot be loaded, or needs its own code, which may not run.
+    """
+    foreign = "" if code else foreign_code(folder)
+    if foreign:
+        raise ModelLoadError(
+            f"{str(folder)!r} needs its own code ({foreign}): if you trust it, pass trust_remote_code=True"
+        )
     torch = require("torch", extra="local", purpose=repr(choice.model))
     sentence_transformers = require("sentence_transformers", extra="local", purpose=repr(choice.model))
     try:
         with without_bar():
-            return sentence_transformers.SentenceTransformer(
+            return getattr(sentence_transformers, kind)(
                 str(folder),
                 device=choice.device,
                 trust_remote_code=code,
                 local_files_only=True,
                 model_kwargs={"dtype": getattr(torch, choice.precision)},
+                **options,
             )
     except Exception as error:
         raise ModelLoadError(

@@ -13,11 +13,11 @@ from typing import Any
 from ...errors import BadAnswerError
 from .openai import order_of
 
-__all__ = ["RERANK_PROTOCOLS", "RerankAnswer", "RerankProtocol", "RerankRequest"]
+__all__ = ["RERANK_PROTOCOLS", "RerankAnswer", "RerankProtocol", "ScoreRequest"]
 
 
 @dataclass(frozen=True)
-class RerankRequest:
+class ScoreRequest:
     """One request for scores.
 
     Attributes:
@@ -61,11 +61,11 @@ class RerankProtocol:
 
     name: str
     paths: tuple[str, ...]
-    payload: Callable[[RerankRequest], dict[str, Any]]
+    payload: Callable[[ScoreRequest], dict[str, Any]]
     parse: Callable[[Any, int], RerankAnswer]
 
 
-def texts_payload(request: RerankRequest) -> dict[str, Any]:
+def texts_payload(request: ScoreRequest) -> dict[str, Any]:
     """Return TEI's request."""
     return {
         "query": request.query,
@@ -76,33 +76,33 @@ def texts_payload(request: RerankRequest) -> dict[str, Any]:
     }
 
 
-def documents_payload(**more: Any) -> Callable[[RerankRequest], dict[str, Any]]:
+def documents_payload(**more: Any) -> Callable[[ScoreRequest], dict[str, Any]]:
     """Return what builds a request of Jina's shape with these fields more."""
 
-    def payload(request: RerankRequest) -> dict[str, Any]:
+    def payload(request: ScoreRequest) -> dict[str, Any]:
         return {"model": request.model, "query": request.query, "documents": request.passages, **more}
 
     return payload
 
 
-def vllm_payload(request: RerankRequest) -> dict[str, Any]:
+def vllm_payload(request: ScoreRequest) -> dict[str, Any]:
     """Return vLLM's ``/rerank`` request; the wish for logits was called ``activation`` before vLLM 0.11."""
     return {**documents_payload()(request), **_vllm_wishes(request)}
 
 
-def pairs_payload(request: RerankRequest) -> dict[str, Any]:
+def pairs_payload(request: ScoreRequest) -> dict[str, Any]:
     """Return vLLM's ``/score`` request."""
     pairs = {"model": request.model, "text_1": request.query, "text_2": request.passages}
     return {**pairs, **_vllm_wishes(request)}
 
 
-def _vllm_wishes(request: RerankRequest) -> dict[str, Any]:
+def _vllm_wishes(request: ScoreRequest) -> dict[str, Any]:
     # Both names: a server ignores the one that it does not know.
     wishes = {"use_activation": False, "activation": False}
     return {**wishes, "truncate_prompt_tokens": -1} if request.truncate else wishes
 
 
-def pinecone_payload(request: RerankRequest) -> dict[str, Any]:
+def pinecone_payload(request: ScoreRequest) -> dict[str, Any]:
     """Return Pinecone's request: documents are objects, and nothing but the text goes into them."""
     return {
         "model": request.model,
@@ -115,7 +115,7 @@ def pinecone_payload(request: RerankRequest) -> dict[str, Any]:
     }
 
 
-def cloudflare_payload(request: RerankRequest) -> dict[str, Any]:
+def cloudflare_payload(request: ScoreRequest) -> dict[str, Any]:
     """Return Cloudflare's request; the model is in the path."""
     contexts = [{"text": passage} for passage in request.passages]
     return {"query": request.query, "contexts": contexts, "top_k": len(contexts)}

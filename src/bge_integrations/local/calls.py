@@ -23,7 +23,7 @@ _LOG = logging.getLogger("bge_integrations")
 
 
 @dataclass(eq=False)
-class Job:
+class LocalCall:
     """One call.
 
     Attributes:
@@ -49,10 +49,10 @@ class Job:
         """Whether somebody still waits for the rows."""
         return not self.stream.cancelled
 
-    def part(self, start: int, texts: int, characters: int) -> Part:
+    def part(self, start: int, texts: int, characters: int) -> CallPart:
         """Return texts from ``start`` on, as many as fit but at least one."""
         end = slice_end(self.texts, start, texts, characters)
-        return Part(self, range(start, end), self.texts[start:end])
+        return CallPart(self, range(start, end), self.texts[start:end])
 
     def put(self, indices: Indices, rows: Rows, tokens: int, truncated: Sequence[int]) -> None:
         """Pass finished rows on, and finish the call with the last one."""
@@ -74,33 +74,33 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some texts of one job.
+class CallPart:
+    """Some texts of one call.
 
     Attributes:
-        span: their positions in the job.
+        span: their positions in the call.
         texts: what the model is to read.
     """
 
-    job: Job
+    call: LocalCall
     span: range
     texts: list[Any]
 
 
 @dataclass
 class Slice:
-    """Texts of one or more jobs, tokenised together and cut into batches.
+    """Texts of one or more calls, tokenised together and cut into batches.
 
     Attributes:
         items: of each text, what the backend computes.
-        owners: for each text, the position of its job in ``jobs``.
-        indices: for each text, its position in that job.
+        owners: for each text, the position of its call in ``calls``.
+        indices: for each text, its position in that call.
         lengths: tokens of each text.
         truncated: for each text, whether it was longer than the model reads.
         output: what all of them want.
     """
 
-    jobs: list[Job]
+    calls: list[LocalCall]
     items: list[Any]
     owners: Indices
     indices: Indices
@@ -110,18 +110,18 @@ class Slice:
     batches: deque[Indices]
 
     @classmethod
-    def of(cls, parts: list[Part], backend: Backend) -> Slice:
-        """Tokenise parts of jobs.
+    def of(cls, parts: list[CallPart], backend: Backend) -> Slice:
+        """Tokenise parts of calls.
 
         Raises:
             TextError: positions are those in all texts of the parts together.
         """
-        jobs: list[Job] = []
+        calls: list[LocalCall] = []
         texts: list[Any] = []
         owners: list[int] = []
         indices: list[int] = []
         for owner, part in enumerate(parts):
-            jobs.append(part.job)
+            calls.append(part.call)
             texts += part.texts
             owners += [owner] * len(part.texts)
             indices += part.span
@@ -129,32 +129,32 @@ class Slice:
         truncated = np.zeros(len(texts), bool)
         truncated[tokens.truncated] = True
         return cls(
-            jobs=jobs,
+            calls=calls,
             items=tokens.items,
             owners=np.array(owners),
             indices=np.array(indices),
             lengths=tokens.lengths,
             truncated=truncated,
-            output=parts[0].job.stream.output,
+            output=parts[0].call.stream.output,
             batches=deque(cut_batches(tokens.lengths, backend.budget, padded=backend.padded)),
         )
 
     def next_batch(self) -> Indices:
         """Return the texts of the next batch for which somebody still waits; may be none."""
         batch = self.batches.popleft()
-        for owner, job in enumerate(self.jobs):
-            if not job.alive:
+        for owner, call in enumerate(self.calls):
+            if not call.alive:
                 batch = batch[self.owners[batch] != owner]
         return batch
 
     def deliver(self, texts: Indices, rows: Rows) -> None:
-        """Give each job its rows."""
-        for job, mine, chosen in self._by_job(texts):
+        """Give each call its rows."""
+        for call, mine, chosen in self._by_call(texts):
             truncated = self.indices[mine[self.truncated[mine]]].tolist()
-            job.put(self.indices[mine], rows[chosen], int(self.lengths[mine].sum()), truncated)
+            call.put(self.indices[mine], rows[chosen], int(self.lengths[mine].sum()), truncated)
 
     def fail(self, texts: Indices, failed: Mapping[int, BaseException], backend: Backend, *, blame: bool) -> None:
-        """Fail every job that has one of these texts.
+        """Fail every call that has one of these texts.
 
         Args:
             texts: none of them has a row.
@@ -162,16 +162,16 @@ class Slice:
             backend: says what the error means.
             blame: whether the failure is the texts' own, so that errors name positions.
         """
-        for job, mine, _ in self._by_job(texts):
+        for call, mine, _ in self._by_call(texts):
             own = [text for text in mine.tolist() if text in failed]
             error = failed[own[0]] if own else next(iter(failed.values()))
-            job.fail(backend.explain(error, self.indices[own].tolist() if own and blame else ()))
+            call.fail(backend.explain(error, self.indices[own].tolist() if own and blame else ()))
 
-    def _by_job(self, texts: Indices) -> list[tuple[Job, Indices, Any]]:
-        if len(self.jobs) == 1:
-            return [(self.jobs[0], texts, slice(None))]  # a view: the rows of a lone call are not copied
+    def _by_call(self, texts: Indices) -> list[tuple[LocalCall, Indices, Any]]:
+        if len(self.calls) == 1:
+            return [(self.calls[0], texts, slice(None))]  # a view: the rows of a lone call are not copied
         owners = self.owners[texts]
-        return [(self.jobs[i], texts[owners == i], owners == i) for i in np.unique(owners).tolist()]
+        return [(self.calls[i], texts[owners == i], owners == i) for i in np.unique(owners).tolist()]
 
 
 def cut_batches(lengths: Indices, budget: int, *, padded: bool) -> list[Indices]:
