@@ -104,16 +104,17 @@ def test_qdrant_sparse_finds_what_brute_force_finds(m3, brute, qdrant):
 
 def test_async_sparse_does_not_use_a_thread_of_the_executor(m3):
     pytest.importorskip("langchain_qdrant")
-    sparse = m3.sparse("qdrant")
+    sparse, before = m3.sparse("qdrant"), set(threading.enumerate())
 
     async def both():
-        return await sparse.aembed_query("what"), await sparse.aembed_documents(["what", "b"])
+        rows = await sparse.aembed_query("what"), await sparse.aembed_documents(["what", "b"])
+        return *rows, {thread.name for thread in threading.enumerate() if thread not in before}  # before the loop ends
 
-    query, documents = asyncio.run(both())
+    query, documents, threads = asyncio.run(both())
     assert query == sparse.embed_query("what")
     assert documents == sparse.embed_documents(["what", "b"])
     assert query.indices == sorted(query.indices)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio")]
+    assert not [name for name in threads if name.startswith("asyncio")]
 
 
 def test_chroma_takes_the_function_and_makes_it_again(m3):
