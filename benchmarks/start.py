@@ -51,6 +51,7 @@ PROGRAMS: dict[str, tuple[str, str | None, dict[str, str]]] = {
         "import numpy, onnxruntime\n"
         "from tokenizers import Tokenizer\n"
         "tokenizer = Tokenizer.from_file({folder!r} + '/tokenizer.json')\n"
+        "tokenizer.no_padding()\n"
         "session = onnxruntime.InferenceSession({folder!r} + '/onnx/model.onnx', providers=['CPUExecutionProvider'])\n"
         "ids = numpy.array([tokenizer.encode({text!r}[0]).ids])\n"
         "feed = dict(input_ids=ids, attention_mask=ids * 0 + 1, token_type_ids=ids * 0)\n"
