@@ -10,7 +10,7 @@ ours, the baseline and the fastest peer then embed all of them. The model is mad
 with random weights (speed does not depend on them). Text comes from the standard library's documentation and the
 licences on the machine. Peers whose versions clash with ours live in ``.venv-peers``, built by ``make bench-peers``.
 
-Where no other processor is at hand, torch's libraries can be kept from this one's widest units::
+Where no other processor is at hand, torch's libraries can be kept from using the widest units of this one::
 
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/local.py \\
         --passages 160 --repeats 3 --only "ours torch" --only sentence-transformers --out local-AVX2.json
@@ -45,13 +45,12 @@ ENVIRONMENTS = {
     "fastembed": "fastembed",
     "sentence-transformers openvino": "openvino",
 }
-SETS = ("mixed", "slab", "short", "query", "concurrent")
 LONG = (BASELINE, "sentence-transformers openvino", "ours torch", "ours torch bf16", "ours onnx")
-"""What embeds all passages; everything else embeds a few."""
+"""Engines that embed all passages; the others embed a few."""
 LONG_SETS = ("mixed", "short")
 FEW_PASSAGES, FEW_REPEATS = 300, 3
-HOLDERS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-"""Environment variables that keep torch's libraries from the processor's widest units."""
+UNIT_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+"""Environment variables that keep torch's libraries from using the processor's widest units."""
 IMPORTS = {
     "ours": "import bge_integrations",
     "ours, torch engine": "import bge_integrations.local.backends.packed, torch, tokenizers, safetensors.torch",
@@ -73,12 +72,12 @@ def main() -> None:
     parity = compare_vectors(engines, few["mixed"][:120])
     for engine in engines:  # thread pools, kernels
         engine.ask("query", few["query"][:40])
-    runs = [Run(few, measure(engines, few, min(parsed.repeats, FEW_REPEATS)))]
+    runs = [Measurement(few, measure(engines, few, min(parsed.repeats, FEW_REPEATS)))]
     for engine in engines:
         engine.extra = engine.ask("memory") or {}
     if parsed.passages > FEW_PASSAGES:
         long = [engine for engine in engines if engine.name in LONG]
-        runs.append(Run(many, measure(long, {name: many[name] for name in LONG_SETS}, parsed.repeats)))
+        runs.append(Measurement(many, measure(long, {name: many[name] for name in LONG_SETS}, parsed.repeats)))
     rows = {engine.name: describe(engine) | parity.get(engine.name, {}) for engine in engines}
     for run in runs:  # what was measured with more texts replaces what was measured with few
         floor = floors(folder, run.texts, rates)
@@ -109,9 +108,9 @@ def machine() -> dict[str, Any]:
     name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
     units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-    held = {name: os.environ[name] for name in HOLDERS if name in os.environ}
+    limited = {name: os.environ[name] for name in UNIT_LIMITS if name in os.environ}
     cores = len(os.sched_getaffinity(0))
-    return {"cpu": name, "cores": cores, "units": ", ".join(units), "python": platform.python_version(), **held}
+    return {"cpu": name, "cores": cores, "units": ", ".join(units), "python": platform.python_version(), **limited}
 
 
 # The model and the texts
@@ -246,11 +245,13 @@ def start(name: str, python: Path, folder: Path, script: Path) -> Peer:
 
 
 Samples = dict[str, dict[str, list[Any]]]
-"""Of each engine, for each set of texts."""
+"""By engine and set of texts."""
 
 
 @dataclass
-class Run:
+class Measurement:
+    """Sets of texts and what embedding them took."""
+
     texts: dict[str, list[str]]
     samples: Samples
 
@@ -289,7 +290,7 @@ def describe(engine: Peer) -> dict[str, Any]:
     return {"load_seconds": engine.load_seconds, **engine.extra}
 
 
-def summary(run: Run, engine: str, floor: dict[str, dict[str, float]]) -> dict[str, Any]:
+def summary(run: Measurement, engine: str, floor: dict[str, dict[str, float]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, samples in run.samples.get(engine, {}).items():
         found = typical(samples)

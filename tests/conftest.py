@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported out of every later garbage collection: a twentieth of the tests' processor time."""
+    """Keep what was imported out of later garbage collections, which would scan all of it again and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)

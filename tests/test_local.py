@@ -226,11 +226,12 @@ def test_an_engine_dropped_while_it_works_still_answers():
 
 def test_copies_carry_settings_and_no_model(engine):
     wanted = engine.encode(["text"], role="query")
-    for other in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine)):
+    for other in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine), copy.copy(engine)):
         assert not other.describe()["loaded"]
         assert other.space == engine.space
         assert np.array_equal(other.encode(["text"], role="query"), wanted)
         other.close()
+        assert engine.describe()["loaded"]
     assert len(pickle.dumps(engine)) < 10_000
 
 

@@ -362,9 +362,10 @@ def test_a_torch_that_cannot_list_capabilities_is_no_reason_to_fail(precision, m
 
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # torch 2.6 to 2.10
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if "\nflags" not in flags:
+        pytest.skip("no x86 CPU that lists its instructions")
     name = "bf16" if precision == "bfloat16" else "fp16"
-    there = f"avx512_{name}" in flags or f"amx_{name}" in flags
-    assert is_native(precision) is (there if "flags" in flags else None)
+    assert is_native(precision) is (f"avx512_{name}" in flags or f"amx_{name}" in flags)
 
 
 @pytest.mark.parametrize("tokens", [1, 2])

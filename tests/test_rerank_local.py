@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import pickle
 import warnings
@@ -183,8 +184,12 @@ def test_async_and_threads_give_the_same(reranker):
 
 
 def test_it_travels(reranker):
-    with pickle.loads(pickle.dumps(reranker)) as copy:
-        np.testing.assert_allclose(copy.score(QUERY, ["a"]), reranker.score(QUERY, ["a"]), atol=1e-6)
+    wanted = reranker.score(QUERY, ["a"])
+    for other in (pickle.loads(pickle.dumps(reranker)), copy.deepcopy(reranker), copy.copy(reranker)):
+        assert not other.describe()["loaded"]
+        np.testing.assert_allclose(other.score(QUERY, ["a"]), wanted, atol=1e-6)
+        other.close()
+        assert reranker.describe()["loaded"]
 
 
 def test_a_folder_that_is_no_reranker_is_refused():

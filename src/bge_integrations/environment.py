@@ -106,7 +106,8 @@ def is_loopback(host: str, *, bound: bool = False) -> bool:
 
     Args:
         host: a name or an address.
-        bound: whether a server listens there: 0.0.0.0 then means every network, while a client reaches this machine.
+        bound: whether a server is to listen there: it listens on every network at 0.0.0.0, where a client reaches only
+            this machine.
     """
     from ipaddress import IPv6Address, ip_address  # not at the top: a first vector does not need it
 

@@ -125,7 +125,7 @@ def find_provider(name: str) -> Provider:
 def provider_at(base_url: str) -> Provider | None:
     """Return the record of the host that a URL points to, or None where it is not a known host."""
     host = urlsplit(base_url).hostname
-    # A server that users run themselves is found at http://localhost, like any other one.
+    # Servers that users run themselves all answer at http://localhost: that address identifies none of them.
     hosts = ((urlsplit(p.base_url), p) for p in PROVIDERS if (p.base_url or "").startswith("https://"))
     return next((p for at, p in hosts if "{" not in at.netloc and at.hostname == host), None)
 

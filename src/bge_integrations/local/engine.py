@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,7 @@ class LocalEngine(Encoder):
         self._scheduler.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tokenizer": None}
+        return {**self.__dict__, "_scheduler": copy(self._scheduler), "_tokenizer": None}
 
     def __repr__(self) -> str:
         return f"LocalEngine({self.card.id!r}, backend={self.settings.backend!r})"

@@ -1,4 +1,4 @@
-"""What the worker thread runs: two queues of calls, short ones and bulk, whose texts are merged into batches."""
+"""What the worker thread runs: two queues, interactive and bulk, whose calls are merged into batches."""
 
 from __future__ import annotations
 

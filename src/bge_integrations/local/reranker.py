@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ class LocalReranker(Reranker):
     def close(self) -> None:
         """Stop the worker after the batch in hand and let the model go; a later call loads it again."""
         self._scheduler.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scheduler": copy(self._scheduler)}
 
     def __repr__(self) -> str:
         return f"LocalReranker({self.card.id!r}, backend={self.settings.backend!r})"

@@ -1,4 +1,4 @@
-"""One worker thread per model: started at first use, never ended, and waited for by forks."""
+"""One worker thread per model: started at first use and reused by later models; a fork waits for its batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scheduler:
         self._forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A thread and a loaded model do not travel: the copy loads the model at its first use.
+        # A copy, here or in another process, has a thread of its own and loads the model at its first use.
         return Scheduler, (self._load,)
 
     def _forget(self) -> None:

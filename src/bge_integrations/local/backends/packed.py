@@ -39,17 +39,17 @@ class Layer:
     """One transformer layer; computes every token's next state.
 
     Attributes:
-        parts: which of attention's projections are computed side by side.
+        groups: attention's projections, grouped by those that are computed in one product.
     """
 
-    parts: tuple[tuple[str, ...], ...] = (("query", "key", "value"),)
+    groups: tuple[tuple[str, ...], ...] = (("query", "key", "value"),)
 
     def __init__(
         self, weights: dict[str, Tensor], name: str, shape: Architecture, dtype: torch.dtype, attention: RunAttention
     ) -> None:
         self.heads, self.attention = shape.heads, attention
-        names = [tuple(f"{name}.attention.self.{each}" for each in part) for part in self.parts]
-        self.projections = [_linear(weights, part, dtype) for part in names]
+        names = [tuple(f"{name}.attention.self.{each}" for each in group) for group in self.groups]
+        self.projections = [_linear(weights, group, dtype) for group in names]
         self.out = _linear(weights, (f"{name}.attention.output.dense",), dtype)
         self.up = _linear(weights, (f"{name}.intermediate.dense",), dtype)
         self.down = _linear(weights, (f"{name}.output.dense",), dtype)
@@ -74,7 +74,7 @@ class Layer:
 class OneTokenLayer(Layer):
     """The last layer where only one token of each text is wanted."""
 
-    parts = (("query",), ("key", "value"))
+    groups = (("query",), ("key", "value"))
 
     def __call__(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """Return the next state of each text's chosen token alone."""

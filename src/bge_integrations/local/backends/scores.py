@@ -20,7 +20,7 @@ from .attention import PackedBatch
 from .base import Backend
 from .onnx import OnnxGraph
 from .packed import PackedBackend, set_threads
-from .sentence_transformers import load
+from .sentence_transformers import load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +114,7 @@ class CrossEncoderScores(Backend):
 
     def __init__(self, choice: Choice, card: ModelCard, folder: Path, *, trust_remote_code: bool = False) -> None:
         super().__init__(choice)
-        self.model = load("CrossEncoder", folder, choice, code=trust_remote_code, max_length=card.max_tokens)
+        self.model = load_model("CrossEncoder", folder, choice, code=trust_remote_code, max_length=card.max_tokens)
         self.threads = set_threads()
         self.budget = 2048 if choice.device == "cpu" else 32_768
         self.max_tokens = card.max_tokens

@@ -36,7 +36,7 @@ class SentenceTransformerBackend(Backend):
         pooling: str | None = None,
     ) -> None:
         super().__init__(choice)
-        self.model = load("SentenceTransformer", folder, choice, code=trust_remote_code)
+        self.model = load_model("SentenceTransformer", folder, choice, code=trust_remote_code)
         self.model.max_seq_length = min(card.max_tokens, self.model.max_seq_length or card.max_tokens)
         self.threads = set_threads()
         self.budget = 2048 if choice.device == "cpu" else 32_768
@@ -70,18 +70,18 @@ class SentenceTransformerBackend(Backend):
         return cast("NDArray[np.float32]", rows.float().cpu().numpy())
 
 
-def load(kind: str, folder: Path, choice: Choice, *, code: bool, **options: Any) -> Any:
-    """Return a model of one of sentence-transformers' classes.
+def load_model(kind: str, folder: Path, choice: Choice, *, code: bool, **options: Any) -> Any:
+    """Load a folder with one of sentence-transformers' classes.
 
     Args:
-        kind: the class.
+        kind: the class's name.
         folder: of the model.
         choice: what was chosen.
         code: whether the folder's own code may run.
-        **options: further arguments of the class.
+        **options: more arguments for the class.
 
     Raises:
-        MissingExtraError: it, or torch, is not installed.
+        MissingExtraError: sentence-transformers or torch is not installed.
         ModelLoadError: the folder cannot be loaded, or needs its own code, which may not run.
     """
     foreign = "" if code else foreign_code(folder)
